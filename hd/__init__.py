@@ -1,0 +1,1 @@
+"""Hi-Dreamer: discrete hierarchical representations in Atari world models."""

@@ -1,0 +1,355 @@
+"""Every number that decides a result: one frozen dataclass per stage, the profiles, the ablations.
+
+Nothing else in the package holds a hyperparameter. Sources: the seed document (2026) for the
+sizes and costs, DreamerV3 (Hafner et al. 2023) for the actor-critic, AtariARI (Anand et al. 2019)
+for the probes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+GAMES = ("pong", "breakout", "ms_pacman")
+STAGES = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy")
+UPSTREAM = {
+    "frames": (),
+    "encoder": ("frames",),
+    "tokenizer": ("encoder",),
+    "decoder": ("tokenizer",),
+    "world_model": ("tokenizer",),
+    "imagination": ("world_model", "decoder"),
+    "policy": ("world_model",),
+}
+
+
+class InputError(ValueError):
+    """What a user asked for cannot be done: one line saying what, where, and what is allowed."""
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """Playing the real games. Steps are agent steps of four emulator frames."""
+
+    num_steps: int = 100_000  # at least, per game; whole episodes only
+    min_episodes: int = 4
+    sticky: float = 0.0  # chance that the emulator repeats an action; 0.0 as in Atari-100k
+    noop_max: int = 30
+    sources: Mapping[str, float] = field(default_factory=lambda: {"random": 1.0})
+    val_share: float = 0.2  # of the episodes of each game
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """What every trained stage has in common; see hd.training."""
+
+    num_steps: int = 1000
+    batch_size: int = 256
+    accumulate: int = 1  # batches per optimizer step
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "constant"  # or "cosine": warm-up of min(1000, 5%) of the steps, then cosine
+    clip: float = 1.0  # maximal gradient norm
+    precision: str = "auto"  # "float32", or "auto": bfloat16 or float16 where the device is fast
+    eval_every: int = 0  # steps between evaluations; 0 evaluates at the end only
+
+
+@dataclass(frozen=True)
+class EncoderConfig(TrainedStage):
+    """CNN and temporal InfoNCE."""
+
+    negatives: str = "single"  # "single" (the seed), "in_batch", "chunk"
+    temperature: float = 0.1
+    weight_decay: float = 1e-5
+    chunk: int = 64  # consecutive frames per chunk, for "chunk"
+    group: int = 8  # near frames drawn together, for "in_batch"
+    min_distance: int = 10  # frames between anchor and the single negative
+
+
+@dataclass(frozen=True)
+class TokenizerConfig(TrainedStage):
+    """(Residual) vector quantization of frozen embeddings with EMA codebooks."""
+
+    num_levels: int = 3
+    num_codes: int = 256
+    commitment_costs: tuple[float, ...] = (0.05, 0.25, 0.60)
+    decay: float = 0.99
+    kmeans_iterations: int = 10  # 0 starts from a random subset of the first batch
+    refill_below: float = 0.1  # of a fair share of use; rarer codes are refilled; 0 never refills
+
+
+@dataclass(frozen=True)
+class DecoderConfig(TrainedStage):
+    """Deconvolution from quantized vectors to the newest frame."""
+
+    width: int = 32
+
+
+@dataclass(frozen=True)
+class WorldModelConfig(TrainedStage):
+    """Transformer over [L0, L1, L2, action] tokens."""
+
+    num_levels: int = 3
+    num_codes: int = 256
+    num_actions: int = 18
+    num_layers: int = 6
+    dim: int = 384
+    num_heads: int = 6
+    ffn_dim: int = 1536
+    dropout: float = 0.1
+    max_steps: int = 64  # longest sequence in steps, and the training window
+    mask: str = "seed"  # see hd.world_model.MASKS
+    level_weights: tuple[float, ...] = (1.0, 0.5, 0.1)
+    detach_heads: bool = True  # reward and continue heads send no gradient into the model
+    actions: str = "meaning"  # "meaning": ALE ids; "index": position in the game's minimal set
+    windows: str = "epoch"  # each step once per epoch; "stride1": every start is a window
+    lr: float = 3e-4
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    schedule: str = "cosine"
+    batch_size: int = 32
+    accumulate: int = 2
+
+
+@dataclass(frozen=True)
+class ImaginationConfig:
+    """Open-loop dreams from held-out real context."""
+
+    num_dreams: int = 200  # per game
+    context: int = 16  # real steps before a dream
+    horizon: int = 50  # cut to what the world model's max_steps leaves
+
+
+@dataclass(frozen=True)
+class PolicyConfig(TrainedStage):
+    """Actor-critic in the frozen world model (DreamerV3's losses, the seed's sizes)."""
+
+    game: str = "pong"
+    loss: str = "reinforce"  # or "ppo"
+    critic: str = "two_hot"  # or "scalar", the seed's
+    hidden: int = 512
+    context: int = 16
+    horizon: int = 15
+    gamma: float = 0.997
+    lam: float = 0.95
+    entropy: float = 3e-4
+    uniform_mix: float = 0.01
+    return_decay: float = 0.99  # of the percentile range that scales the advantages
+    critic_ema: float = 0.98
+    ppo_clip: float = 0.2
+    ppo_epochs: int = 4
+    batch_size: int = 64
+    eval_episodes: int = 100
+    eval_sticky: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Linear probes by AtariARI's protocol and small MLP probes for coordinates."""
+
+    max_rows: int = 50_000  # rows per game over both splits
+    epochs: int = 100
+    patience: int = 15
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the whole study."""
+
+    name: str
+    purpose: str
+    frames: FramesConfig = FramesConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    world_model: WorldModelConfig = WorldModelConfig()
+    imagination: ImaginationConfig = ImaginationConfig()
+    policy: PolicyConfig = PolicyConfig()
+    probes: ProbeConfig = ProbeConfig()
+
+
+_SMALL_WORLD_MODEL = WorldModelConfig(
+    num_layers=3, dim=96, num_heads=3, ffn_dim=384, max_steps=16, accumulate=1, lr=1e-3)
+
+PROFILES = {
+    "smoke": Profile(
+        "smoke", "tests, CI and nbval; tiny models, at least four whole episodes a game",
+        frames=FramesConfig(num_steps=1500, val_share=0.25),
+        encoder=EncoderConfig(num_steps=40, batch_size=64, precision="float32"),
+        tokenizer=TokenizerConfig(num_steps=40, batch_size=512, precision="float32"),
+        decoder=DecoderConfig(num_steps=40, batch_size=32, width=16, lr=1e-3,
+                              precision="float32"),
+        world_model=replace(_SMALL_WORLD_MODEL, num_layers=2, dim=48, ffn_dim=96, num_steps=60,
+                            batch_size=16, max_steps=24, precision="float32"),
+        imagination=ImaginationConfig(num_dreams=8, context=8, horizon=15),
+        policy=PolicyConfig(num_steps=20, batch_size=16, context=8, hidden=64, eval_episodes=2,
+                            precision="float32"),
+        probes=ProbeConfig(max_rows=3000, epochs=10),
+    ),
+    "quick": Profile(
+        "quick", "the newcomer's first report: every stage for real in ten minutes on two cores",
+        frames=FramesConfig(num_steps=10_000, min_episodes=8),
+        encoder=EncoderConfig(num_steps=500, batch_size=128),
+        tokenizer=TokenizerConfig(num_steps=400, batch_size=2048),
+        decoder=DecoderConfig(num_steps=400, batch_size=64, lr=1e-3),
+        world_model=replace(_SMALL_WORLD_MODEL, num_steps=700, max_steps=32, eval_every=100),
+        imagination=ImaginationConfig(num_dreams=64, horizon=15),
+        policy=PolicyConfig(num_steps=300, eval_episodes=5),
+        probes=ProbeConfig(max_rows=6000, epochs=40),
+    ),
+    "audit": Profile(
+        "audit", "ablations with three seeds: few whole episodes seen many times",
+        frames=FramesConfig(num_steps=4000, min_episodes=5),
+        encoder=EncoderConfig(num_steps=1000, batch_size=128),
+        tokenizer=TokenizerConfig(num_steps=500, batch_size=2048),
+        decoder=DecoderConfig(num_steps=500, batch_size=64, lr=1e-3),
+        world_model=replace(_SMALL_WORLD_MODEL, num_layers=4, dim=192, num_heads=3, ffn_dim=768,
+                            num_steps=1500, max_steps=32, eval_every=150),
+        imagination=ImaginationConfig(num_dreams=100, horizon=15),
+        policy=PolicyConfig(num_steps=600, eval_episodes=100),
+        probes=ProbeConfig(max_rows=12_000, epochs=60),
+    ),
+    "desk": Profile(
+        "desk", "the seed's sizes on a desk machine, as much training as two hours hold",
+        encoder=EncoderConfig(num_steps=4000, batch_size=256, eval_every=1000),
+        tokenizer=TokenizerConfig(num_steps=2000, batch_size=4096),
+        decoder=DecoderConfig(num_steps=2000, batch_size=64, lr=1e-3),
+        world_model=WorldModelConfig(num_steps=1500, eval_every=150),
+        policy=PolicyConfig(num_steps=2000, eval_episodes=20),
+        probes=ProbeConfig(max_rows=30_000, epochs=60),
+    ),
+    "paper": Profile(
+        "paper", "the seed's sizes and training lengths, for one GPU",
+        encoder=EncoderConfig(num_steps=35_000, batch_size=256, eval_every=3500),
+        tokenizer=TokenizerConfig(num_steps=3650, batch_size=4096),
+        decoder=DecoderConfig(num_steps=10_000, batch_size=256, lr=1e-3),
+        world_model=WorldModelConfig(num_steps=60_000, eval_every=1500, windows="stride1"),
+        imagination=ImaginationConfig(num_dreams=500),
+        policy=PolicyConfig(num_steps=20_000, batch_size=512),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Arms that each differ from the same profile's base in exactly the fields they declare."""
+
+    question: str
+    measure: str  # the stage whose table answers the question
+    arms: Mapping[str, Mapping[str, object]]
+
+
+ABLATIONS = {
+    "mask": Ablation(
+        "Does the hierarchical mask predict or dream better than plain causal attention?",
+        "world_model",
+        {"causal": {"world_model.mask": "causal"},
+         "hierarchical": {"world_model.mask": "hierarchical"},
+         "strict": {"world_model.mask": "strict"}}),
+    "negatives": Ablation(
+        "Which negatives make the contrastive encoder keep the game's state?",
+        "encoder",
+        {"in_batch": {"encoder.negatives": "in_batch"},
+         "chunk": {"encoder.negatives": "chunk"}}),
+    "commitment": Ablation(
+        "Can the commitment schedule change tokens when the encoder is frozen?",
+        "tokenizer",
+        {"flat": {"tokenizer.commitment_costs": (0.25, 0.25, 0.25)},
+         "reversed": {"tokenizer.commitment_costs": (0.60, 0.25, 0.05)},
+         "zero": {"tokenizer.commitment_costs": (0.0, 0.0, 0.0)}}),
+    "codebook": Ablation(
+        "Do the k-means start and the refill of dead codes matter?",
+        "tokenizer",
+        {"no_kmeans": {"tokenizer.kmeans_iterations": 0},
+         "no_refill": {"tokenizer.refill_below": 0.0}}),
+    "loss_weights": Ablation(
+        "Do the weights 1.0/0.5/0.1 help the coarse level?",
+        "world_model",
+        {"equal": {"world_model.level_weights": (1.0, 1.0, 1.0)}}),
+    "actions": Ablation(
+        "Do shared action meanings help over indices into each game's minimal set?",
+        "world_model",
+        {"index": {"world_model.actions": "index"}}),
+    "sticky": Ablation(
+        "What do the seed's sticky actions change?",
+        "tokenizer",
+        {"v5": {"frames.sticky": 0.25}}),
+    "policy": Ablation(
+        "Does the policy loss or the critic's form matter?",
+        "policy",
+        {"ppo": {"policy.loss": "ppo"},
+         "scalar_critic": {"policy.critic": "scalar"}}),
+    "policy_game": Ablation(
+        "Can the other two games be learned in the dream?",
+        "policy",
+        {"breakout": {"policy.game": "breakout"},
+         "ms_pacman": {"policy.game": "ms_pacman"}}),
+}
+
+CHOICES = {
+    "encoder.negatives": ("single", "in_batch", "chunk"),
+    "world_model.mask": ("causal", "hierarchical", "seed", "strict"),
+    "world_model.actions": ("meaning", "index"),
+    "world_model.windows": ("epoch", "stride1"),
+    "policy.game": GAMES,
+    "policy.loss": ("reinforce", "ppo"),
+    "policy.critic": ("two_hot", "scalar"),
+}
+
+
+def variants() -> dict[str, Mapping[str, object]]:
+    """Every variant's name and the fields in which it differs from base ("mask.strict", ...)."""
+    arms = {f"{name}.{arm}": fields
+            for name, ablation in ABLATIONS.items() for arm, fields in ablation.arms.items()}
+    return {"base": {}, **arms}
+
+
+def resolve(profile: str, variant: str = "base",
+            overrides: Mapping[str, object] | None = None) -> Profile:
+    """The profile with the variant's fields, then the overrides ("stage.field": value), applied.
+
+    Raises InputError for an unknown profile, variant, field, or a value out of its choices.
+    """
+    allowed("profile", profile, PROFILES)
+    known = variants()
+    allowed("variant", variant, known)
+    resolved = PROFILES[profile]
+    for key, value in {**known[variant], **(overrides or {})}.items():
+        resolved = _with_field(resolved, key, value)
+    return resolved
+
+
+def allowed(what: str, value, choices) -> None:
+    """Raise InputError naming the choices unless value is one of them."""
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"unknown {what} {value!r}; allowed: {', '.join(choices)}")
+
+
+def check_games(games) -> tuple[str, ...]:
+    """The games as a tuple in the fixed order; raises InputError for unknown, repeated or none."""
+    games = tuple(games.split(",")) if isinstance(games, str) else tuple(games)
+    for game in games:
+        allowed("game", game, GAMES)
+    if not games or len(set(games)) != len(games):
+        raise InputError(f"games must be one or more of {', '.join(GAMES)}, each once; got {games}")
+    return tuple(game for game in GAMES if game in games)
+
+
+def check_seed(seed) -> int:
+    """The seed as an int; raises InputError unless it is a whole number from 0 to 2**31 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise InputError(f"seed must be a whole number from 0 to {2**31 - 1}; got {seed!r}")
+    return seed
+
+
+def _with_field(profile: Profile, key: str, value) -> Profile:
+    stage, _, name = key.partition(".")
+    sections = [f.name for f in dataclasses.fields(Profile) if f.name not in ("name", "purpose")]
+    allowed("config section", stage, sections)
+    section = getattr(profile, stage)
+    allowed(f"field of {stage}", name, [f.name for f in dataclasses.fields(section)])
+    if key in CHOICES:
+        allowed(key, value, CHOICES[key])
+    return replace(profile, **{stage: replace(section, **{name: value})})

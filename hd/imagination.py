@@ -1,0 +1,147 @@
+"""Roll the world model forward from real context under any policy callable.
+
+The dream never knows what acts in it: `act(features, generator) -> ids` is all it asks of a
+policy. DreamEnv is the same dream as a gymnasium environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+import torch
+
+from hd.config import InputError
+
+
+@dataclass
+class Rollout:
+    """A batch of imagined trajectories; index h of actions, rewards, continues is what was done
+    at tokens[:, h], what it brought, and whether the episode went on (a probability)."""
+
+    tokens: torch.Tensor  # (B, H+1, 3) int64; the first is the last real step
+    features: torch.Tensor  # (B, H+1, F) float32
+    actions: torch.Tensor  # (B, H) int64, ALE ids
+    rewards: torch.Tensor  # (B, H) float32
+    continues: torch.Tensor  # (B, H) float32 in [0, 1]
+
+
+class Dreamer:
+    """The world model's state during a dream: its cache and the step it stands at."""
+
+    def __init__(self, world_model, tokens, actions, *, horizon: int):
+        """tokens (B, T, 3), actions (B, T-1) int64: real context, the last step still to be acted
+        on. Raises InputError on shapes that do not fit or T + horizon beyond cfg.max_steps."""
+        if tokens.shape[1] != actions.shape[1] + 1:
+            raise InputError(f"context needs one step more than actions; got {tokens.shape[1]} "
+                             f"steps and {actions.shape[1]} actions")
+        self.model, (B, T, _) = world_model, tokens.shape
+        self.cache = world_model.make_cache(B, T + horizon)
+        self.tokens = tokens[:, -1]
+        filled = torch.cat([actions, actions.new_zeros(B, 1)], 1)
+        context = world_model.embed(tokens, filled)[:, :-2]
+        world_model.transformer(context, world_model.mask[:4 * T - 2, :4 * T - 2], self.cache)
+
+    def step(self, actions, generator, greedy: bool = False):
+        """actions (B,) -> reward (B,), continue probability (B,); self.tokens is the next step.
+
+        Codes are sampled with the generator, or the most likely are taken.
+        """
+        model = self.model
+        pair = torch.cat([model.token(2, self.tokens[:, 2]), model.token(3, actions)], 1)
+        hidden = model.extend(pair, self.cache)[:, -1]
+        _, reward, keep = model.outcome(hidden)
+        codes = [_pick(model.code_heads[0](hidden), generator, greedy)]
+        for level in (0, 1):
+            hidden = model.extend(model.token(level, codes[level]), self.cache)[:, -1]
+            codes.append(_pick(model.code_heads[level + 1](hidden), generator, greedy))
+        self.tokens = torch.stack(codes, -1)
+        return reward, keep.float().sigmoid()
+
+
+def _pick(logits, generator, greedy):
+    """(B, K) -> (B,): a sample, or the mode. Sampling runs where the generator lives."""
+    if greedy:
+        return logits.argmax(-1)
+    shares = logits.float().softmax(-1).to(generator.device)
+    return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
+
+
+@torch.no_grad()
+def imagine(world_model, tokens, actions, act: Callable, *, horizon: int,
+            generator: torch.Generator, greedy: bool = False) -> Rollout:
+    """tokens (B, T, 3), actions (B, T-1) real context -> Rollout of `horizon` imagined steps.
+
+    act(features (B, F), generator) -> action ids (B,). T + horizon must fit cfg.max_steps.
+    """
+    dream = Dreamer(world_model, tokens, actions, horizon=horizon)
+    steps, features = [dream.tokens], [world_model.features(dream.tokens)]
+    outcomes: list[tuple] = []
+    for _ in range(horizon):
+        chosen = act(features[-1], generator)
+        outcomes.append((chosen, *dream.step(chosen, generator, greedy)))
+        steps.append(dream.tokens)
+        features.append(world_model.features(dream.tokens))
+    acted, rewards, continues = (torch.stack(column, 1) for column in zip(*outcomes))
+    return Rollout(torch.stack(steps, 1), torch.stack(features, 1), acted, rewards, continues)
+
+
+def replayed(actions):
+    """A policy that repeats given actions (B, H): open-loop dreams under what really happened."""
+    position = iter(range(actions.shape[1]))
+    return lambda features, generator: actions[:, next(position)]
+
+
+class DreamEnv(gymnasium.Env):
+    """One dream as a gymnasium environment: observations are the policy's features.
+
+    contexts: tokens (N, T, 3) and actions (N, T-1) of real play to start from. An episode ends
+    when a sampled continue says so, and is truncated after `horizon` steps. Without a decoder
+    render() returns None; with one, the decoded newest frame as (84, 84, 3) uint8.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
+
+    def __init__(self, world_model, tokens, actions, *, horizon: int = 15, decode=None):
+        self.world_model, self.contexts = world_model, (tokens, actions)
+        self.horizon, self.decode = horizon, decode
+        self.render_mode = "rgb_array" if decode else None
+        self.action_space = gymnasium.spaces.Discrete(world_model.cfg.num_actions)
+        width = world_model.codebooks.shape[0] * world_model.codebooks.shape[2]
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        """Start from a random context; returns features (F,) and {"tokens": (3,)}."""
+        super().reset(seed=seed)
+        self.generator = torch.Generator().manual_seed(int(self.np_random.integers(2**31)))
+        pick = int(self.np_random.integers(len(self.contexts[0])))
+        tokens, actions = (part[pick:pick + 1] for part in self.contexts)
+        with torch.no_grad():
+            self.dream = Dreamer(self.world_model, tokens, actions, horizon=self.horizon)
+        self.steps = 0
+        return self._observation(), self._info()
+
+    def step(self, action):
+        """An ALE action id -> features, reward, terminated, truncated, info."""
+        with torch.no_grad():
+            acted = torch.tensor([int(action)], device=self.dream.tokens.device)
+            reward, keep = self.dream.step(acted, self.generator)
+        self.steps += 1
+        ended = bool(self.np_random.random() > keep.item())
+        return (self._observation(), float(reward), ended, self.steps >= self.horizon,
+                self._info())
+
+    def render(self):
+        """The decoded newest frame (84, 84, 3) uint8, or None without a decoder."""
+        if self.decode is None:
+            return None
+        grey = self.decode(self.dream.tokens)[0]
+        return np.repeat(np.asarray(grey, np.uint8)[..., None], 3, -1)
+
+    def _observation(self):
+        return self.world_model.features(self.dream.tokens)[0].float().cpu().numpy()
+
+    def _info(self):
+        return {"tokens": self.dream.tokens[0].cpu().numpy()}

@@ -1,0 +1,399 @@
+"""Notebooks as programs: strict papermill runs, the chain of stages, and the book that shows them.
+
+Everything is checked before a kernel starts. An executed notebook appears under its own name only
+when it completed; beside it a stamp says from what it was made, and while that is unchanged and
+undamaged the notebook is not executed again.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hd import config, storage
+from hd.config import GAMES, InputError
+from hd.storage import ROOT, artifacts_root, sha256_of, shown
+
+# papermill and hd.runs (torch) are imported inside functions: bad input is refused at once.
+
+BOOK = ROOT / "book"
+CHAIN = ("01_frames", "02_encoder", "03_tokenizer", "04_world_model", "05_imagination",
+         "06_policy")
+CORE = ("profile", "variant", "seed", "games", "time_limit")
+LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
+KERNEL_SECONDS = 10  # until a new kernel has imported everything and its time limit counts
+SHORTEST = 20.0  # seconds that even the shortest time limit gives a notebook for a first step
+
+
+class NotebookError(Exception):
+    """A notebook or the build of the book failed: one line saying where and what was kept."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook of the book with everything that decides its output."""
+
+    source: Path
+    target: Path  # <artifacts>/<profile>/notebooks/<folder>/<name>.ipynb
+    parameters: Mapping[str, object]  # without the time limit, which decides nothing
+    runs: tuple = ()  # the hd.runs.Run of each stage it makes
+    tables: Mapping[str, str] = field(default_factory=dict)  # what it reads: path -> sha256
+
+    @property
+    def partial(self) -> Path:
+        """Where the notebook is while it runs, and stays when it fails."""
+        return self.target.with_suffix(".partial.ipynb")
+
+    @property
+    def stamp(self) -> Path:
+        """Its JSON says what the executed notebook was made from."""
+        return self.target.with_suffix(".json")
+
+    @property
+    def key(self) -> str:
+        """sha256 over the source, the parameters, the package's code and the stages' identities."""
+        code = sorted(Path(__file__).parent.glob("*.py"))
+        parts = {"source": sha256_of(self.source), "code": [sha256_of(path) for path in code],
+                 "parameters": dict(self.parameters), "tables": dict(self.tables),
+                 "stages": {run.stage: run.identity for run in self.runs}}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def names(folder: str = "pipeline") -> tuple[str, ...]:
+    """The notebooks of a folder of the book, in order."""
+    return tuple(sorted(path.stem for path in (BOOK / folder).glob("*.ipynb")))
+
+
+def plan(notebook: str, *, profile: str, variant: str = "base", seed: int = 0, games=GAMES,
+         parameters: Mapping[str, object] | None = None) -> Job:
+    """Check everything about a pipeline notebook's run; raises InputError in one line."""
+    config.allowed("notebook", notebook, names())
+    config.resolve(profile, variant)
+    core = {"profile": profile, "variant": variant, "seed": config.check_seed(seed),
+            "games": list(config.check_games(games))}
+    source = BOOK / "pipeline" / f"{notebook}.ipynb"
+    declared = _declared(source)
+    extra = _checked_parameters(notebook, parameters or {}, declared)
+    from hd import runs
+    run = runs.start("frames", **core)
+    words = [run.name] if run.name != "base-seed0" else []
+    words += [f"{name}={_flat(value)}" for name, value in extra.items() if value != declared[name]]
+    target = run.root / "notebooks" / "pipeline" / f"{'-'.join([notebook, *words])}.ipynb"
+    stages = [stage for stage, made_by in runs.NOTEBOOKS.items() if made_by == notebook]
+    return Job(source, target, {**core, **extra}, tuple(run.at(stage) for stage in stages))
+
+
+def execute(notebook: str, *, time_limit: float | None = None, force: bool = False,
+            **chosen) -> Path:
+    """Run one pipeline notebook of the book and return the executed copy.
+
+    time_limit: seconds; chosen: as for plan. Raises InputError before any work for bad input, and
+    InputError, NonFiniteLoss or TimeLimitReached as the notebook raised them; else NotebookError.
+    """
+    deadline = _deadline(time_limit)
+    job = plan(notebook, **chosen)
+    _execute(job, deadline=deadline, force=force)
+    return job.target
+
+
+def execute_all(*, time_limit: float | None = None, force: bool = False, **chosen) -> list[Path]:
+    """Run the chain from frames to policy under one time limit; otherwise as execute."""
+    began, deadline, executed = time.monotonic(), _deadline(time_limit), 0
+    jobs = [plan(notebook, **chosen) for notebook in CHAIN]
+    for position, job in enumerate(jobs):
+        if position and deadline and deadline - time.monotonic() < SHORTEST:
+            from hd.runs import TimeLimitReached
+            raise TimeLimitReached(f"the time limit came before {job.source.stem}; the same "
+                                   f"command continues with it")
+        executed += _execute(job, deadline=deadline, force=force,
+                             label=f"[{position + 1}/{len(jobs)}] ")
+    print(f"{executed} of {len(jobs)} notebooks executed in {time.monotonic() - began:.0f} s: "
+          f"{shown(jobs[0].target.parent)}", flush=True)
+    return [job.target for job in jobs]
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Only one process makes this file or folder; a second waits shortly, then InputError."""
+    storage.check_writable(path.parent)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=LOCK_PATIENCE)
+    except Timeout:
+        raise InputError(f"another process is making {shown(path)}; wait for it or stop it, "
+                         f"then give the same command again") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ---- checks before anything runs
+
+def _deadline(time_limit: float | None) -> float | None:
+    """time.monotonic() at which to stop; raises InputError unless the limit is None or positive."""
+    is_number = isinstance(time_limit, (int, float)) and not isinstance(time_limit, bool)
+    if time_limit is not None and not (is_number and 0 < time_limit < 1e9):
+        raise InputError(f"time limit must be more than 0 seconds; got {time_limit!r}")
+    return None if time_limit is None else time.monotonic() + time_limit
+
+
+def _declared(path: Path) -> dict[str, object]:
+    """The parameters of a notebook with their values."""
+    import papermill
+    found = papermill.inspect_notebook(_plain(path))
+    return {name: _value(entry["default"]) for name, entry in found.items()}
+
+
+def _checked_parameters(notebook, given, declared) -> dict[str, object]:
+    """Raise InputError for a parameter the notebook does not declare, or of another type."""
+    if not declared.keys() >= set(CORE):
+        raise InputError(f"{notebook} must declare {', '.join(CORE)} in its parameters cell")
+    free, checked = [name for name in declared if name not in CORE], {}
+    for name, value in given.items():
+        if name in CORE:
+            raise InputError(f"parameter {name} has its own option: --{name.replace('_', '-')}")
+        if name not in free:
+            raise InputError(f"unknown parameter {name!r} of {notebook}; allowed: "
+                             f"{', '.join(free) or 'none but the options'}")
+        checked[name] = value if isinstance(declared[name], str) else _value(value)
+        if not _is_like(checked[name], declared[name]):
+            raise InputError(f"parameter {name} of {notebook} must be like {declared[name]!r}; "
+                             f"got {value!r}")
+        if name == "ablation":
+            config.allowed("ablation", value, config.ABLATIONS)
+        if name == "seeds":
+            [config.check_seed(seed) for seed in checked[name]]
+    return checked
+
+
+def _value(text):
+    """What a Python literal given as text means; anything else stays as it is."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
+    return text
+
+
+def _is_like(value, example) -> bool:
+    """Same type; a whole number passes for a float, and lists compare their elements."""
+    if isinstance(example, (list, tuple)):
+        return isinstance(value, (list, tuple)) and len(value) > 0 and all(
+            _is_like(one, example[0]) for one in value if example)
+    return example is None or type(value) is type(example) or (
+        isinstance(example, float) and type(value) is int)
+
+
+def _flat(value) -> str:
+    """A parameter's value as a part of a file name."""
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    return re.sub(r"[^\w.+-]+", "_", "+".join(map(str, listed)))
+
+
+def _plain(path: Path) -> str:
+    """papermill formats paths: braces must be doubled to stay."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+# ---- execution
+
+def _execute(job: Job, *, deadline: float | None = None, force: bool = False, label: str = "",
+             cwd: Path | None = None) -> bool:
+    """Execute the notebook unless it is up to date; returns whether it was executed."""
+    label += job.target.stem
+    with exclusive(job.target):
+        if not force and _is_current(job):
+            print(f"{label}: up to date", flush=True)
+            return False
+        before = _read_stamp(job).get("wall_seconds")
+        print(f"{label}: started" + (f", {before:.0f} s last time" if before else ""), flush=True)
+        if force:
+            job.stamp.unlink(missing_ok=True)
+        began, key = time.monotonic(), job.key
+        notebook = _run(job, deadline, cwd)
+        for place in ("input_path", "output_path"):
+            notebook.metadata.papermill.pop(place, None)
+        import nbformat
+        storage.write_text(job.target, nbformat.writes(notebook) + "\n")
+        job.partial.unlink(missing_ok=True)
+        wall = time.monotonic() - began
+        storage.write_json(job.stamp, {"key": key, "wall_seconds": round(wall, 2),
+                                       **_what_was_made(job)})
+        print(f"{label}: done in {wall:.0f} s", flush=True)
+        return True
+
+
+def _run(job: Job, deadline: float | None, cwd: Path | None):
+    """The executed notebook; what it prints is shown as it comes."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError
+    logging.getLogger("papermill").addHandler(logging.NullHandler())
+    given, remaining = dict(job.parameters), None
+    if deadline is not None:
+        given["time_limit"] = max(1, int(deadline - time.monotonic() - KERNEL_SECONDS))
+        last = max(deadline - 2.0, time.monotonic() + SHORTEST)
+        remaining = lambda cell: max(1.0, last - time.monotonic())  # noqa: E731
+    try:
+        with tempfile.TemporaryDirectory(prefix="hd-", ignore_cleanup_errors=True) as scratch:
+            return papermill.execute_notebook(
+                _plain(job.source), _plain(job.partial), given, cwd=cwd or scratch,
+                kernel_name="python3", language="python", kernel_manager_class=_kernel_class(),
+                start_timeout=180, timeout_func=remaining, progress_bar=False,
+                stdout_file=sys.stdout, stderr_file=sys.stderr, coalesce_streams=True)
+    except papermill.PapermillExecutionError as error:
+        raise _as_raised(error, job) from None
+    except CellTimeoutError:
+        from hd.runs import TimeLimitReached
+        raise TimeLimitReached(f"{job.target.stem} was stopped at its time limit; the same "
+                               f"command continues it") from None
+    except RuntimeError as error:
+        raise NotebookError(f"{job.target.stem}: its kernel died (out of memory?) or did not "
+                            f"start: {_one_line(error)}; kept: {shown(job.partial)}") from None
+    except OSError as error:
+        raise InputError(f"cannot write {shown(job.partial)}: {error.strerror or error}; free "
+                         f"space or set HD_ARTIFACTS to a folder that can be written") from None
+
+
+def _kernel_class():
+    """Kernels of the interpreter that runs this, whatever kernels the machine has besides."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class ThisPython(AsyncKernelManager):
+        kernel_spec = KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="Python 3 (ipykernel)", language="python",
+            env={"HD_ARTIFACTS": str(artifacts_root()).replace("$", "$$")})
+    return ThisPython
+
+
+def _as_raised(error, job: Job) -> Exception:
+    """The exception of the kernel in one line: ours under their own types."""
+    from hd import runs, training
+    ours = {"InputError": InputError, "NonFiniteLoss": training.NonFiniteLoss,
+            "TimeLimitReached": runs.TimeLimitReached}
+    if error.ename in ours:
+        return ours[error.ename](" ".join(error.evalue.split()))
+    return NotebookError(f"{job.target.stem} failed in cell [{error.exec_count}]: {error.ename}: "
+                         f"{_one_line(error.evalue)}; kept: {shown(job.partial)}")
+
+
+def _one_line(error) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _what_was_made(job: Job) -> dict:
+    root = job.target.parents[2]
+    tables = [root / "results" / run.stage / f"{run.name}{suffix}"
+              for run in job.runs for suffix in (".csv", ".json")]
+    return {"files": {path.relative_to(root).as_posix(): sha256_of(path)
+                      for path in (job.target, *tables) if path.exists()},
+            "finished": [run.stage for run in job.runs if (run.folder / "finished.json").exists()]}
+
+
+def _read_stamp(job: Job) -> dict:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(job.stamp.read_text(encoding="utf-8"))
+    return {}
+
+
+def _is_current(job: Job) -> bool:
+    """Whether what the stamp says holds: same inputs, and nothing made is missing or damaged."""
+    from hd import runs
+    stamp, root = _read_stamp(job), job.target.parents[2]
+    try:
+        return (stamp["key"] == job.key
+                and all(sha256_of(root / name) == digest
+                        for name, digest in stamp["files"].items())
+                and all(runs.finished(run) for run in job.runs if run.stage in stamp["finished"]))
+    except (KeyError, OSError, InputError):
+        return False
+
+
+# ---- the book
+
+def stage_book(profile: str, **chosen) -> Path:
+    """Copy the book beside the profile's runs with its executed notebooks; returns the folder.
+
+    chosen: as for plan. Report notebooks are executed on the fresh tables; what was not run stays
+    as published.
+    """
+    jobs = [plan(notebook, profile=profile, **chosen) for notebook in names()]
+    book = artifacts_root() / profile / "book"
+    aside = book.with_name(".book-staging")
+    with exclusive(book):
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(BOOK, aside, ignore=shutil.ignore_patterns(
+            "_build", ".*", "__pycache__", "conftest.py", "*.partial.ipynb"))
+        for job in [*jobs, *_report_jobs(book.parent)]:
+            page = job.source.relative_to(BOOK)
+            if job.target.exists():
+                shutil.copyfile(job.target, aside / page)
+            else:
+                print(f"{page.with_suffix('').as_posix()}: shown as published", flush=True)
+        if (book / "_build").exists():
+            (book / "_build").rename(aside / "_build")
+        shutil.rmtree(book, ignore_errors=True)
+        aside.rename(book)
+    return book
+
+
+def _report_jobs(root: Path) -> list[Job]:
+    """Report notebooks executed on the fresh tables, where there are any."""
+    fresh, jobs = root / "results", []
+    tables = sorted([*fresh.rglob("*.csv"), *(ROOT / "results").rglob("*.csv")])
+    digests = {path.as_posix(): sha256_of(path) for path in tables}
+    for notebook in names("report") if any(fresh.rglob("*.csv")) else ():
+        job = Job(BOOK / "report" / f"{notebook}.ipynb",
+                  root / "notebooks" / "report" / f"{notebook}.ipynb",
+                  {"results_dir": str(fresh)}, tables=digests)
+        if "results_dir" not in _declared(job.source):
+            continue
+        try:
+            _execute(job, cwd=job.source.parent)
+        except InputError as error:
+            job.target.unlink(missing_ok=True)
+            print(f"report/{notebook}: the fresh tables do not suffice: {error}", flush=True)
+        jobs.append(job)
+    return jobs
+
+
+def build_book(source: Path) -> Path:
+    """Build the HTML book strictly and offline, executing nothing; returns its index.html.
+
+    It is built aside and put in place when complete. Raises NotebookError naming the log.
+    """
+    built = Path(source).resolve() / "_build"
+    aside, log = built / "partial", built / "build.log"
+    with exclusive(built / "html"):
+        shutil.rmtree(aside, ignore_errors=True)
+        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
+                   str(built.parent), "--path-output", str(aside), "-W", "-n", "--keep-going"]
+        with open(log, "w", encoding="utf-8") as output:
+            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
+                                  stdin=subprocess.DEVNULL, check=False)
+        index = aside / "_build" / "html" / "index.html"
+        if done.returncode or not index.exists():
+            text = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
+            found = re.search(r"^.*(?:WARNING|ERROR|Error:).*$", text, flags=re.MULTILINE)
+            reason = found.group() if found else f"exit code {done.returncode}"
+            raise NotebookError(f"the book could not be built: "
+                                f"{_one_line(reason.replace(str(built.parent), '.'))}; "
+                                f"log: {shown(log)}")
+        shutil.rmtree(built / "html", ignore_errors=True)
+        index.parent.rename(built / "html")
+        shutil.rmtree(aside, ignore_errors=True)
+    return built / "html" / "index.html"

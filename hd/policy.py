@@ -1,0 +1,208 @@
+"""Actor-critic in the dream: lambda-returns, REINFORCE and PPO on a Rollout.
+
+Sizes from the seed document; critic, return normalisation and uniform mixture from DreamerV3
+(Hafner et al. 2023, eqs. 4-11); PPO's clipped objective from Schulman et al. (2017), eq. 7.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from hd import replay, runs, tokenizer, training, world_model
+from hd.atari import GAMES
+from hd.config import PolicyConfig
+from hd.imagination import Rollout, imagine
+from hd.runs import Run
+from hd.training import Loss
+from hd.world_model import TwoHot
+
+
+def lambda_returns(rewards, continues, values, *, gamma: float, lam: float):
+    """G_t = r_t + gamma c_t ((1 - lam) v_{t+1} + lam G_{t+1}),  G_H = v_H.
+
+    rewards, continues (B, H), values (B, H+1) -> (B, H).
+    """
+    following = values[:, -1]
+    returns = []
+    for t in reversed(range(rewards.shape[1])):
+        mixed = (1 - lam) * values[:, t + 1] + lam * following
+        following = rewards[:, t] + gamma * continues[:, t] * mixed
+        returns.append(following)
+    return torch.stack(returns[::-1], 1)
+
+
+class Actor(nn.Module):
+    """Features (..., F) -> log-probabilities (..., 18) over the legal ALE ids of one game."""
+
+    def __init__(self, cfg: PolicyConfig, num_features: int, legal_ids):
+        super().__init__()
+        self.uniform_mix = cfg.uniform_mix
+        self.layers = _mlp(num_features, cfg.hidden, 18)
+        is_legal = torch.zeros(18, dtype=torch.bool)
+        is_legal[list(legal_ids)] = True
+        self.register_buffer("is_legal", is_legal)
+
+    def forward(self, features):
+        logits = self.layers(features).float().masked_fill(~self.is_legal, float("-inf"))
+        uniform = self.is_legal / self.is_legal.sum()
+        mixed = (1 - self.uniform_mix) * logits.softmax(-1) + self.uniform_mix * uniform
+        return mixed.clamp_min(1e-30).log().masked_fill(~self.is_legal, float("-inf"))
+
+    @torch.no_grad()
+    def act(self, features, generator):
+        """Sample action ids (B,) for features (B, F)."""
+        shares = self(features).exp().to(generator.device)
+        return torch.multinomial(shares, 1, generator=generator)[:, 0].to(features.device)
+
+
+class Critic(nn.Module):
+    """Features (..., F) -> value (...), by two-hot bins or by one number (the seed's)."""
+
+    def __init__(self, cfg: PolicyConfig, num_features: int):
+        super().__init__()
+        self.two_hot = TwoHot() if cfg.critic == "two_hot" else None
+        self.layers = _mlp(num_features, cfg.hidden, len(self.two_hot.bins) if self.two_hot else 1)
+        nn.init.zeros_(self.layers[-1].weight)  # values start at zero, as in DreamerV3
+
+    def forward(self, features):
+        out = self.layers(features)
+        return self.two_hot.decode(out) if self.two_hot else out.float().squeeze(-1)
+
+    def loss(self, features, targets):
+        """Negative log-likelihood of targets (...), in nats; half squared error if scalar."""
+        out = self.layers(features)
+        if self.two_hot:
+            return self.two_hot.loss(out, targets)
+        return 0.5 * (out.float().squeeze(-1) - targets).pow(2)
+
+
+class ActorCritic(nn.Module):
+    """Actor, critic and the critic's slow copy; loss(batch) dreams and scores the dream."""
+
+    def __init__(self, cfg: PolicyConfig, dream_in, legal_ids, num_features: int):
+        super().__init__()
+        self.cfg = cfg
+        self.actor = Actor(cfg, num_features, legal_ids)
+        self.critic = Critic(cfg, num_features)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.register_buffer("return_range", torch.zeros(2))  # running 5th and 95th percentile
+        self.register_buffer("num_ranges", torch.zeros(()))
+        self._dream_in = [dream_in]  # in a list: the frozen world model is no part of this module
+        self._kept: tuple | None = None
+
+    def loss(self, batch) -> Loss:
+        """batch: tokens (B, T, 3), actions (B, T-1) real contexts; group, the PPO pass (0 = new).
+
+        Dreams under the present policy (PPO: under the policy of pass 0, then reused).
+        """
+        if self.cfg.loss == "ppo" and batch["pass"] > 0:
+            rollout, old_log_probs, returns, weights = self._kept
+        else:
+            rollout = self.dream(batch["tokens"], batch["actions"])
+            returns, weights = self._targets(rollout)
+            old_log_probs = self._log_probs(rollout)[0].detach()
+            self._kept = (rollout, old_log_probs, returns, weights)
+        return self._score(rollout, old_log_probs, returns, weights)
+
+    def dream(self, tokens, actions) -> Rollout:
+        """A rollout of cfg.horizon steps under the present policy, from real context."""
+        seed = int(torch.randint(2**31, ()))
+        generator = torch.Generator().manual_seed(seed)
+        return imagine(self._dream_in[0], tokens, actions, self.actor.act,
+                       horizon=self.cfg.horizon, generator=generator)
+
+    @torch.no_grad()
+    def _targets(self, rollout):
+        """Lambda-returns (B, H) and how probable it is that the dream still runs (B, H)."""
+        returns = lambda_returns(rollout.rewards, rollout.continues,
+                                 self.slow_critic(rollout.features),
+                                 gamma=self.cfg.gamma, lam=self.cfg.lam)
+        alive = torch.cat([torch.ones_like(rollout.continues[:, :1]),
+                           rollout.continues[:, :-1]], 1).cumprod(1)
+        quantiles = torch.quantile(returns.flatten(), returns.new_tensor([0.05, 0.95]))
+        self.num_ranges += 1
+        # A plain mean at first, then a moving average: the start at zero leaves no trace.
+        share = torch.maximum(1 / self.num_ranges, torch.tensor(1 - self.cfg.return_decay))
+        self.return_range.lerp_(quantiles, float(share))
+        return returns, alive
+
+    def _log_probs(self, rollout):
+        log_probs = self.actor(rollout.features[:, :-1])
+        taken = log_probs.gather(-1, rollout.actions[..., None])[..., 0]
+        entropy = -(log_probs.exp() * log_probs.clamp_min(-100)).sum(-1)
+        return taken, entropy
+
+    def _score(self, rollout, old_log_probs, returns, weights) -> Loss:
+        cfg, features = self.cfg, rollout.features[:, :-1]
+        taken, entropy = self._log_probs(rollout)
+        values = self.slow_critic(features).detach()
+        scale = (self.return_range[1] - self.return_range[0]).clamp_min(1.0)
+        advantages = (returns - values) / scale
+        if cfg.loss == "ppo":
+            objective = ppo_objective(taken, old_log_probs, advantages, clip=cfg.ppo_clip)
+        else:
+            objective = taken * advantages
+        actor_loss = -(weights * (objective + cfg.entropy * entropy)).mean()
+        critic_loss = (weights * self.critic.loss(features, returns)).mean()
+        # The critic is also held near its slow copy, as in DreamerV3.
+        critic_loss = critic_loss + (weights * self.critic.loss(features, values)).mean()
+        return Loss(actor_loss + critic_loss, {
+            "actor": actor_loss, "critic": critic_loss, "entropy": entropy.mean(),
+            "imagined_return": returns[:, 0].mean(), "imagined_reward": rollout.rewards.mean()})
+
+    @torch.no_grad()
+    def after_step(self):
+        """Move the slow critic towards the critic."""
+        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters()):
+            slow.lerp_(fast, 1 - self.cfg.critic_ema)
+
+
+def ppo_objective(log_probs, old_log_probs, advantages, *, clip: float):
+    """Schulman et al. 2017, eq. 7, elementwise: min(ratio A, clip(ratio, 1 +- clip) A)."""
+    ratio = (log_probs - old_log_probs).exp()
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def _mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, hidden), nn.LayerNorm(hidden), nn.SiLU(),
+                         nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.SiLU(),
+                         nn.Linear(hidden, out))
+
+
+# ---- the stage
+
+def build(run: Run, dream_in) -> ActorCritic:
+    """An untrained actor-critic for run's game, dreaming in the given world model."""
+    cfg = run.at("policy").cfg
+    num_features = dream_in.codebooks.shape[0] * dream_in.codebooks.shape[2]
+    return ActorCritic(cfg, dream_in, GAMES[cfg.game].legal_ids, num_features)
+
+
+def train(run: Run) -> tuple[ActorCritic, dict]:
+    """Train in the frozen world model from the training episodes' contexts of one game."""
+    dream_in = world_model.load(run)
+    data, codes = replay.open_run(run), tokenizer.tokens(run)
+    starts = data.window_starts(run.cfg.context, data.is_train & data.in_game(run.cfg.game))
+    actions = world_model.action_ids(run, data)
+    passes = run.cfg.ppo_epochs if run.cfg.loss == "ppo" else 1
+
+    def batches(i: int):
+        first = runs.rng_for(run.seed, "policy", i // passes).choice(starts, run.cfg.batch_size)
+        rows = first[:, None] + np.arange(run.cfg.context)
+        return {"tokens": torch.from_numpy(codes[rows].astype(np.int64)),
+                "actions": torch.from_numpy(actions[rows[:, :-1]].astype(np.int64)),
+                "pass": i % passes}
+
+    model = build(run, dream_in)
+    record = training.train(model, batches, run, checkpoint_every=passes)
+    return model, record
+
+
+def load(run: Run) -> ActorCritic:
+    """The trained policy with its world model; raises InputError when missing or damaged."""
+    run = run.at("policy")
+    return runs.load_model(run, build(run, world_model.load(run)))

@@ -1,0 +1,386 @@
+"""One run of one stage: where it lives, its seed and device, what it leaves behind.
+
+A run's folder is named by a hash of everything that decides its content (its config, seed, games
+and, through its inputs, theirs). So an edited config never meets an old artefact, and variants
+that agree on a stage share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from hd import config
+from hd.config import InputError
+from hd.storage import (
+    ROOT,
+    artifacts_root,
+    check_writable,
+    sha256_of,
+    shown,
+    write_array,
+    write_atomically,
+    write_json,
+)
+
+COLUMNS = ("stage", "variant", "game", "seed", "step", "split", "metric", "value", "baseline")
+NOTEBOOKS = {"frames": "01_frames", "encoder": "02_encoder", "tokenizer": "03_tokenizer",
+             "decoder": "03_tokenizer", "world_model": "04_world_model",
+             "imagination": "05_imagination", "policy": "06_policy"}
+PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
+LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
+
+
+class TimeLimitReached(Exception):
+    """The run stopped at its time limit, with a checkpoint; the same command continues it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage of one profile, variant, seed and set of games."""
+
+    stage: str
+    profile: config.Profile
+    variant: str = "base"
+    seed: int = 0
+    games: tuple[str, ...] = config.GAMES
+    deadline: float | None = None  # time.monotonic() at which to stop
+
+    @property
+    def cfg(self):
+        """The config dataclass of this stage."""
+        return getattr(self.profile, self.stage)
+
+    @property
+    def name(self) -> str:
+        """Table name: variant and seed, and the games when they are not all of them."""
+        games = "" if self.games == config.GAMES else "-" + "+".join(self.games)
+        return f"{self.variant}{games}-seed{self.seed}"
+
+    @property
+    def root(self) -> Path:
+        return artifacts_root() / self.profile.name
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.stage / f"seed{self.seed}-{self.identity[:10]}"
+
+    @property
+    def identity(self) -> str:
+        """sha256 over all that decides this stage's content."""
+        own = {"stage": self.stage, "seed": self.seed, "games": self.games,
+               "config": dataclasses.asdict(self.cfg),
+               "inputs": [self.at(stage).identity for stage in config.UPSTREAM[self.stage]]}
+        return hashlib.sha256(json.dumps(own, sort_keys=True, default=dict).encode()).hexdigest()
+
+    @property
+    def command(self) -> str:
+        """The command that makes this stage."""
+        games = "" if self.games == config.GAMES else f" --games {','.join(self.games)}"
+        return (f"python -m hd run {NOTEBOOKS[self.stage]} --profile {self.profile.name} "
+                f"--variant {self.variant} --seed {self.seed}{games}")
+
+    def at(self, stage: str) -> Run:
+        """The run of another stage in the same chain."""
+        return dataclasses.replace(self, stage=stage)
+
+    def must_stop(self, *, margin: float = 0.0) -> bool:
+        """True when less than margin seconds are left, or this is a kernel whose parent is gone."""
+        if self.deadline is not None and time.monotonic() + margin >= self.deadline:
+            return True
+        parent = os.environ.get("JPY_PARENT_PID") if os.name == "posix" else None
+        return parent is not None and int(parent) != os.getppid()
+
+
+def start(stage: str, *, profile: str, variant: str = "base", seed: int = 0,
+          games: Iterable[str] = config.GAMES, time_limit: float | None = None,
+          overrides: dict | None = None) -> Run:
+    """A Run from plain values, all checked. Seeds the generators. Raises InputError in one line."""
+    config.allowed("stage", stage, config.STAGES)
+    games = config.check_games(games)
+    resolved = config.resolve(profile, variant, overrides)
+    if resolved.policy.game not in games:
+        policy = dataclasses.replace(resolved.policy, game=games[0])
+        resolved = dataclasses.replace(resolved, policy=policy)
+    if time_limit is not None and not time_limit >= 0:
+        raise InputError(f"time limit must be seconds, 0 for none; got {time_limit!r}")
+    deadline = time.monotonic() + time_limit if time_limit else None
+    run = Run(stage, resolved, variant, config.check_seed(seed), games, deadline)
+    seed_everything(run.seed)
+    check_writable(run.root)
+    return run
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_for(*keys) -> np.random.Generator:
+    """A numpy generator that depends only on the keys (numbers or words)."""
+    words = [k if isinstance(k, int) else int.from_bytes(str(k).encode(), "little") for k in keys]
+    return np.random.default_rng(np.random.SeedSequence(words))
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU; HD_DEVICE overrides."""
+    chosen = os.environ.get("HD_DEVICE")
+    return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def progress(steps, what: str):
+    """A progress bar with an estimate over a sequence; silent under TQDM_DISABLE."""
+    return tqdm(steps, desc=what, mininterval=2.0, file=sys.stdout)
+
+
+@lru_cache
+def device_name() -> str:
+    """What made the numbers: the accelerator's or the processor's name, with the core count."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {os.cpu_count()} cores"
+
+
+@contextlib.contextmanager
+def exclusive(run: Run):
+    """Only one process works on a stage's folder; a second waits shortly, then InputError."""
+    check_writable(run.folder)
+    lock = FileLock(run.folder / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_PATIENCE)
+    except Timeout:
+        raise InputError(f"another process is working on {shown(run.folder)}; wait for it or "
+                         f"stop it, then give the same command again") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ---- checkpoints and finished stages
+
+def save_checkpoint(run: Run, tensors: dict[str, torch.Tensor], state: dict) -> None:
+    """Tensors as safetensors, then a JSON naming them with their sha256: the JSON is the commit."""
+    path = run.folder / f"checkpoint-{state['step']:08d}.safetensors"
+    tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    write_atomically(path, lambda aside: save_file(tensors, aside))
+    write_json(run.folder / "checkpoint.json",
+               {**state, "identity": run.identity, "file": path.name, "sha256": sha256_of(path)})
+    for old in run.folder.glob("checkpoint-*.safetensors"):
+        if old != path:
+            old.unlink()
+
+
+def load_checkpoint(run: Run) -> tuple[dict, dict] | None:
+    """(tensors, state) of the last checkpoint, or None; a damaged one is named and set aside."""
+    marker = run.folder / "checkpoint.json"
+    if not marker.exists():
+        return None
+    try:
+        state = json.loads(marker.read_text(encoding="utf-8"))
+        path = run.folder / state["file"]
+        if sha256_of(path) == state["sha256"] and state["identity"] == run.identity:
+            return load_file(path), state
+    except (OSError, ValueError, KeyError, SafetensorError):
+        pass
+    print(f"{shown(marker)} is damaged: starting this stage afresh", file=sys.stderr)
+    remove_checkpoint(run)
+    return None
+
+
+def remove_checkpoint(run: Run) -> None:
+    """Forget the checkpoint (the marker first, so that nothing half-gone is ever read)."""
+    (run.folder / "checkpoint.json").unlink(missing_ok=True)
+    for path in run.folder.glob("checkpoint-*.safetensors"):
+        path.unlink()
+
+
+def finish(run: Run, files: Iterable[Path], *, wall_seconds: float, **extra) -> dict:
+    """Write finished.json, provenance and the files' sha256: from now on it can be loaded."""
+    record = {**provenance(run, wall_seconds=wall_seconds),
+              "files": {path.name: sha256_of(path) for path in files}, **extra}
+    write_json(run.folder / "finished.json", record)
+    remove_checkpoint(run)
+    return record
+
+
+def finished(run: Run) -> dict | None:
+    """The stage's finished.json if it is done and no file is damaged; None when it is not done.
+
+    Raises InputError naming a damaged file and the command that rebuilds it.
+    """
+    marker = run.folder / "finished.json"
+    if not marker.exists():
+        return None
+    try:
+        record = json.loads(marker.read_text(encoding="utf-8"))
+        damaged = [name for name, digest in record["files"].items()
+                   if not (run.folder / name).exists() or sha256_of(run.folder / name) != digest]
+    except (ValueError, KeyError):
+        damaged = [marker.name]
+    if damaged:
+        raise InputError(f"{shown(run.folder / damaged[0])} is damaged (its sha256 does not "
+                         f"match); rebuild it: {run.command}")
+    return record
+
+
+def finished_or_cleared(run: Run) -> dict | None:
+    """As finished, for the stage that is about to be made: what is damaged is removed first."""
+    try:
+        return finished(run)
+    except InputError as error:
+        print(f"{error}: rebuilding now", file=sys.stderr)
+        record = run.folder / "finished.json"
+        record.unlink()
+        for path in run.folder.glob("[!.]*"):
+            if path.is_file():
+                path.unlink()
+        return None
+
+
+def require(run: Run) -> dict:
+    """The record of a finished stage; raises InputError with the command that makes it."""
+    record = finished(run)
+    if record is None:
+        raise InputError(f"stage {run.stage} is missing for profile {run.profile.name}, variant "
+                         f"{run.variant}, seed {run.seed}; make it: {run.command}")
+    return record
+
+
+def save_model(run: Run, model: torch.nn.Module, *, wall_seconds: float, **extra) -> dict:
+    """The model's state as model.safetensors, then finished.json."""
+    tensors = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
+    path = run.folder / "model.safetensors"
+    write_atomically(path, lambda aside: save_file(tensors, aside))
+    return finish(run, [path], wall_seconds=wall_seconds, **extra)
+
+
+def load_model(run: Run, model: torch.nn.Module) -> torch.nn.Module:
+    """Load a finished stage's weights into model, in eval mode, on the device."""
+    require(run)
+    model.load_state_dict(load_file(run.folder / "model.safetensors"))
+    return model.to(device()).eval()
+
+
+def cached_array(run: Run, name: str, make) -> np.ndarray:
+    """An array derived from a finished stage: made by make() once, then memory-mapped.
+
+    A sidecar holds its sha256 and that of the stage's record; a damaged or outdated one is remade.
+    """
+    path, sidecar = run.folder / f"{name}.npy", run.folder / f"{name}.json"
+    source = sha256_of(run.folder / "finished.json") if require(run) else None
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        record = json.loads(sidecar.read_text(encoding="utf-8"))
+        if record == {"source": source, "sha256": sha256_of(path)}:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+    with exclusive(run):
+        write_array(path, make())
+        write_json(sidecar, {"source": source, "sha256": sha256_of(path)})
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+# ---- provenance and tables
+
+@lru_cache
+def git_state() -> dict:
+    """Commit and whether the tree was dirty; None outside a checkout."""
+    def ask(*words):
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+    try:
+        commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+    except OSError:
+        commit = status = None
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process (and of the accelerator, added), in MB."""
+    try:
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    except ImportError:  # Windows
+        import psutil
+        peak = psutil.Process().memory_info().peak_wset / 2**20
+    if torch.cuda.is_available():
+        peak += torch.cuda.max_memory_allocated() / 2**20
+    return round(peak, 1)
+
+
+def provenance(run: Run, *, wall_seconds: float) -> dict:
+    """What made a table or an artefact; paths are relative, nothing of the environment is kept."""
+    inputs = {}
+    for stage in config.UPSTREAM[run.stage]:
+        marker = run.at(stage).folder / "finished.json"
+        if marker.exists():
+            inputs[marker.relative_to(run.root).as_posix()] = sha256_of(marker)
+    return {"stage": run.stage, "profile": run.profile.name, "variant": run.variant,
+            "seed": run.seed, "games": list(run.games), "identity": run.identity,
+            "config": dataclasses.asdict(run.cfg), "git": git_state(),
+            "python": platform.python_version(), "platform": platform.system(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "device": device_name(), "threads": torch.get_num_threads(),
+            "wall_seconds": round(wall_seconds, 2), "peak_memory_mb": peak_memory_mb(),
+            "inputs": inputs}
+
+
+def row(metric: str, value, *, game: str = "all", split: str = "val", step=None,
+        baseline=None) -> dict:
+    """One row of a metric table; stage, variant and seed are added by save_table."""
+    return {"game": game, "step": step, "split": split, "metric": metric,
+            "value": float(value), "baseline": None if baseline is None else float(baseline)}
+
+
+def save_table(run: Run, rows: list[dict], *, stage: str | None = None,
+               wall_seconds: float = 0.0) -> pd.DataFrame:
+    """Write results/<stage>/<name>.csv and its provenance .json below the profile's folder."""
+    stage = stage or run.stage
+    table = pd.DataFrame(rows)
+    table = table.assign(stage=stage, variant=run.variant, seed=run.seed)[list(COLUMNS)]
+    path = run.root / "results" / stage / f"{run.name}.csv"
+    write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.6g"))
+    write_json(path.with_suffix(".json"),
+               {**provenance(run, wall_seconds=wall_seconds), "sha256": sha256_of(path)})
+    return table
+
+
+def load_table(path: Path) -> pd.DataFrame:
+    """Read a metric table; raises InputError when it is missing, damaged or of another schema."""
+    try:
+        table = pd.read_csv(path)
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{shown(path)} or its .json is missing or cannot be read") from None
+    if tuple(table.columns) != COLUMNS:
+        raise InputError(f"{shown(path)} must have the columns {', '.join(COLUMNS)}")
+    if record.get("sha256") != sha256_of(path):
+        raise InputError(f"{shown(path)} is damaged (its sha256 does not match its .json)")
+    return table

@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all, their digests, and where the project writes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+
+from hd.config import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def artifacts_root() -> Path:
+    """Where runs write: $HD_ARTIFACTS, or .artifacts in the repository."""
+    return Path(os.environ.get("HD_ARTIFACTS") or ROOT / ".artifacts").resolve()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """write(temporary path), then fsync and rename: the file appears whole or not at all.
+
+    Raises InputError in one line when the folder cannot be written or the disk is full.
+    """
+    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        with open(aside, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, FileNotFoundError) and not aside.exists() and path.parent.exists():
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write {shown(path)}: {reason}; free space or set HD_ARTIFACTS "
+                         f"to a folder that can be written") from None
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic text file, UTF-8."""
+    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Atomic JSON file."""
+    write_text(path, json.dumps(content, indent=1, default=dict) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Atomic .npy file."""
+    write_atomically(path, lambda aside: np.save(aside, array, allow_pickle=False))
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as handle:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := handle.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made below the folder."""
+    write_text(folder / ".writable", "")
+    with contextlib.suppress(OSError):
+        (folder / ".writable").unlink()
+
+
+def shown(path: Path) -> str:
+    """The path as users should see it: relative to the repository or the artefact root."""
+    for base, prefix in ((ROOT, ""), (artifacts_root(), "$HD_ARTIFACTS/")):
+        with contextlib.suppress(ValueError):
+            return prefix + Path(path).resolve().relative_to(base).as_posix()
+    return Path(path).name

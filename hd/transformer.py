@@ -1,0 +1,84 @@
+"""Pre-norm attention blocks (Vaswani et al. 2017) for any mask, with a key-value cache.
+
+This module knows nothing of games or levels: it maps (B, S, dim) to (B, S, dim).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, for every layer; preallocated."""
+
+    def __init__(self, transformer: Transformer, batch_size: int, max_length: int):
+        blocks = transformer.blocks
+        weight = blocks[0].attention_in.weight
+        heads, width = blocks[0].num_heads, transformer.dim // blocks[0].num_heads
+        shape = (len(blocks), 2, batch_size, heads, max_length, width)
+        dtype = weight.dtype
+        if torch.is_autocast_enabled(weight.device.type):
+            dtype = torch.get_autocast_dtype(weight.device.type)
+        self.memory = torch.empty(shape, device=weight.device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, keys, values):
+        """Store (B, heads, n, width) behind what is there; returns all keys and values so far."""
+        end = self.length + keys.shape[2]
+        if end > self.memory.shape[4]:
+            raise ValueError(f"the cache holds {self.memory.shape[4]} positions; {end} are needed")
+        self.memory[layer, 0, :, :, self.length:end] = keys
+        self.memory[layer, 1, :, :, self.length:end] = values
+        return self.memory[layer, 0, :, :, :end], self.memory[layer, 1, :, :, :end]
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, each behind a LayerNorm and around a residual."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads; got {dim} and {num_heads}")
+        self.num_heads, self.dropout = num_heads, dropout
+        self.attention_norm, self.ffn_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention_in, self.attention_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.ffn_in, self.ffn_out = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
+
+    def forward(self, x, mask, cache: KVCache | None = None, layer: int = 0):
+        """x (B, n, dim); mask (n, S) bool, True = may attend; S counts the cached positions too."""
+        B, n, dim = x.shape
+        dropout = self.dropout if self.training else 0.0
+        qkv = self.attention_in(self.attention_norm(x))
+        queries, keys, values = qkv.view(B, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
+        mixed = F.scaled_dot_product_attention(
+            queries, keys.to(queries.dtype), values.to(queries.dtype), attn_mask=mask,
+            dropout_p=dropout)
+        x = x + self.attention_out(mixed.transpose(1, 2).reshape(B, n, dim))
+        hidden = F.dropout(F.gelu(self.ffn_in(self.ffn_norm(x))), dropout)
+        return x + F.dropout(self.ffn_out(hidden), dropout)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks and a last LayerNorm."""
+
+    def __init__(self, *, dim: int, num_layers: int, num_heads: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        self.dim = dim
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x, mask, cache: KVCache | None = None):
+        """(B, n, dim) -> (B, n, dim). With a cache, x are the positions behind the cached ones.
+
+        mask: (n, S) bool, True = row may attend to column; S = cached positions + n.
+        """
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, cache, layer)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.norm(x)

@@ -1,0 +1,388 @@
+"""World model over [L0, L1, L2, action] tokens: masks, embeddings, heads and their loss.
+
+L0 at t+1 is predicted at the action position of t, L1 at t+1 from L0 at t+1, L2 from L1; reward
+and continue of step t are read at the action position of t. The seed document's sizes; two-hot
+symlog rewards as in DreamerV3 (Hafner et al. 2023, eqs. 8-10).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
+from torch import nn
+
+from hd import replay, runs, tokenizer, training
+from hd.atari import GAMES
+from hd.baselines import NextCode, Score
+from hd.config import InputError, WorldModelConfig
+from hd.runs import Run, row
+from hd.training import Loss
+from hd.transformer import KVCache, Transformer
+
+MASKS = ("causal", "hierarchical", "seed", "strict")
+EVALUATION_WINDOWS = 64  # held-out windows scored during training, all games pooled
+
+
+def hierarchical_mask(num_steps: int, kind: str) -> torch.Tensor:
+    """Which position may attend to which: (4T, 4T) bool, True = may attend.
+
+    Layout of a step: [L0, L1, L2, action]. No position sees the future; within a step a position
+    sees itself and what stands left of it.
+    causal: all of the past. hierarchical: L1 and L2 see only past L0 and past actions; L0 and
+    action see all of the past. seed: L1, L2 and action see only past L0 and past actions; L0 sees
+    all of the past. strict: L0 and action see L0 and actions only, past and in their own step; L1
+    and L2 see past L0 and actions, and of their own step what stands left of them.
+    Raises InputError for an unknown kind.
+    """
+    if kind not in MASKS:
+        raise InputError(f"unknown mask {kind!r}; allowed: {', '.join(MASKS)}")
+    position = torch.arange(4 * num_steps)
+    step, slot = position // 4, position % 4
+    own_step = step[:, None] == step[None, :]
+    left = (slot[:, None] >= slot[None, :]) & own_step
+    past = step[:, None] > step[None, :]
+    coarse_key = ((slot == 0) | (slot == 3))[None, :]
+    detail_query = ((slot == 1) | (slot == 2))[:, None]
+    if kind == "causal":
+        return left | past
+    if kind == "hierarchical":
+        return left | (past & (coarse_key | ~detail_query))
+    if kind == "seed":
+        return left | (past & (coarse_key | (slot == 0)[:, None]))
+    return (left & (coarse_key | detail_query)) | (past & coarse_key)
+
+
+def symlog(x):
+    """sign(x) log(1 + |x|)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x):
+    """Inverse of symlog."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+class TwoHot(nn.Module):
+    """Real numbers as distributions over bins that are even in symlog space."""
+
+    def __init__(self, num_bins: int = 63, limit: float = 10.0):
+        super().__init__()
+        self.register_buffer("bins", torch.linspace(-limit, limit, num_bins), persistent=False)
+
+    def encode(self, values):
+        """(...) -> (..., num_bins): weight on the two nearest bins; their mean is the value."""
+        edges = symexp(self.bins)
+        x = values.float().clamp(edges[0], edges[-1]).contiguous()
+        upper = torch.searchsorted(edges, x).clamp(1, len(edges) - 1)
+        share = ((x - edges[upper - 1]) / (edges[upper] - edges[upper - 1]))[..., None]
+        return (F.one_hot(upper, len(edges)) * share
+                + F.one_hot(upper - 1, len(edges)) * (1 - share))
+
+    def decode(self, logits):
+        """(..., num_bins) -> (...): the expected value, in the original units."""
+        return (logits.float().softmax(-1) * symexp(self.bins)).sum(-1)
+
+    def loss(self, logits, values):
+        """Cross-entropy in nats against encode(values), one number per element (...)."""
+        return -(self.encode(values) * logits.float().log_softmax(-1)).sum(-1)
+
+
+@dataclass
+class Prediction:
+    """code_logits: for each level (B, T-1, K), of step t+1; reward, continue_logits: (B, T)."""
+
+    code_logits: list[torch.Tensor]
+    reward_logits: torch.Tensor
+    reward: torch.Tensor
+    continue_logits: torch.Tensor
+
+
+class WorldModel(nn.Module):
+    """Predicts the next step's codes, the reward and whether the episode goes on.
+
+    codebooks (levels, K, D), if given, are kept for the policy's features and do not train.
+    """
+
+    def __init__(self, cfg: WorldModelConfig, codebooks: torch.Tensor | None = None):
+        super().__init__()
+        self.cfg = cfg
+        if cfg.num_levels != 3:
+            raise InputError(f"the token layout has three levels; got num_levels={cfg.num_levels}")
+        dim, codes = cfg.dim, cfg.num_codes
+        self.code_embeddings = nn.ModuleList(nn.Embedding(codes, dim) for _ in range(3))
+        self.action_embedding = nn.Embedding(cfg.num_actions, dim)
+        self.level_embedding = nn.Embedding(4, dim)
+        self.position_embedding = nn.Embedding(4 * cfg.max_steps, dim)
+        self.transformer = Transformer(dim=dim, num_layers=cfg.num_layers, ffn_dim=cfg.ffn_dim,
+                                       num_heads=cfg.num_heads, dropout=cfg.dropout)
+        self.code_heads = nn.ModuleList(nn.Linear(dim, codes) for _ in range(3))
+        self.two_hot = TwoHot()
+        self.reward_head = _mlp(dim, len(self.two_hot.bins))
+        self.continue_head = _mlp(dim, 1)
+        self.apply(_initialise)
+        nn.init.zeros_(self.reward_head[-1].weight)  # far bins would shout before they are learned
+        self.register_buffer("mask", hierarchical_mask(cfg.max_steps, cfg.mask), persistent=False)
+        self.register_buffer("codebooks", codebooks)
+
+    def embed(self, tokens, actions):
+        """tokens (B, T, 3), actions (B, T) -> (B, 4T, dim), positions from 0."""
+        B, T, _ = tokens.shape
+        if len(self.mask) < 4 * T:
+            raise InputError(f"the world model reads at most {self.cfg.max_steps} steps; got {T}")
+        parts = [table(tokens[..., level]) for level, table in enumerate(self.code_embeddings)]
+        parts.append(self.action_embedding(actions))
+        x = torch.stack(parts, 2) + self.level_embedding.weight
+        return x.reshape(B, 4 * T, -1) + self.position_embedding.weight[:4 * T]
+
+    def hidden(self, tokens, actions):
+        """(B, T, 4, dim): the transformer's output at every position."""
+        x = self.embed(tokens, actions)
+        out = self.transformer(x, self.mask[:x.shape[1], :x.shape[1]])
+        return out.view(*tokens.shape[:2], 4, -1)
+
+    def forward(self, tokens, actions) -> Prediction:
+        """tokens (B, T, 3) int64, actions (B, T) int64 ALE ids -> Prediction."""
+        hidden = self.hidden(tokens, actions)
+        logits = [self.code_heads[0](hidden[:, :-1, 3]),
+                  self.code_heads[1](hidden[:, 1:, 0]),
+                  self.code_heads[2](hidden[:, 1:, 1])]
+        return Prediction(logits, *self.outcome(hidden[:, :, 3]))
+
+    def outcome(self, hidden):
+        """Reward logits, expected reward and continue logits from action positions (..., dim)."""
+        hidden = hidden.detach() if self.cfg.detach_heads else hidden
+        reward_logits = self.reward_head(hidden)
+        return (reward_logits, self.two_hot.decode(reward_logits),
+                self.continue_head(hidden).squeeze(-1))
+
+    def make_cache(self, batch_size: int, num_steps: int) -> KVCache:
+        """An empty cache for num_steps steps; raises InputError beyond cfg.max_steps."""
+        if num_steps > self.cfg.max_steps:
+            raise InputError(f"context and horizon together are {num_steps} steps; the world "
+                             f"model reads at most {self.cfg.max_steps}")
+        return KVCache(self.transformer, batch_size, 4 * num_steps)
+
+    def extend(self, x, cache: KVCache):
+        """x (B, n, dim) token embeddings without position, behind the cache -> (B, n, dim)."""
+        first, last = cache.length, cache.length + x.shape[1]
+        x = x + self.position_embedding.weight[first:last]
+        return self.transformer(x, self.mask[first:last, :last], cache)
+
+    def token(self, slot: int, ids):
+        """(B,) ids of slot 0, 1, 2 (codes) or 3 (action) -> (B, 1, dim), without position."""
+        table = self.action_embedding if slot == 3 else self.code_embeddings[slot]
+        return (table(ids) + self.level_embedding.weight[slot])[:, None]
+
+    def features(self, tokens):
+        """The policy's view of tokens (..., 3): their codebook vectors side by side (..., 3 D)."""
+        if self.codebooks is None:
+            raise InputError("this world model has no codebooks: give them at construction")
+        vectors = [self.codebooks[level][tokens[..., level]] for level in range(3)]
+        return torch.cat(vectors, -1)
+
+    def loss(self, batch) -> Loss:
+        """batch: tokens (B, T, 3), actions, rewards, continues (B, T); codes weighted by level."""
+        out = self(batch["tokens"], batch["actions"])
+        target = batch["tokens"][:, 1:]
+        parts, total = {}, 0.0
+        for level, logits in enumerate(out.code_logits):
+            parts[f"l{level}_cross_entropy"] = F.cross_entropy(
+                logits.float().flatten(0, 1), target[..., level].flatten())
+            total = total + self.cfg.level_weights[level] * parts[f"l{level}_cross_entropy"]
+        parts["codes"] = total
+        parts["reward"] = self.two_hot.loss(out.reward_logits, batch["rewards"]).mean()
+        parts["continue"] = F.binary_cross_entropy_with_logits(
+            out.continue_logits.float(), batch["continues"])
+        return Loss(total + parts["reward"] + parts["continue"], parts)
+
+
+def _mlp(dim: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, out))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+
+
+# ---- the stage
+
+def action_ids(run: Run, data) -> np.ndarray:
+    """(N,) the actions as the model reads them: ALE ids, or indices into each minimal set."""
+    if run.at("world_model").cfg.actions == "meaning":
+        return data.actions
+    ids = np.empty_like(data.actions)
+    for index, game in enumerate(run.games):
+        table = np.zeros(18, ids.dtype)
+        table[list(GAMES[game].legal_ids)] = np.arange(len(GAMES[game].legal_ids))
+        ids[data.game_idx == index] = table[data.actions[data.game_idx == index]]
+    return ids
+
+
+def build(run: Run) -> WorldModel:
+    """An untrained world model over this run's tokenizer."""
+    return WorldModel(run.at("world_model").cfg, tokenizer.load(run).codebooks.clone())
+
+
+def load(run: Run) -> WorldModel:
+    """The trained world model; raises InputError when it is missing or damaged."""
+    return runs.load_model(run.at("world_model"), build(run))
+
+
+class Windows:
+    """Training and held-out windows of one run as tensors."""
+
+    def __init__(self, run: Run):
+        self.run, self.data = run, replay.open_run(run)
+        self.tokens, self.actions = tokenizer.tokens(run), action_ids(run, self.data)
+
+    def batch(self, starts, length: int) -> dict:
+        """Rows starts + 0..length-1 as tokens (B, T, 3), actions, rewards, continues (B, T)."""
+        rows = starts[:, None] + np.arange(length)
+        return {"tokens": torch.from_numpy(self.tokens[rows].astype(np.int64)),
+                "actions": torch.from_numpy(self.actions[rows].astype(np.int64)),
+                "rewards": torch.from_numpy(self.data.rewards[rows]),
+                "continues": torch.from_numpy(self.data.continues[rows])}
+
+    def training_starts(self, epoch: int) -> np.ndarray:
+        """Shuffled first rows of one epoch's windows, by cfg.windows."""
+        cfg, is_train = self.run.cfg, self.data.is_train
+        rng = runs.rng_for(self.run.seed, "windows", epoch)
+        if cfg.windows == "stride1":
+            starts = self.data.window_starts(cfg.max_steps, is_train)
+        else:
+            starts = replay.epoch_windows(self.data.episode_ids, cfg.max_steps, rng, is_train)
+        return rng.permutation(starts)
+
+    def held_out(self, game: str = "all") -> np.ndarray:
+        """First rows of windows that tile the held-out episodes."""
+        mask = ~self.data.is_train & self.data.in_game(game)
+        starts = self.data.window_starts(self.run.cfg.max_steps, mask)
+        return replay.tiles(starts, self.run.cfg.max_steps)
+
+
+def train(run: Run) -> tuple[WorldModel, dict]:
+    """Train on the training episodes of all games; "history" holds the per-epoch table."""
+    windows, cfg = Windows(run), run.cfg
+    per_epoch = len(windows.training_starts(0)) // cfg.batch_size or 1
+    order = functools.lru_cache(maxsize=2)(windows.training_starts)
+
+    def batches(i: int):
+        starts = order(i // per_epoch)
+        first = (i % per_epoch) * cfg.batch_size
+        return windows.batch(starts[first:first + cfg.batch_size], cfg.max_steps)
+
+    chosen = windows.held_out()
+    chosen = chosen[::-(-len(chosen) // EVALUATION_WINDOWS)]
+    held_out = training.to_device(windows.batch(chosen, cfg.max_steps), runs.device())
+    model = build(run)
+    record = training.train(model, batches, run, evaluate=lambda m: _evaluate(m, held_out))
+    return model, record
+
+
+def _evaluate(model, batch) -> dict:
+    """Loss over codes and next-code accuracy per level on one batch of held-out windows."""
+    loss = model.loss(batch)
+    logits = model(batch["tokens"], batch["actions"]).code_logits
+    right = [(x.argmax(-1) == batch["tokens"][:, 1:, level]).float().mean().item()
+             for level, x in enumerate(logits)]
+    return {"val_codes": loss.parts["codes"].item(),
+            **{f"val_l{level}_accuracy": value for level, value in enumerate(right)}}
+
+
+def exposures(run: Run, data) -> float:
+    """How often training saw each step of the training episodes, on average."""
+    steps = run.cfg.num_steps * run.cfg.accumulate * run.cfg.batch_size * run.cfg.max_steps
+    return steps / data.is_train.sum()
+
+
+@torch.no_grad()
+def measure(run: Run, model: WorldModel) -> list[dict]:
+    """Next-code, reward and end-of-episode metrics per game on held-out episodes.
+
+    Codes: nats and accuracy per level, on all and on changed codes; the baseline column is the
+    n-gram's, repeat-last and code frequency have rows of their own.
+    """
+    windows, rows = Windows(run), []
+    for game in run.games:
+        starts = windows.held_out(game)
+        if not len(starts):
+            raise InputError(f"no held-out episode of {game} has {run.cfg.max_steps} steps; "
+                             f"lower world_model.max_steps or collect more frames")
+        scored = _score_windows(model, windows, starts)
+        for level in range(3):
+            base = _baselines(run, windows, game, level, starts)
+            last, following = _pairs(windows, starts, level)
+            for name, subset in (("", slice(None)), ("changed_", last != following)):
+                rows += _code_rows(scored[level], base, subset, f"l{level}_{name}", game)
+        rows += _outcome_rows(scored["reward"], scored["ends"], windows, starts, game)
+    rows.append(row("exposures", exposures(run, windows.data), split="train"))
+    return rows
+
+
+def _score_windows(model, windows, starts) -> dict:
+    """The model's Score per level over all windows, and its rewards and P(end), flattened."""
+    cfg, out = windows.run.cfg, {0: [], 1: [], 2: [], "reward": [], "ends": []}
+    for i in range(0, len(starts), cfg.batch_size):
+        batch = windows.batch(starts[i:i + cfg.batch_size], cfg.max_steps)
+        batch = training.to_device(batch, runs.device())
+        predicted = model(batch["tokens"], batch["actions"])
+        for level, logits in enumerate(predicted.code_logits):
+            target = batch["tokens"][:, 1:, level]
+            nats = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none")
+            out[level].append((nats.cpu(), (logits.argmax(-1) == target).cpu()))
+        out["reward"].append(predicted.reward.cpu())
+        out["ends"].append(1 - predicted.continue_logits.float().sigmoid().cpu())
+    scores = {level: Score(*(torch.cat(x).flatten().numpy() for x in zip(*out[level])))
+              for level in range(3)}
+    return scores | {key: torch.cat(out[key]).flatten().numpy() for key in ("reward", "ends")}
+
+
+def _pairs(windows, starts, level) -> tuple[np.ndarray, np.ndarray]:
+    """Code at t and at t+1 for every prediction made inside the windows."""
+    codes = windows.tokens[starts[:, None] + np.arange(windows.run.cfg.max_steps), level]
+    return codes[:, :-1].ravel(), codes[:, 1:].ravel()
+
+
+def _baselines(run, windows, game, level, starts) -> dict[str, Score]:
+    """Trivial predictors, counted on the game's training steps, scored on the same pairs."""
+    data = windows.data
+    fit = np.flatnonzero(data.is_train & data.has_next & data.in_game(game))
+    codes = windows.tokens[:, level].astype(np.int64)
+    counted = NextCode.fit(codes[fit], codes[fit + 1], windows.actions[fit],
+                           num_codes=run.cfg.num_codes, num_actions=run.cfg.num_actions)
+    last, following = _pairs(windows, starts, level)
+    acted = windows.actions[starts[:, None] + np.arange(run.cfg.max_steps - 1)].ravel()
+    return counted.scores(last, following.astype(np.int64), acted)
+
+
+def _code_rows(score: Score, baselines, subset, prefix, game) -> list[dict]:
+    rows = []
+    for metric, field in (("cross_entropy", "nats"), ("accuracy", "is_right")):
+        means = {name: getattr(x, field)[subset].mean() for name, x in baselines.items()}
+        rows.append(row(prefix + metric, getattr(score, field)[subset].mean(), game=game,
+                        baseline=means["ngram"]))
+        rows += [row(f"{prefix}{metric}[{name}]", value, game=game)
+                 for name, value in means.items() if name != "ngram"]
+    return rows
+
+
+def _outcome_rows(rewards, ends, windows, starts, game) -> list[dict]:
+    """Average precision of scoring events and of episode ends; the baseline is the base rate."""
+    at = (starts[:, None] + np.arange(windows.run.cfg.max_steps)).ravel()
+    truth, over = windows.data.rewards[at], windows.data.continues[at] == 0
+    fit = windows.data.rewards[windows.data.is_train & windows.data.in_game(game)]
+    rows = [row("reward_squared_error", np.square(rewards - truth).mean(), game=game,
+                baseline=np.square(fit.mean() - truth).mean())]
+    for name, event, score in (("reward", truth != 0, np.abs(rewards)), ("end", over, ends)):
+        if event.any():
+            rows.append(row(f"{name}_average_precision", average_precision_score(event, score),
+                            game=game, baseline=event.mean()))
+    return rows
