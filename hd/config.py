@@ -186,7 +186,7 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=8, context=8, horizon=15),
         policy=PolicyConfig(num_steps=20, batch_size=16, context=8, hidden=64, eval_episodes=2,
                             precision="float32"),
-        probes=ProbeConfig(max_rows=3000, epochs=10),
+        probes=ProbeConfig(max_rows=1000, epochs=5),
     ),
     "quick": Profile(
         "quick", "the newcomer's first report: every stage for real in ten minutes on two cores",
@@ -238,57 +238,64 @@ class Ablation:
 
     question: str
     measure: str  # the stage whose table answers the question
+    metrics: tuple[str, ...]  # the metrics of that table that answer it
     arms: Mapping[str, Mapping[str, object]]
 
+
+_NEXT_CODE = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
+_CODES = ("l0_usage", "l2_variance_explained", "r2_ball_x")
 
 ABLATIONS = {
     "mask": Ablation(
         "Does the hierarchical mask predict or dream better than plain causal attention?",
-        "world_model",
+        "world_model", _NEXT_CODE,
         {"causal": {"world_model.mask": "causal"},
          "hierarchical": {"world_model.mask": "hierarchical"},
          "strict": {"world_model.mask": "strict"}}),
     "negatives": Ablation(
         "Which negatives make the contrastive encoder keep the game's state?",
-        "encoder",
+        "encoder", ("temporal_consistency", "f1_overall", "r2_ball_x"),
         {"in_batch": {"encoder.negatives": "in_batch"},
          "chunk": {"encoder.negatives": "chunk"}}),
     "commitment": Ablation(
         "Can the commitment schedule change tokens when the encoder is frozen?",
-        "tokenizer",
+        "tokenizer", _CODES,
         {"flat": {"tokenizer.commitment_costs": (0.25, 0.25, 0.25)},
          "reversed": {"tokenizer.commitment_costs": (0.60, 0.25, 0.05)},
          "zero": {"tokenizer.commitment_costs": (0.0, 0.0, 0.0)}}),
     "codebook": Ablation(
         "Do the k-means start and the refill of dead codes matter?",
-        "tokenizer",
+        "tokenizer", _CODES,
         {"no_kmeans": {"tokenizer.kmeans_iterations": 0},
          "no_refill": {"tokenizer.refill_below": 0.0}}),
     "loss_weights": Ablation(
         "Do the weights 1.0/0.5/0.1 help the coarse level?",
-        "world_model",
+        "world_model", _NEXT_CODE,
         {"equal": {"world_model.level_weights": (1.0, 1.0, 1.0)}}),
     "actions": Ablation(
         "Do shared action meanings help over indices into each game's minimal set?",
-        "world_model",
+        "world_model", _NEXT_CODE,
         {"index": {"world_model.actions": "index"}}),
     "sticky": Ablation(
         "What do the seed's sticky actions change?",
-        "tokenizer",
+        "tokenizer", ("l0_repeat_rate", "l0_perplexity", "r2_ball_x"),
         {"v5": {"frames.sticky": 0.25}}),
     "policy": Ablation(
         "Does the policy loss or the critic's form matter?",
-        "policy",
+        "policy", ("real_return",),
         {"ppo": {"policy.loss": "ppo"},
          "scalar_critic": {"policy.critic": "scalar"}}),
     "policy_game": Ablation(
         "Can the other two games be learned in the dream?",
-        "policy",
+        "policy", ("real_return",),
         {"breakout": {"policy.game": "breakout"},
          "ms_pacman": {"policy.game": "ms_pacman"}}),
 }
 
+TRAINED = ("encoder", "tokenizer", "decoder", "world_model", "policy")
 CHOICES = {
+    **{f"{stage}.schedule": ("constant", "cosine") for stage in TRAINED},
+    **{f"{stage}.precision": ("auto", "float32") for stage in TRAINED},
     "encoder.negatives": ("single", "in_batch", "chunk"),
     "world_model.mask": ("causal", "hierarchical", "seed", "strict"),
     "world_model.actions": ("meaning", "index"),
@@ -302,23 +309,36 @@ CHOICES = {
 def variants() -> dict[str, Mapping[str, object]]:
     """Every variant's name and the fields in which it differs from base ("mask.strict", ...)."""
     arms = {f"{name}.{arm}": fields
-            for name, ablation in ABLATIONS.items() for arm, fields in ablation.arms.items()}
+            for name, chosen in ABLATIONS.items() for arm, fields in chosen.arms.items()}
     return {"base": {}, **arms}
 
 
 def resolve(profile: str, variant: str = "base",
-            overrides: Mapping[str, object] | None = None) -> Profile:
+            overrides: Mapping[str, object] | None = None, games=GAMES) -> Profile:
     """The profile with the variant's fields, then the overrides ("stage.field": value), applied.
 
-    Raises InputError for an unknown profile, variant, field, or a value out of its choices.
+    The policy plays the first of the games where the profile's game is not among them.
+    Raises InputError for an unknown profile, variant or field, a value of another type or out of
+    its choices, and for a variant whose policy needs a game that is not among the games.
     """
     allowed("profile", profile, PROFILES)
     known = variants()
     allowed("variant", variant, known)
-    resolved = PROFILES[profile]
-    for key, value in {**known[variant], **(overrides or {})}.items():
+    resolved, fields = PROFILES[profile], {**known[variant], **(overrides or {})}
+    for key, value in fields.items():
         resolved = _with_field(resolved, key, value)
-    return resolved
+    if resolved.policy.game in games:
+        return resolved
+    if "policy.game" in fields:
+        raise InputError(f"variant {variant} needs the game {resolved.policy.game}; the games are "
+                         f"{', '.join(games)}")
+    return replace(resolved, policy=replace(resolved.policy, game=games[0]))
+
+
+def ablation(name: str) -> Ablation:
+    """The ablation of this name; raises InputError that lists the known ones."""
+    allowed("ablation", name, ABLATIONS)
+    return ABLATIONS[name]
 
 
 def allowed(what: str, value, choices) -> None:
@@ -329,6 +349,8 @@ def allowed(what: str, value, choices) -> None:
 
 def check_games(games) -> tuple[str, ...]:
     """The games as a tuple in the fixed order; raises InputError for unknown, repeated or none."""
+    if not isinstance(games, (str, tuple, list)):
+        raise InputError(f"games must be one or more of {', '.join(GAMES)}; got {games!r}")
     games = tuple(games.split(",")) if isinstance(games, str) else tuple(games)
     for game in games:
         allowed("game", game, GAMES)
@@ -352,4 +374,15 @@ def _with_field(profile: Profile, key: str, value) -> Profile:
     allowed(f"field of {stage}", name, [f.name for f in dataclasses.fields(section)])
     if key in CHOICES:
         allowed(key, value, CHOICES[key])
+    if not _is_like(value, getattr(section, name)):
+        raise InputError(f"{key} must be like {getattr(section, name)!r}; got {value!r}")
     return replace(profile, **{stage: replace(section, **{name: value})})
+
+
+def _is_like(value, example) -> bool:
+    """Same type, element by element; a whole number passes for a float."""
+    if isinstance(example, tuple):
+        return isinstance(value, tuple) and all(_is_like(one, example[0]) for one in value)
+    if isinstance(example, Mapping):
+        return isinstance(value, Mapping)
+    return type(value) is type(example) or (isinstance(example, float) and type(value) is int)

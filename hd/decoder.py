@@ -41,7 +41,7 @@ class Decoder(nn.Module):
     def loss(self, batch) -> Loss:
         """batch: quantized (N, 384), frame (N, 84, 84) uint8, background (N, 84, 84) float32."""
         truth = batch["frame"].float() / 255
-        squared = (self(batch["quantized"]) - truth).pow(2)
+        squared = (self(batch["quantized"].detach()) - truth).pow(2)
         moving = (truth - batch["background"]).abs() > MOVING
         return Loss((squared * (1 + MOVING_WEIGHT * moving)).mean(),
                     {"squared_error": squared.mean()})
@@ -76,6 +76,7 @@ def train(run: Run) -> tuple[Decoder, dict]:
         picks = runs.rng_for(run.seed, "decoder", i).choice(rows, run.cfg.batch_size)
         return frames.batch(np.sort(picks))
 
+    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
     model = Decoder(run.cfg)
     record = training.train(model, batches, run)
     return model, record
@@ -89,12 +90,19 @@ def load(run: Run) -> Decoder:
 
 @torch.no_grad()
 def decode_tokens(run: Run, tokens) -> np.ndarray:
-    """tokens (..., L) int64 -> frames (..., 84, 84) uint8, as the decoder of this run draws them."""
+    """tokens (..., L) int64 -> frames (..., 84, 84) uint8, as this run's decoder draws them."""
     model, codes = load(run), tokenizer.load(run)
     flat = tokens.reshape(-1, tokens.shape[-1]).to(runs.device())
     drawn = [model(codes.decode(flat[i:i + DECODE_ROWS])) for i in range(0, len(flat), DECODE_ROWS)]
     frames = (torch.cat(drawn) * 255).round().to(torch.uint8).cpu().numpy()
     return frames.reshape(*tokens.shape[:-1], 84, 84)
+
+
+def beside_truth(run: Run, rows) -> dict[str, np.ndarray]:
+    """Stored frames (n, 84, 84) uint8 and what their codes decode to, by name."""
+    codes = torch.from_numpy(tokenizer.tokens(run)[rows].astype(np.int64))
+    return {"real game": replay.open_run(run).newest(rows),
+            "its codes": decode_tokens(run, codes)}
 
 
 @torch.no_grad()

@@ -73,14 +73,19 @@ def temporal_infonce(anchors, positives, *, temperature, negatives=None, exclude
     ((N, N) bool; the diagonal must be False). With negatives (N, M, D) it chooses between its
     positive and its own M negatives (the seed: M = 1).
     Returns nats, a scalar; an encoder that knows nothing scores the log of the number of choices.
+    Raises InputError for other shapes.
     """
     if anchors.shape != positives.shape or anchors.ndim != 2:
         raise InputError(f"anchors and positives must both be (N, D); got {tuple(anchors.shape)} "
                          f"and {tuple(positives.shape)}")
+    if negatives is not None and (negatives.ndim != 3 or negatives.shape[::2] != anchors.shape):
+        raise InputError(f"negatives must be (N, M, D) with N, D = {tuple(anchors.shape)}; got "
+                         f"{tuple(negatives.shape)}")
     with torch.autocast(anchors.device.type, enabled=False):
+        anchors, positives = anchors.float(), positives.float()
         if negatives is not None:
             positive = (anchors * positives).sum(1, keepdim=True)
-            negative = torch.einsum("nd,nmd->nm", anchors, negatives)
+            negative = torch.einsum("nd,nmd->nm", anchors, negatives.float())
             logits = torch.cat([positive, negative], 1) / temperature
             target = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
         else:
@@ -147,6 +152,28 @@ BATCHES = {"single": single_batch, "in_batch": in_batch, "chunk": chunk_batch}
 
 # ---- the stage
 
+def chance_loss(run: Run) -> float:
+    """Nats that an encoder which knows nothing scores: the log of the number of choices."""
+    data, cfg = replay.open_run(run), run.at("encoder").cfg
+    starts = np.flatnonzero(data.is_train & data.has_next)
+    batch = BATCHES[cfg.negatives](runs.rng_for(run.seed, "encoder", 0), starts, data, cfg)
+    if "negatives" in batch:
+        return float(np.log(1 + batch["negatives"].shape[1]))
+    return float(np.log((~batch["excluded"]).sum(1)).mean())
+
+
+def ball_column(data, rows) -> np.ndarray:
+    """(n,) float: RAM's ball_x at stored rows; NaN without a ball in play."""
+    columns = np.full(len(rows), np.nan)
+    for index, game in enumerate(data.games):
+        here = np.flatnonzero(data.game_idx[rows] == index)
+        ram = data.ram[rows[here]]
+        if "ball_x" in atari.GAMES[game].labels:
+            column = atari.labels(game, ram)["ball_x"]
+            columns[here] = np.where(atari.ball_in_play(game, ram), column, np.nan)
+    return columns
+
+
 def train(run: Run) -> tuple[AtariEncoder, dict]:
     """Train on the training episodes of all games; returns the encoder and the record."""
     data = replay.open_run(run)
@@ -159,6 +186,7 @@ def train(run: Run) -> tuple[AtariEncoder, dict]:
         return {"frames": torch.from_numpy(frames),
                 **{key: torch.from_numpy(value) for key, value in batch.items()}}
 
+    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
     model = AtariEncoder(run.cfg)
     record = training.train(model, batches, run)
     return model, record

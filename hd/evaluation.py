@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from hd import encoder, policy, replay, runs, tokenizer, world_model
+from hd import decoder, encoder, policy, replay, runs, tokenizer, world_model
 from hd.atari import GAMES, AtariGame, tracker_action
 from hd.config import InputError, allowed
 from hd.imagination import imagine, replayed
@@ -90,7 +90,7 @@ class _Episode:
 
 def random_act(game: str) -> Callable:
     """Uniform over the game's legal actions."""
-    legal = torch.tensor(GAMES[game].legal_ids)
+    legal = torch.tensor(GAMES[game].actions)
     return lambda seen, generator: legal[
         torch.randint(len(legal), (len(seen.ram),), generator=generator)]
 
@@ -204,24 +204,24 @@ def measure_dreams(run: Run) -> list[dict]:
     return rows
 
 
+def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:
+    """The first of the seeded dreams as frames (H+1, 84, 84) uint8: truth, its codes, the dream.
+
+    Index 0 is the last real step.
+    """
+    rollout, _, _, rows = dream(run, game, num_dreams=run.cfg.num_dreams)
+    return {**decoder.beside_truth(run, rows[0]),
+            "dream": decoder.decode_tokens(run, rollout.tokens[0])}
+
+
 # ---- the validation suite
 
 def check(run: Run) -> Iterator[tuple[str, bool, str]]:
     """(what, whether it holds, detail) about the data, the masks and the model; no training."""
-    data, length = replay.open_run(run), run.profile.world_model.max_steps
-    starts = data.window_starts(length)
-    ends = starts + length - 1
-    crossing = int((data.episode_ids[starts] != data.episode_ids[ends]).sum())
-    counts = np.unique(data.episode_ids, return_counts=True)[1]
-    expected = int(np.maximum(0, counts - length + 1).sum())
-    yield ("windows cross no episode end", crossing == 0, f"{crossing} of {len(starts)} cross")
-    yield ("number of windows is the sum of max(0, length - T + 1)", len(starts) == expected,
-           f"{len(starts)} windows of {length} steps, {expected} expected")
-    both = np.intersect1d(data.episode_ids[data.is_train], data.episode_ids[~data.is_train])
-    yield ("no episode is in training and in validation", len(both) == 0, f"{len(both)} shared")
-    legal = all(np.isin(data.actions[data.in_game(g)], GAMES[g].legal_ids).all()
-                for g in run.games)
-    yield ("every action is legal in its game", legal, f"{len(data)} steps")
+    yield from replay.check(run)
+    data = replay.open_run(run)
+    legal = all(np.isin(data.actions[data.in_game(g)], GAMES[g].actions).all() for g in run.games)
+    yield "every action is legal in its game", legal, f"{len(data)} steps"
     for kind in MASKS:
         mask = hierarchical_mask(4, kind)
         future = bool(torch.triu(mask, 1).any())

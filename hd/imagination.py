@@ -33,7 +33,10 @@ class Dreamer:
 
     def __init__(self, world_model, tokens, actions, *, horizon: int):
         """tokens (B, T, 3), actions (B, T-1) int64: real context, the last step still to be acted
-        on. Raises InputError on shapes that do not fit or T + horizon beyond cfg.max_steps."""
+        on. Raises InputError on shapes that do not fit, no horizon, or T + horizon beyond
+        cfg.max_steps."""
+        if horizon < 1:
+            raise InputError(f"the horizon must be at least one step; got {horizon}")
         if tokens.shape[1] != actions.shape[1] + 1:
             raise InputError(f"context needs one step more than actions; got {tokens.shape[1]} "
                              f"steps and {actions.shape[1]} actions")
@@ -144,4 +147,4 @@ class DreamEnv(gymnasium.Env):
         return self.world_model.features(self.dream.tokens)[0].float().cpu().numpy()
 
     def _info(self):
-        return {"tokens": self.dream.tokens[0].cpu().numpy()}
+        return {"tokens": self.dream.tokens[0].cpu().numpy().copy()}

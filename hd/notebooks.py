@@ -54,13 +54,11 @@ class Job:
     tables: Mapping[str, str] = field(default_factory=dict)  # what it reads: path -> sha256
 
     @property
-    def partial(self) -> Path:
-        """Where the notebook is while it runs, and stays when it fails."""
+    def partial(self) -> Path:  # the notebook while it runs, and when it failed
         return self.target.with_suffix(".partial.ipynb")
 
     @property
     def stamp(self) -> Path:
-        """Its JSON says what the executed notebook was made from."""
         return self.target.with_suffix(".json")
 
     @property
@@ -82,9 +80,10 @@ def plan(notebook: str, *, profile: str, variant: str = "base", seed: int = 0, g
          parameters: Mapping[str, object] | None = None) -> Job:
     """Check everything about a pipeline notebook's run; raises InputError in one line."""
     config.allowed("notebook", notebook, names())
-    config.resolve(profile, variant)
+    games = config.check_games(games)
+    config.resolve(profile, variant, games=games)
     core = {"profile": profile, "variant": variant, "seed": config.check_seed(seed),
-            "games": list(config.check_games(games))}
+            "games": list(games)}
     source = BOOK / "pipeline" / f"{notebook}.ipynb"
     declared = _declared(source)
     extra = _checked_parameters(notebook, parameters or {}, declared)
@@ -165,11 +164,9 @@ def _checked_parameters(notebook, given, declared) -> dict[str, object]:
         raise InputError(f"{notebook} must declare {', '.join(CORE)} in its parameters cell")
     free, checked = [name for name in declared if name not in CORE], {}
     for name, value in given.items():
-        if name in CORE:
-            raise InputError(f"parameter {name} has its own option: --{name.replace('_', '-')}")
         if name not in free:
             raise InputError(f"unknown parameter {name!r} of {notebook}; allowed: "
-                             f"{', '.join(free) or 'none but the options'}")
+                             f"{', '.join(free) or 'none'} ({', '.join(CORE)} are options)")
         checked[name] = value if isinstance(declared[name], str) else _value(value)
         if not _is_like(checked[name], declared[name]):
             raise InputError(f"parameter {name} of {notebook} must be like {declared[name]!r}; "
@@ -215,10 +212,11 @@ def _execute(job: Job, *, deadline: float | None = None, force: bool = False, la
     """Execute the notebook unless it is up to date; returns whether it was executed."""
     label += job.target.stem
     with exclusive(job.target):
-        if not force and _is_current(job):
+        stamp = _read_stamp(job)
+        if not force and _is_current(job, stamp):
             print(f"{label}: up to date", flush=True)
             return False
-        before = _read_stamp(job).get("wall_seconds")
+        before = stamp.get("wall_seconds")
         print(f"{label}: started" + (f", {before:.0f} s last time" if before else ""), flush=True)
         if force:
             job.stamp.unlink(missing_ok=True)
@@ -230,8 +228,8 @@ def _execute(job: Job, *, deadline: float | None = None, force: bool = False, la
         storage.write_text(job.target, nbformat.writes(notebook) + "\n")
         job.partial.unlink(missing_ok=True)
         wall = time.monotonic() - began
-        storage.write_json(job.stamp, {"key": key, "wall_seconds": round(wall, 2),
-                                       **_what_was_made(job)})
+        storage.write_record(job.stamp, {"key": key, "wall_seconds": round(wall, 2),
+                                         **_what_was_made(job)})
         print(f"{label}: done in {wall:.0f} s", flush=True)
         return True
 
@@ -241,17 +239,18 @@ def _run(job: Job, deadline: float | None, cwd: Path | None):
     import papermill
     from nbclient.exceptions import CellTimeoutError
     logging.getLogger("papermill").addHandler(logging.NullHandler())
-    given, remaining = dict(job.parameters), None
-    if deadline is not None:
-        given["time_limit"] = max(1, int(deadline - time.monotonic() - KERNEL_SECONDS))
-        last = max(deadline - 2.0, time.monotonic() + SHORTEST)
-        remaining = lambda cell: max(1.0, last - time.monotonic())  # noqa: E731
+    given, began = dict(job.parameters), time.monotonic()
+    if deadline:
+        given["time_limit"] = max(1, int(deadline - began - KERNEL_SECONDS))
+
+    def remaining(cell):
+        return max(1.0, deadline - 2.0 - time.monotonic(), began + SHORTEST - time.monotonic())
     try:
         with tempfile.TemporaryDirectory(prefix="hd-", ignore_cleanup_errors=True) as scratch:
             return papermill.execute_notebook(
                 _plain(job.source), _plain(job.partial), given, cwd=cwd or scratch,
                 kernel_name="python3", language="python", kernel_manager_class=_kernel_class(),
-                start_timeout=180, timeout_func=remaining, progress_bar=False,
+                start_timeout=180, timeout_func=remaining if deadline else None, progress_bar=False,
                 stdout_file=sys.stdout, stderr_file=sys.stderr, coalesce_streams=True)
     except papermill.PapermillExecutionError as error:
         raise _as_raised(error, job) from None
@@ -264,19 +263,21 @@ def _run(job: Job, deadline: float | None, cwd: Path | None):
                             f"start: {_one_line(error)}; kept: {shown(job.partial)}") from None
     except OSError as error:
         raise InputError(f"cannot write {shown(job.partial)}: {error.strerror or error}; free "
-                         f"space or set HD_ARTIFACTS to a folder that can be written") from None
+                         f"space or set HD_ARTIFACTS to another folder") from None
 
 
 def _kernel_class():
     """Kernels of the interpreter that runs this, whatever kernels the machine has besides."""
+    from ipykernel.kernelspec import get_kernel_dict, make_ipkernel_cmd
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
+    command = make_ipkernel_cmd(executable=sys.executable, extra_arguments=["--log-level=CRITICAL"])
+    env = {"HD_ARTIFACTS": str(artifacts_root()).replace("$", "$$"),
+           "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+
     class ThisPython(AsyncKernelManager):
-        kernel_spec = KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            display_name="Python 3 (ipykernel)", language="python",
-            env={"HD_ARTIFACTS": str(artifacts_root()).replace("$", "$$")})
+        kernel_spec = KernelSpec(**{**get_kernel_dict(), "argv": command, "env": env})
     return ThisPython
 
 
@@ -298,7 +299,7 @@ def _one_line(error) -> str:
 def _what_was_made(job: Job) -> dict:
     root = job.target.parents[2]
     tables = [root / "results" / run.stage / f"{run.name}{suffix}"
-              for run in job.runs for suffix in (".csv", ".json")]
+              for run in job.runs for suffix in (".csv", ".json", "-episodes.csv")]
     return {"files": {path.relative_to(root).as_posix(): sha256_of(path)
                       for path in (job.target, *tables) if path.exists()},
             "finished": [run.stage for run in job.runs if (run.folder / "finished.json").exists()]}
@@ -306,14 +307,14 @@ def _what_was_made(job: Job) -> dict:
 
 def _read_stamp(job: Job) -> dict:
     with contextlib.suppress(OSError, ValueError):
-        return json.loads(job.stamp.read_text(encoding="utf-8"))
+        return storage.read_record(job.stamp)
     return {}
 
 
-def _is_current(job: Job) -> bool:
-    """Whether what the stamp says holds: same inputs, and nothing made is missing or damaged."""
+def _is_current(job: Job, stamp: Mapping) -> bool:
+    """Whether the stamp still holds: same inputs, and nothing made is missing or damaged."""
     from hd import runs
-    stamp, root = _read_stamp(job), job.target.parents[2]
+    root = job.target.parents[2]
     try:
         return (stamp["key"] == job.key
                 and all(sha256_of(root / name) == digest
@@ -357,13 +358,12 @@ def _report_jobs(root: Path) -> list[Job]:
     tables = sorted([*fresh.rglob("*.csv"), *(ROOT / "results").rglob("*.csv")])
     digests = {path.as_posix(): sha256_of(path) for path in tables}
     for notebook in names("report") if any(fresh.rglob("*.csv")) else ():
-        job = Job(BOOK / "report" / f"{notebook}.ipynb",
-                  root / "notebooks" / "report" / f"{notebook}.ipynb",
-                  {"results_dir": str(fresh)}, tables=digests)
-        if "results_dir" not in _declared(job.source):
-            continue
+        source = BOOK / "report" / f"{notebook}.ipynb"
+        given = {"results_dir": str(fresh), "profile": root.name}
+        given = {name: given[name] for name in _declared(source) if name in given}
+        job = Job(source, root / "notebooks" / "report" / source.name, given, tables=digests)
         try:
-            _execute(job, cwd=job.source.parent)
+            _execute(job, cwd=source.parent)
         except InputError as error:
             job.target.unlink(missing_ok=True)
             print(f"report/{notebook}: the fresh tables do not suffice: {error}", flush=True)
@@ -390,9 +390,8 @@ def build_book(source: Path) -> Path:
             text = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
             found = re.search(r"^.*(?:WARNING|ERROR|Error:).*$", text, flags=re.MULTILINE)
             reason = found.group() if found else f"exit code {done.returncode}"
-            raise NotebookError(f"the book could not be built: "
-                                f"{_one_line(reason.replace(str(built.parent), '.'))}; "
-                                f"log: {shown(log)}")
+            reason = _one_line(reason.replace(str(built.parent), "."))
+            raise NotebookError(f"the book could not be built: {reason}; log: {shown(log)}")
         shutil.rmtree(built / "html", ignore_errors=True)
         index.parent.rename(built / "html")
         shutil.rmtree(aside, ignore_errors=True)

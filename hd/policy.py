@@ -14,11 +14,11 @@ from torch import nn
 
 from hd import replay, runs, tokenizer, training, world_model
 from hd.atari import GAMES
-from hd.config import PolicyConfig
+from hd.config import InputError, PolicyConfig
 from hd.imagination import Rollout, imagine
 from hd.runs import Run
 from hd.training import Loss
-from hd.world_model import TwoHot
+from hd.world_model import TwoHot, WorldModel
 
 
 def lambda_returns(rewards, continues, values, *, gamma: float, lam: float):
@@ -66,7 +66,8 @@ class Critic(nn.Module):
         super().__init__()
         self.two_hot = TwoHot() if cfg.critic == "two_hot" else None
         self.layers = _mlp(num_features, cfg.hidden, len(self.two_hot.bins) if self.two_hot else 1)
-        nn.init.zeros_(self.layers[-1].weight)  # values start at zero, as in DreamerV3
+        for part in self.layers[-1].parameters():
+            nn.init.zeros_(part)  # values start at zero, as in DreamerV3
 
     def forward(self, features):
         out = self.layers(features)
@@ -95,7 +96,7 @@ class ActorCritic(nn.Module):
         self._kept: tuple | None = None
 
     def loss(self, batch) -> Loss:
-        """batch: tokens (B, T, 3), actions (B, T-1) real contexts; group, the PPO pass (0 = new).
+        """batch: tokens (B, T, 3), actions (B, T-1) real contexts; pass, the PPO pass (0 = new).
 
         Dreams under the present policy (PPO: under the policy of pass 0, then reused).
         """
@@ -126,8 +127,8 @@ class ActorCritic(nn.Module):
         quantiles = torch.quantile(returns.flatten(), returns.new_tensor([0.05, 0.95]))
         self.num_ranges += 1
         # A plain mean at first, then a moving average: the start at zero leaves no trace.
-        share = torch.maximum(1 / self.num_ranges, torch.tensor(1 - self.cfg.return_decay))
-        self.return_range.lerp_(quantiles, float(share))
+        share = max(1 / float(self.num_ranges), 1 - self.cfg.return_decay)
+        self.return_range.lerp_(quantiles, share)
         return returns, alive
 
     def _log_probs(self, rollout):
@@ -179,24 +180,35 @@ def build(run: Run, dream_in) -> ActorCritic:
     """An untrained actor-critic for run's game, dreaming in the given world model."""
     cfg = run.at("policy").cfg
     num_features = dream_in.codebooks.shape[0] * dream_in.codebooks.shape[2]
-    return ActorCritic(cfg, dream_in, GAMES[cfg.game].legal_ids, num_features)
+    return ActorCritic(cfg, dream_in, GAMES[cfg.game].actions, num_features)
+
+
+def with_ale_ids(model: WorldModel, game: str) -> WorldModel:
+    """The model, so that it reads ALE ids even if it learned indices into the minimal sets."""
+    if model.cfg.actions == "index":
+        ids, weight = list(GAMES[game].actions), model.action_embedding.weight.data
+        weight[ids] = weight[:len(ids)].clone()
+    return model
 
 
 def train(run: Run) -> tuple[ActorCritic, dict]:
     """Train in the frozen world model from the training episodes' contexts of one game."""
-    dream_in = world_model.load(run)
+    dream_in = with_ale_ids(world_model.load(run), run.cfg.game)
     data, codes = replay.open_run(run), tokenizer.tokens(run)
     starts = data.window_starts(run.cfg.context, data.is_train & data.in_game(run.cfg.game))
-    actions = world_model.action_ids(run, data)
+    if not len(starts):
+        raise InputError(f"no training episode of {run.cfg.game} has {run.cfg.context} steps; "
+                         f"lower policy.context or collect more frames")
     passes = run.cfg.ppo_epochs if run.cfg.loss == "ppo" else 1
 
     def batches(i: int):
         first = runs.rng_for(run.seed, "policy", i // passes).choice(starts, run.cfg.batch_size)
         rows = first[:, None] + np.arange(run.cfg.context)
         return {"tokens": torch.from_numpy(codes[rows].astype(np.int64)),
-                "actions": torch.from_numpy(actions[rows[:, :-1]].astype(np.int64)),
+                "actions": torch.from_numpy(data.actions[rows[:, :-1]].astype(np.int64)),
                 "pass": i % passes}
 
+    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
     model = build(run, dream_in)
     record = training.train(model, batches, run, checkpoint_every=passes)
     return model, record
@@ -205,4 +217,5 @@ def train(run: Run) -> tuple[ActorCritic, dict]:
 def load(run: Run) -> ActorCritic:
     """The trained policy with its world model; raises InputError when missing or damaged."""
     run = run.at("policy")
-    return runs.load_model(run, build(run, world_model.load(run)))
+    dream_in = with_ale_ids(world_model.load(run), run.cfg.game)
+    return runs.load_model(run, build(run, dream_in))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.spatial.distance import pdist
+from scipy.stats import entropy
 from sklearn.decomposition import PCA
 from sklearn.metrics import f1_score, r2_score
 from torch import nn
@@ -27,13 +28,11 @@ from hd.runs import device, rng_for
 
 MIN_ENTROPY = 0.6  # nats; AtariARI leaves out what hardly varies
 VALIDATION_SHARE = 1 / 8  # of the training episodes, for early stopping (AtariARI: 10 of 80%)
-HIDDEN = 256
-# AtariARI takes 5e-4 and batches of 64; here a probe sees 10 to 100 times fewer batches.
-LR, BATCH = 5e-3, 256
+# AtariARI: 5e-4 and batches of 64; here a probe sees 10 to 100 times fewer batches.
+LR, BATCH, HIDDEN = 5e-3, 256, 256
+CLIP = 5.0  # deviations; else what hardly varied in training upsets a probe when it does in a test
 BLOCK = 4096  # rows handled at once when nothing is trained
-# Deviations. What hardly varied while fitting must not shout when it does later.
-CLIP = 10.0
-
+Variables = Mapping[str, np.ndarray]  # name -> (N,)
 # AtariARI's summary categories for the variables of the three games.
 CATEGORIES = {
     "agent_localization": ("player_x", "player_y"),
@@ -48,43 +47,41 @@ CATEGORIES = {
 
 @dataclass(frozen=True)
 class Split:
-    """Which rows a probe is fitted on and which it is judged on; no episode is on both sides.
+    """Which rows a probe is fitted on and which it is judged on.
 
-    train, test: (N,) bool; episode_ids: (N,); frame_keys: (N,), see frame_keys, or None.
     Raises InputError when an episode is on both sides or a side is empty.
     """
 
-    train: np.ndarray
-    test: np.ndarray
-    episode_ids: np.ndarray
-    frame_keys: np.ndarray | None = None
+    train: np.ndarray  # (N,) bool
+    test: np.ndarray  # (N,) bool
+    episode_ids: np.ndarray  # (N,)
+    frame_keys: np.ndarray | None = None  # (N,), equal where the frames are, see frame_keys
 
     def __post_init__(self):
         assert self.train.dtype == self.test.dtype == bool, "train and test must be masks"
         assert self.train.shape == self.test.shape == self.episode_ids.shape, "one entry per row"
         shared = np.intersect1d(self.episode_ids[self.train], self.episode_ids[self.test])
-        if len(shared) or not self.train.any() or not self.test.any():
-            raise InputError("probes need training and test rows from different episodes; got "
-                             f"{self.train.sum()} and {self.test.sum()} rows, and {len(shared)} "
-                             "episodes on both sides")
+        num_train, num_test = self.train.sum(), self.test.sum()
+        if len(shared) or not num_train or not num_test:
+            raise InputError("a probe needs training and test rows of different episodes; got "
+                             f"{num_train} and {num_test}, {len(shared)} episodes on both sides")
 
     def fit_and_validation(self, rows: np.ndarray | None = None, *, seed: int):
-        """The training rows (those in rows) as two (N,) masks, about 1/8 of the episodes validating.
+        """Training rows (those in rows) as two (N,) masks; 1/8 of the episodes validate.
 
         Raises InputError when fewer than two training episodes have rows.
         """
         train = self.train if rows is None else self.train & rows
         episodes = np.unique(self.episode_ids[train])
         if len(episodes) < 2:
-            raise InputError("a probe needs two training episodes or more, one of them for early "
-                             f"stopping; got {len(episodes)}")
+            raise InputError(f"a probe needs two training episodes or more; got {len(episodes)}")
         count = max(1, round(VALIDATION_SHARE * len(episodes)))
         chosen = rng_for("probe", seed).permutation(episodes)[:count]
         validation = train & np.isin(self.episode_ids, chosen)
         return train & ~validation, validation
 
     def scored(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """(N,) mask: test rows (those in rows) whose frame is byte-identical to no training row's.
+        """(N,) mask: test rows (those in rows) whose frame occurs in no training row.
 
         Raises InputError when none is left.
         """
@@ -92,8 +89,7 @@ class Split:
         if self.frame_keys is not None:
             scored = scored & ~np.isin(self.frame_keys, self.frame_keys[self.train])
         if not scored.any():
-            raise InputError(f"none of {self.test.sum()} test rows can be scored: they repeat "
-                             "training frames or are ruled out; probe more episodes")
+            raise InputError(f"none of {self.test.sum()} test rows is usable and not in training")
         return scored
 
 
@@ -102,16 +98,21 @@ class Probe:
     """A fitted probe: standardise, apply the model, read the variables from its outputs."""
 
     names: tuple[str, ...]
-    standardise: Callable[[np.ndarray], torch.Tensor]  # features (N, D) -> (N, D)
+    mean: torch.Tensor  # (D,), of the fitted rows
+    deviation: torch.Tensor  # (D,)
     model: nn.Module
     read: Callable[[torch.Tensor], torch.Tensor]  # outputs (N, C) -> (N, V)
+
+    def standardise(self, features: np.ndarray) -> torch.Tensor:
+        """(N, D) in deviations from the mean of the fitted rows, clipped."""
+        return ((_tensor(features) - self.mean) / self.deviation).clamp(-CLIP, CLIP)
 
     @torch.no_grad()
     def predict(self, features: np.ndarray) -> dict[str, np.ndarray]:
         """features (N, D) -> name -> (N,) values, in the units of the labels or targets."""
-        blocks = [self.read(self.model(block))
-                  for block in self.standardise(features).split(BLOCK)]
-        return dict(zip(self.names, torch.cat(blocks).T.cpu().numpy()))
+        blocks = self.standardise(features).split(BLOCK)
+        read = torch.cat([self.read(self.model(block)) for block in blocks])
+        return dict(zip(self.names, read.T.cpu().numpy()))
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,8 @@ class CoordinateScore:
     n: int
 
 
-# ---- linear probes
-
-def f1_scores(features: np.ndarray, labels: Mapping[str, np.ndarray], split: Split, *,
-              cfg: ProbeConfig, seed: int) -> dict[str, float]:
+def f1_scores(features: np.ndarray, labels: Variables, split: Split, *, cfg: ProbeConfig,
+              seed: int) -> dict[str, float]:
     """Weighted F1 on held-out episodes of one linear softmax per variable (AtariARI's protocol).
 
     features (N, D); labels name -> (N,) uint8, or (N, k) for variables name_0 to name_{k-1}.
@@ -140,48 +139,46 @@ def f1_scores(features: np.ndarray, labels: Mapping[str, np.ndarray], split: Spl
     return _f1(labels, probe.predict(features[rows]), rows)
 
 
-def majority_f1(labels: Mapping[str, np.ndarray], split: Split) -> dict[str, float]:
+def majority_f1(labels: Variables, split: Split) -> dict[str, float]:
     """The baseline of f1_scores, same variables and rows: the most frequent training class."""
     labels, rows = varying_labels(labels, split), split.scored()
     majority = {name: np.bincount(values[split.train]).argmax() for name, values in labels.items()}
     return _f1(labels, {name: np.full(rows.sum(), top) for name, top in majority.items()}, rows)
 
 
-def varying_labels(labels: Mapping[str, np.ndarray], split: Split) -> dict[str, np.ndarray]:
-    """Variables with 0.6 nats of entropy or more over both sides; (N, k) labels become k variables.
+def varying_labels(labels: Variables, split: Split) -> dict[str, np.ndarray]:
+    """Variables with 0.6 nats of entropy or more over both sides; (N, k) labels count as k.
 
     Raises InputError when none is left.
     """
     single = {}
     for name, values in labels.items():
-        columns = {f"{name}_{k}": column for k, column in enumerate(np.transpose(values))}
-        single.update({name: values} if np.ndim(values) == 1 else columns)
+        single |= {name: values} if values.ndim == 1 else {
+            f"{name}_{k}": column for k, column in enumerate(values.T)}
     used = split.train | split.test
     varying = {name: values for name, values in single.items()
-               if _entropy(values[used]) >= MIN_ENTROPY}
+               if entropy(np.bincount(values[used])) >= MIN_ENTROPY}
     if not varying:
-        raise InputError(f"no label has {MIN_ENTROPY} nats of entropy among {', '.join(labels)}; "
-                         "probe more episodes")
+        raise InputError(f"no label of {', '.join(labels)} has {MIN_ENTROPY} nats of entropy")
     return varying
 
 
-def fit_linear_probe(features: np.ndarray, labels: Mapping[str, np.ndarray], split: Split, *,
-                     cfg: ProbeConfig, seed: int) -> Probe:
+def fit_linear_probe(features: np.ndarray, labels: Variables, split: Split, *, cfg: ProbeConfig,
+                     seed: int) -> Probe:
     """One linear softmax per variable, all at once, fitted on training episodes only.
 
     features (N, D); labels name -> (N,) uint8. Each softmax has the classes of the fitted rows, not
     all 256: what no row has can only be pushed down, at a cost in time. Starts at the class
     frequencies; each variable keeps the epoch of its own best validation accuracy.
     """
-    fit, validation = split.fit_and_validation(seed=seed)
-    standardise = _standardiser(features[fit])
-    values = torch.as_tensor(np.stack(list(labels.values()), axis=1), device=device())
-    fitted, judged = values[np.flatnonzero(fit)], values[np.flatnonzero(validation)]
+    sides = split.fit_and_validation(seed=seed)
+    values = np.stack(list(labels.values()), axis=1)
+    fitted, judged = (torch.as_tensor(values[side], device=device()) for side in sides)
     classes, ids, counts = zip(*(column.unique(return_inverse=True, return_counts=True)
                                  for column in fitted.T))
     sizes = [len(known) for known in classes]
-    model = nn.Linear(features.shape[1], sum(sizes))
-    nn.init.zeros_(model.weight)
+    model = nn.utils.skip_init(nn.Linear, features.shape[1], sum(sizes))
+    model.weight.data.zero_()
     model.bias.data = torch.cat(counts).div(len(fitted)).log()
 
     def loss(outputs, wanted):
@@ -196,16 +193,14 @@ def fit_linear_probe(features: np.ndarray, labels: Mapping[str, np.ndarray], spl
         return (read(outputs) == judged).float().mean(0)
 
     owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    _fit(model, _Task(standardise(features[fit]), torch.stack(ids, dim=1), loss,
-                      standardise(features[validation]), accuracy, owner), cfg=cfg, seed=seed)
-    return Probe(tuple(labels), standardise, model, read)
+    task = _Task(tuple(labels), torch.stack(ids, dim=1), loss, read, accuracy, owner)
+    return _fit(model, features, sides, task, cfg=cfg, seed=seed)
 
 
 def category_means(game: str, f1: Mapping[str, float]) -> dict[str, float]:
-    """Mean F1 of each of AtariARI's categories, and the mean over categories as "overall".
+    """Mean F1 of each of AtariARI's categories that has a variable; "overall", the mean of those.
 
-    f1: name -> F1; a name ending in _<number> counts as its stem. A category without a variable is
-    left out, as AtariARI does it. Raises InputError for a variable that has no category.
+    f1: name -> F1; _<number> at a name's end is ignored. Raises InputError for an unknown name.
     """
     category_of = {name: category for category, names in CATEGORIES.items() for name in names}
     members = {category: [] for category in CATEGORIES}
@@ -217,10 +212,8 @@ def category_means(game: str, f1: Mapping[str, float]) -> dict[str, float]:
     return {**means, "overall": float(np.mean(list(means.values())))}
 
 
-# ---- coordinates
-
-def coordinate_scores(features: np.ndarray, targets: Mapping[str, np.ndarray], split: Split, *,
-                      rows: np.ndarray, cfg: ProbeConfig, seed: int) -> dict[str, CoordinateScore]:
+def coordinate_scores(features: np.ndarray, targets: Variables, split: Split, *, rows: np.ndarray,
+                      cfg: ProbeConfig, seed: int) -> dict[str, CoordinateScore]:
     """R2 and median absolute error of a small MLP on held-out episodes, per coordinate.
 
     features (N, D); targets name -> (N,); rows (N,) bool: where the targets mean something, for
@@ -233,65 +226,63 @@ def coordinate_scores(features: np.ndarray, targets: Mapping[str, np.ndarray], s
     for name, read in probe.predict(features[scored]).items():
         truth = targets[name][scored].astype(np.float64)
         mean = targets[name][split.train & rows].mean(dtype=np.float64)
-        scores[name] = CoordinateScore(
-            r2=float(r2_score(truth, read)), median_error=float(np.median(np.abs(truth - read))),
-            baseline_error=float(np.median(np.abs(truth - mean))), n=len(truth))
+        errors = [float(np.median(np.abs(truth - guess))) for guess in (read, mean)]
+        scores[name] = CoordinateScore(float(r2_score(truth, read)), *errors, len(truth))
     return scores
 
 
-def fit_coordinate_probe(features: np.ndarray, targets: Mapping[str, np.ndarray], split: Split, *,
+def fit_coordinate_probe(features: np.ndarray, targets: Variables, split: Split, *,
                          rows: np.ndarray, cfg: ProbeConfig, seed: int) -> Probe:
     """An MLP D -> 256 -> 256 -> V on standardised targets, fitted on training rows in rows only.
 
     As coordinate_scores. Keeps the epoch with the smallest squared error on validation episodes.
     """
-    fit, validation = split.fit_and_validation(rows, seed=seed)
-    standardise = _standardiser(features[fit])
-    values = _tensor(np.stack(list(targets.values()), axis=1))
-    fitted, judged = values[np.flatnonzero(fit)], values[np.flatnonzero(validation)]
+    sides = split.fit_and_validation(rows, seed=seed)
+    values = np.stack(list(targets.values()), axis=1)
+    fitted, judged = (_tensor(values[side]) for side in sides)
     centre, spread = _mean_and_deviation(fitted)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = nn.Sequential(
             nn.Linear(features.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
             nn.Linear(HIDDEN, len(targets)))
 
+    def read(outputs):
+        return outputs * spread + centre
+
     def closeness(outputs):
         return -F.mse_loss(outputs, (judged - centre) / spread).reshape(1)
 
-    _fit(model, _Task(standardise(features[fit]), (fitted - centre) / spread, F.mse_loss,
-                      standardise(features[validation]), closeness, torch.zeros(1).long()),
-         cfg=cfg, seed=seed)
-    return Probe(tuple(targets), standardise, model, lambda outputs: outputs * spread + centre)
+    task = _Task(tuple(targets), (fitted - centre) / spread, F.mse_loss, read, closeness)
+    return _fit(model, features, sides, task, cfg=cfg, seed=seed)
 
 
-def state_correlation(features: np.ndarray, targets: Mapping[str, np.ndarray],
-                      rows: np.ndarray) -> float:
+def state_correlation(features: np.ndarray, targets: Variables, rows: np.ndarray) -> float:
     """The seed document's measure: best |Pearson r| over the D dimensions, mean over the targets.
 
-    features (N, D); targets name -> (N,); rows (N,) bool. The best of D on the very rows it is
-    chosen on: above 0 for any representation, comparable only at equal D and N. What is constant
-    counts as 0.
+    features (N, D); rows (N,) bool. The best of D on the very rows it is chosen on: above 0 for
+    any representation, comparable only at equal D and N. What is constant counts as 0.
     """
-    values = _unit_columns(np.stack([target[rows] for target in targets.values()], axis=1))
-    correlations = values.T @ _unit_columns(features[rows])
-    return float(np.abs(correlations).max(axis=1).mean())
+    columns = np.column_stack([features[rows], *(target[rows] for target in targets.values())])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = np.nan_to_num(np.corrcoef(columns, rowvar=False))
+    return float(np.abs(r[-len(targets):, :-len(targets)]).max(axis=1).mean())
 
-
-# ---- geometry of embeddings
 
 def temporal_consistency(embeddings: np.ndarray, episode_ids: np.ndarray, *, seed: int,
                          stride: int = 1) -> float:
     """Mean distance of embeddings stride rows apart in an episode / diversity (any two rows).
 
     embeddings (N, D), the rows of an episode consecutive and in order; episode_ids (N,).
-    0: nothing moves; 1: neighbours are strangers. Raises InputError when no episode has a pair.
+    0: nothing moves; 1: neighbours are strangers; nan: all is one point. Raises InputError when
+    no episode has a pair.
     """
     same = episode_ids[stride:] == episode_ids[:-stride]
     if not same.any():
         raise InputError(f"temporal consistency needs an episode of more than {stride} rows")
     steps = np.linalg.norm((embeddings[stride:] - embeddings[:-stride])[same], axis=1)
-    return float(steps.mean(dtype=np.float64) / diversity(embeddings, seed=seed))
+    strangers = diversity(embeddings, seed=seed)
+    return float(steps.mean(dtype=np.float64)) / strangers if strangers else float("nan")
 
 
 def diversity(embeddings: np.ndarray, *, seed: int, num: int = 1000) -> float:
@@ -303,8 +294,6 @@ def diversity(embeddings: np.ndarray, *, seed: int, num: int = 1000) -> float:
     return float(pdist(embeddings[chosen]).mean())
 
 
-# ---- frames
-
 def pixel_pca(fit_frames: np.ndarray, num_components: int) -> Callable[[np.ndarray], np.ndarray]:
     """PCA of pixels as a representation: frames (N, 4, 84, 84) uint8 -> (N, C) float32.
 
@@ -312,7 +301,7 @@ def pixel_pca(fit_frames: np.ndarray, num_components: int) -> Callable[[np.ndarr
     row: four times fewer, and a ball still shows) by randomized SVD with a fixed seed.
     """
     pca = PCA(num_components, svd_solver="randomized", iterated_power=2, random_state=0)
-    pca.fit(_halved(fit_frames))
+    pca = pca.fit(_halved(fit_frames))
     return lambda frames: np.concatenate(
         [pca.transform(_halved(frames[i:i + BLOCK])) for i in range(0, len(frames), BLOCK)])
 
@@ -323,52 +312,46 @@ def frame_keys(frames: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-# ---- fitting
-
 @dataclass(frozen=True)
 class _Task:
-    inputs: torch.Tensor  # (N, D)
-    wanted: torch.Tensor  # (N, V)
+    names: tuple[str, ...]
+    wanted: torch.Tensor  # (N, V), for the loss
     loss: Callable  # outputs, wanted -> scalar
-    validation: torch.Tensor  # (M, D)
-    score: Callable  # outputs of validation -> (S,), larger is better
-    owner: torch.Tensor  # of each first-axis entry of a parameter the score it answers to, or [0]
+    read: Callable  # outputs -> (N, V)
+    score: Callable  # outputs on the validation rows -> (S,), larger is better
+    owner: torch.Tensor | None = None  # which score each row of a parameter answers to; None: one
 
 
-def _fit(model: nn.Module, task: _Task, *, cfg: ProbeConfig, seed: int) -> None:
-    """Adam with early stopping; model ends with the best epoch, chosen for each score apart."""
-    model.to(task.inputs.device)
+def _fit(model: nn.Module, features: np.ndarray, sides: tuple, task: _Task, *, cfg: ProbeConfig,
+         seed: int) -> Probe:
+    """Adam with early stopping; keeps the best epoch, for each score apart."""
+    mean, deviation = _mean_and_deviation(_tensor(features[sides[0]]))
+    probe = Probe(task.names, mean, deviation, model.to(device()), task.read)
+    inputs, validation = (probe.standardise(features[side]) for side in sides)
+    owner = torch.zeros(1, dtype=torch.long) if task.owner is None else task.owner
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode="max", factor=0.2, patience=max(1, cfg.patience // 3))
+        optimizer, mode="max", factor=0.2, patience=max(1, cfg.patience // 3), threshold=0)
     generator = torch.Generator().manual_seed(seed)
     best, best_scores, stale = model.state_dict(), -torch.inf, 0
     for _ in range(cfg.epochs):
-        for batch in torch.randperm(len(task.inputs), generator=generator).split(BATCH):
+        for batch in torch.randperm(len(inputs), generator=generator).split(BATCH):
             optimizer.zero_grad()
-            task.loss(model(task.inputs[batch]), task.wanted[batch]).backward()
+            task.loss(model(inputs[batch]), task.wanted[batch]).backward()
             optimizer.step()
         with torch.no_grad():
-            scores = task.score(model(task.validation))
+            scores = task.score(model(validation))
         improved = scores > best_scores
         best_scores = torch.where(improved, scores, best_scores)
-        best = {name: _chosen(improved[task.owner], now, best[name])
+        mask = improved[owner]
+        best = {name: torch.where(mask.view(-1, *[1] * (now.ndim - 1)), now, best[name])
                 for name, now in model.state_dict().items()}
         plateau.step(scores.mean().item())
         stale = 0 if improved.any() else stale + 1
         if stale >= cfg.patience:
             break
     model.load_state_dict(best)
-
-
-def _chosen(mask, new, old):
-    """new where mask (of the first axis) is true, else old."""
-    return torch.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def _standardiser(fitted):
-    mean, deviation = _mean_and_deviation(_tensor(fitted))
-    return lambda features: ((_tensor(features) - mean) / deviation).clamp(-CLIP, CLIP)
+    return probe
 
 
 def _mean_and_deviation(values):
@@ -378,16 +361,10 @@ def _mean_and_deviation(values):
 
 
 def _tensor(values) -> torch.Tensor:
-    values = torch.as_tensor(np.asarray(values, dtype=np.float32), device=device())
+    values = torch.as_tensor(np.array(values, dtype=np.float32), device=device())
     if not values.isfinite().all():
         raise InputError("the representation to be probed has values that are not finite")
     return values
-
-
-def _entropy(values):
-    counts = np.bincount(values)
-    shares = counts[counts > 0] / len(values)
-    return -(shares * np.log(shares)).sum()
 
 
 def _f1(labels, guesses, rows):
@@ -395,15 +372,8 @@ def _f1(labels, guesses, rows):
             for name, guess in guesses.items()}
 
 
-def _unit_columns(values):
-    centred = values - values.mean(axis=0, dtype=np.float64)
-    norms = np.linalg.norm(centred, axis=0)
-    return centred / np.where(norms > 1e-9, norms, np.inf)
-
-
 def _halved(frames):
     """(N, 4, 84, 84) uint8 -> (N, 7056) float32 in [0, 1]."""
-    left, right = frames[..., 0::2].astype(np.uint16), frames[..., 1::2]
-    columns = left + right
-    return (columns[..., 0::2, :] + columns[..., 1::2, :]).reshape(len(frames), -1) \
-        * np.float32(1 / 1020)
+    pairs = frames[..., 0::2].astype(np.uint16) + frames[..., 1::2]
+    sums = pairs[..., 0::2, :] + pairs[..., 1::2, :]
+    return sums.reshape(len(frames), -1) * np.float32(1 / 1020)

@@ -37,11 +37,13 @@ from hd.storage import (
     ROOT,
     artifacts_root,
     check_writable,
+    read_record,
     sha256_of,
     shown,
     write_array,
     write_atomically,
     write_json,
+    write_record,
 )
 
 COLUMNS = ("stage", "variant", "game", "seed", "step", "split", "metric", "value", "baseline")
@@ -109,7 +111,8 @@ class Run:
         """True when less than margin seconds are left, or this is a kernel whose parent is gone."""
         if self.deadline is not None and time.monotonic() + margin >= self.deadline:
             return True
-        parent = os.environ.get("JPY_PARENT_PID") if os.name == "posix" else None
+        is_kernel = os.name == "posix" and "ipykernel" in sys.modules
+        parent = os.environ.get("JPY_PARENT_PID") if is_kernel else None
         return parent is not None and int(parent) != os.getppid()
 
 
@@ -119,11 +122,8 @@ def start(stage: str, *, profile: str, variant: str = "base", seed: int = 0,
     """A Run from plain values, all checked. Seeds the generators. Raises InputError in one line."""
     config.allowed("stage", stage, config.STAGES)
     games = config.check_games(games)
-    resolved = config.resolve(profile, variant, overrides)
-    if resolved.policy.game not in games:
-        policy = dataclasses.replace(resolved.policy, game=games[0])
-        resolved = dataclasses.replace(resolved, policy=policy)
-    if time_limit is not None and not time_limit >= 0:
+    resolved = config.resolve(profile, variant, overrides, games)
+    if time_limit is not None and (type(time_limit) not in (int, float) or not time_limit >= 0):
         raise InputError(f"time limit must be seconds, 0 for none; got {time_limit!r}")
     deadline = time.monotonic() + time_limit if time_limit else None
     run = Run(stage, resolved, variant, config.check_seed(seed), games, deadline)
@@ -179,6 +179,8 @@ def exclusive(run: Run):
         raise InputError(f"another process is working on {shown(run.folder)}; wait for it or "
                          f"stop it, then give the same command again") from None
     try:
+        for leftover in run.folder.glob(".[!.]*.*"):  # half-written by a process that was killed
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -191,8 +193,8 @@ def save_checkpoint(run: Run, tensors: dict[str, torch.Tensor], state: dict) -> 
     path = run.folder / f"checkpoint-{state['step']:08d}.safetensors"
     tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
     write_atomically(path, lambda aside: save_file(tensors, aside))
-    write_json(run.folder / "checkpoint.json",
-               {**state, "identity": run.identity, "file": path.name, "sha256": sha256_of(path)})
+    write_record(run.folder / "checkpoint.json",
+                 {**state, "identity": run.identity, "file": path.name, "sha256": sha256_of(path)})
     for old in run.folder.glob("checkpoint-*.safetensors"):
         if old != path:
             old.unlink()
@@ -204,7 +206,7 @@ def load_checkpoint(run: Run) -> tuple[dict, dict] | None:
     if not marker.exists():
         return None
     try:
-        state = json.loads(marker.read_text(encoding="utf-8"))
+        state = read_record(marker)
         path = run.folder / state["file"]
         if sha256_of(path) == state["sha256"] and state["identity"] == run.identity:
             return load_file(path), state
@@ -226,9 +228,9 @@ def finish(run: Run, files: Iterable[Path], *, wall_seconds: float, **extra) -> 
     """Write finished.json, provenance and the files' sha256: from now on it can be loaded."""
     record = {**provenance(run, wall_seconds=wall_seconds),
               "files": {path.name: sha256_of(path) for path in files}, **extra}
-    write_json(run.folder / "finished.json", record)
+    write_record(run.folder / "finished.json", record)
     remove_checkpoint(run)
-    return record
+    return read_record(run.folder / "finished.json")
 
 
 def finished(run: Run) -> dict | None:
@@ -236,15 +238,7 @@ def finished(run: Run) -> dict | None:
 
     Raises InputError naming a damaged file and the command that rebuilds it.
     """
-    marker = run.folder / "finished.json"
-    if not marker.exists():
-        return None
-    try:
-        record = json.loads(marker.read_text(encoding="utf-8"))
-        damaged = [name for name, digest in record["files"].items()
-                   if not (run.folder / name).exists() or sha256_of(run.folder / name) != digest]
-    except (ValueError, KeyError):
-        damaged = [marker.name]
+    record, damaged = _inspect(run)
     if damaged:
         raise InputError(f"{shown(run.folder / damaged[0])} is damaged (its sha256 does not "
                          f"match); rebuild it: {run.command}")
@@ -253,16 +247,28 @@ def finished(run: Run) -> dict | None:
 
 def finished_or_cleared(run: Run) -> dict | None:
     """As finished, for the stage that is about to be made: what is damaged is removed first."""
+    record, damaged = _inspect(run)
+    if not damaged:
+        return record
+    print(f"{shown(run.folder / damaged[0])} is damaged: making it again", file=sys.stderr)
+    for name in ("finished.json", *damaged):
+        (run.folder / name).unlink(missing_ok=True)
+    return None
+
+
+def _inspect(run: Run) -> tuple[dict | None, list[str]]:
+    """The record of a finished stage, and the names of its files that are not as recorded."""
+    marker = run.folder / "finished.json"
+    if not marker.exists():
+        return None, []
     try:
-        return finished(run)
-    except InputError as error:
-        print(f"{error}: rebuilding now", file=sys.stderr)
-        record = run.folder / "finished.json"
-        record.unlink()
-        for path in run.folder.glob("[!.]*"):
-            if path.is_file():
-                path.unlink()
-        return None
+        record = read_record(marker)
+    except ValueError:
+        return None, [marker.name]
+    # Only names: what a stranger's record lists must not lead out of the folder.
+    paths = {run.folder / Path(name).name: digest for name, digest in record["files"].items()}
+    return record, [path.name for path, digest in paths.items()
+                    if not path.exists() or sha256_of(path) != digest]
 
 
 def require(run: Run) -> dict:
@@ -372,6 +378,13 @@ def save_table(run: Run, rows: list[dict], *, stage: str | None = None,
     return table
 
 
+def save_episodes(run: Run, episodes: list[dict]) -> None:
+    """Keep every played episode: results/<stage>/<name>-episodes.csv."""
+    path = run.root / "results" / run.stage / f"{run.name}-episodes.csv"
+    table = pd.DataFrame(episodes)
+    write_atomically(path, lambda aside: table.to_csv(aside, index=False))
+
+
 def load_table(path: Path) -> pd.DataFrame:
     """Read a metric table; raises InputError when it is missing, damaged or of another schema."""
     try:
@@ -382,5 +395,6 @@ def load_table(path: Path) -> pd.DataFrame:
     if tuple(table.columns) != COLUMNS:
         raise InputError(f"{shown(path)} must have the columns {', '.join(COLUMNS)}")
     if record.get("sha256") != sha256_of(path):
-        raise InputError(f"{shown(path)} is damaged (its sha256 does not match its .json)")
+        raise InputError(f"{shown(path)} is damaged (its sha256 does not match its .json): make it "
+                         f"again with its notebook, or restore it from git")
     return table

@@ -55,6 +55,24 @@ def write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=1, default=dict) + "\n")
 
 
+def write_record(path: Path, content: dict) -> None:
+    """Atomic JSON that also holds its own sha256: read_record notices any later change."""
+    write_json(path, {**content, "sha256_of_record": _digest_of(content)})
+
+
+def read_record(path: Path) -> dict:
+    """What write_record wrote; raises ValueError when it was damaged since."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.pop("sha256_of_record", "") != _digest_of(content):
+        raise ValueError(f"{shown(path)} is damaged")
+    return content
+
+
+def _digest_of(content: dict) -> str:
+    text = json.dumps(content, sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Atomic .npy file."""
     write_atomically(path, lambda aside: np.save(aside, array, allow_pickle=False))

@@ -79,9 +79,10 @@ class ResidualVQ(nn.Module):
     def encode(self, embeddings):
         """embeddings (..., D) -> tokens (..., L) int64; never changes state."""
         was_training, self.training = self.training, False
-        tokens = self(embeddings).tokens
-        self.training = was_training
-        return tokens
+        try:
+            return self(embeddings).tokens
+        finally:
+            self.training = was_training
 
     def decode(self, tokens, per_level: bool = False):
         """tokens (..., L) -> quantized (..., D), or each level's own vectors (..., L, D)."""
@@ -196,7 +197,7 @@ def tokens(run: Run) -> np.ndarray:
 
     def make():
         model, source = load(run), encoder.embeddings(run.at("encoder"))
-        parts = [model.encode(torch.from_numpy(source[i:i + ENCODE_ROWS]).to(runs.device()))
+        parts = [model.encode(torch.tensor(source[i:i + ENCODE_ROWS]).to(runs.device()))
                  for i in range(0, len(source), ENCODE_ROWS)]
         return torch.cat(parts).to(torch.int16).cpu().numpy()
 

@@ -7,6 +7,7 @@ one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -131,16 +132,16 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
         pending = {k: [torch.tensor(v) for v in values] for k, values in notes["pending"].items()}
     began = last_saved = time.monotonic()
     slowest = 0.0  # seconds of the longest iteration, so that a time limit is kept, not overrun
-    tracker = tracker_for(run)
 
     def checkpoint(step):
+        _require_finite(model, pending, step, run)
         runs.save_checkpoint(run, state.tensors(), {
             "step": step, "history": history, "scaler": scaler.state_dict(),
             "pending": {k: [v.item() for v in values] for k, values in pending.items()},
             "wall_seconds": spent + time.monotonic() - began})
 
     model.train()
-    with ThreadPoolExecutor(1) as loader, tqdm(
+    with tracker_for(run) as tracker, ThreadPoolExecutor(1) as loader, tqdm(
             total=cfg.num_steps, initial=first, desc=run.stage, mininterval=2.0,
             file=sys.stdout, unit="step") as progress:
         feed = _Feed(batches, loader, first * cfg.accumulate, cfg.num_steps * cfg.accumulate)
@@ -151,7 +152,8 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
                 pending.setdefault(key, []).append(value)
             done = step + 1
             if _is_due(done, cfg):
-                entry = _flush(pending, done, run)
+                _require_finite(model, pending, done, run)
+                entry = _flush(pending, done)
                 if evaluate and _is_due(done, cfg, evaluation=True):
                     entry |= _evaluate(model, evaluate)
                 history.append(entry)
@@ -166,11 +168,9 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
                 last_saved = time.monotonic()
                 slowest = max(slowest, last_saved - iteration)
                 if must_stop:
-                    tracker.finish()
                     raise runs.TimeLimitReached(
                         f"{run.stage} stopped at step {done} of {cfg.num_steps} with a "
                         f"checkpoint; the same command continues it")
-    tracker.finish()
     wall = spent + time.monotonic() - began
     return runs.save_model(run, model.eval(), wall_seconds=wall, history=history)
 
@@ -194,7 +194,8 @@ class _Feed:
 def _step(model, feed, optimizer, scaler, dtype, run, step) -> dict[str, torch.Tensor]:
     """One optimizer step over cfg.accumulate batches; returns the mean parts, detached."""
     cfg, device = run.cfg, runs.device()
-    torch.manual_seed((run.seed << 32) + step)
+    # All 32 bits that the CPU's generator reads must depend on the seed and on the step.
+    torch.manual_seed(int(runs.rng_for(run.seed, run.stage, step).integers(2**32)))
     if optimizer and cfg.schedule == "cosine":
         for group in optimizer.param_groups:
             group["lr"] = cfg.lr * warmup_cosine(step, cfg.num_steps)
@@ -218,18 +219,23 @@ def _step(model, feed, optimizer, scaler, dtype, run, step) -> dict[str, torch.T
     return mean
 
 
-def _flush(pending, step, run) -> dict:
-    """The mean of what was gathered since the last record; raises NonFiniteLoss."""
+def _require_finite(model, pending, step, run) -> None:
+    """Raise NonFiniteLoss unless all losses gathered and all weights are finite numbers."""
+    values = [*pending.get("loss", []), *model.state_dict().values()]
+    if not all(value.isfinite().all() for value in values):
+        saved = run.folder / "checkpoint.json"
+        kept = f"the last good checkpoint is {runs.shown(saved)}" if saved.exists() else \
+            "there is no checkpoint yet"
+        raise NonFiniteLoss(f"{run.stage}: the loss or a weight is not finite at or before step "
+                            f"{step}; {kept}; lower {run.stage}.lr or set precision to float32")
+
+
+def _flush(pending, step) -> dict:
+    """The mean of what was gathered since the last record."""
     entry = {"step": step}
     for key, values in pending.items():
         entry[key] = torch.stack([value.cpu() for value in values]).mean().item()
     pending.clear()
-    if not math.isfinite(entry["loss"]):
-        saved = run.folder / "checkpoint.json"
-        kept = f"the last good checkpoint is {runs.shown(saved)}" if saved.exists() else \
-            "there is no checkpoint yet"
-        raise NonFiniteLoss(f"{run.stage}: the loss is {entry['loss']} at or before step {step}; "
-                            f"{kept}; lower {run.stage}.lr or set precision to float32")
     return entry
 
 
@@ -248,18 +254,26 @@ def _evaluate(model, evaluate) -> dict:
     return metrics
 
 
+@contextlib.contextmanager
 def tracker_for(run: Run):
-    """A wandb run below the profile's folder: offline unless WANDB_MODE says otherwise."""
+    """A wandb run below the profile's folder: offline unless WANDB_MODE says otherwise.
+
+    Closed whatever happens: wandb would give a run left open to the next stage.
+    """
     import wandb  # late: it takes a second, and most commands never train
 
     settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False,
-                              x_disable_meta=True, x_disable_stats=True)
+                              x_disable_meta=True, x_disable_stats=True, host="local")
     (run.root / "wandb").mkdir(parents=True, exist_ok=True)
-    return wandb.init(project="hi-dreamer", name=f"{run.stage}-{run.name}", dir=run.root,
-                      group=f"{run.profile.name}-{run.variant}", job_type=run.stage,
-                      mode=os.environ.get("WANDB_MODE", "offline"),
-                      config={"profile": run.profile.name, "variant": run.variant,
-                              "seed": run.seed, **dataclasses.asdict(run.cfg)}, settings=settings)
+    tracker = wandb.init(project="hi-dreamer", name=f"{run.stage}-{run.name}", dir=run.root,
+                         group=f"{run.profile.name}-{run.variant}", job_type=run.stage,
+                         mode=os.environ.get("WANDB_MODE", "offline"), settings=settings,
+                         config={"profile": run.profile.name, "variant": run.variant,
+                                 "seed": run.seed, **dataclasses.asdict(run.cfg)})
+    try:
+        yield tracker
+    finally:
+        tracker.finish()
 
 
 def to_device(batch, device: torch.device):

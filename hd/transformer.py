@@ -22,13 +22,13 @@ class KVCache:
         if torch.is_autocast_enabled(weight.device.type):
             dtype = torch.get_autocast_dtype(weight.device.type)
         self.memory = torch.empty(shape, device=weight.device, dtype=dtype)
-        self.length = 0
+        self.length, self.max_length = 0, max_length
 
     def extend(self, layer: int, keys, values):
         """Store (B, heads, n, width) behind what is there; returns all keys and values so far."""
         end = self.length + keys.shape[2]
-        if end > self.memory.shape[4]:
-            raise ValueError(f"the cache holds {self.memory.shape[4]} positions; {end} are needed")
+        if end > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} positions; {end} are needed")
         self.memory[layer, 0, :, :, self.length:end] = keys
         self.memory[layer, 1, :, :, self.length:end] = values
         return self.memory[layer, 0, :, :, :end], self.memory[layer, 1, :, :, :end]

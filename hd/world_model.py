@@ -127,7 +127,8 @@ class WorldModel(nn.Module):
         self.apply(_initialise)
         nn.init.zeros_(self.reward_head[-1].weight)  # far bins would shout before they are learned
         self.register_buffer("mask", hierarchical_mask(cfg.max_steps, cfg.mask), persistent=False)
-        self.register_buffer("codebooks", codebooks)
+        kept = None if codebooks is None else codebooks.detach().clone()
+        self.register_buffer("codebooks", kept)
 
     def embed(self, tokens, actions):
         """tokens (B, T, 3), actions (B, T) -> (B, 4T, dim), positions from 0."""
@@ -170,6 +171,8 @@ class WorldModel(nn.Module):
     def extend(self, x, cache: KVCache):
         """x (B, n, dim) token embeddings without position, behind the cache -> (B, n, dim)."""
         first, last = cache.length, cache.length + x.shape[1]
+        if last > cache.max_length:
+            raise InputError(f"the cache was made for {cache.max_length // 4} steps, all taken")
         x = x + self.position_embedding.weight[first:last]
         return self.transformer(x, self.mask[first:last, :last], cache)
 
@@ -221,7 +224,7 @@ def action_ids(run: Run, data) -> np.ndarray:
     ids = np.empty_like(data.actions)
     for index, game in enumerate(run.games):
         table = np.zeros(18, ids.dtype)
-        table[list(GAMES[game].legal_ids)] = np.arange(len(GAMES[game].legal_ids))
+        table[list(GAMES[game].actions)] = np.arange(len(GAMES[game].actions))
         ids[data.game_idx == index] = table[data.actions[data.game_idx == index]]
     return ids
 
@@ -258,14 +261,21 @@ class Windows:
         if cfg.windows == "stride1":
             starts = self.data.window_starts(cfg.max_steps, is_train)
         else:
-            starts = replay.epoch_windows(self.data.episode_ids, cfg.max_steps, rng, is_train)
-        return rng.permutation(starts)
+            starts = replay.epoch_windows(self.data.episode_ids, cfg.max_steps, rng=rng,
+                                          rows_mask=is_train)
+        return rng.permutation(self._found(starts, "training"))
 
     def held_out(self, game: str = "all") -> np.ndarray:
         """First rows of windows that tile the held-out episodes."""
         mask = ~self.data.is_train & self.data.in_game(game)
         starts = self.data.window_starts(self.run.cfg.max_steps, mask)
-        return replay.tiles(starts, self.run.cfg.max_steps)
+        return self._found(replay.tiles(starts, self.run.cfg.max_steps), f"held-out {game}")
+
+    def _found(self, starts, which: str):
+        if not len(starts):
+            raise InputError(f"no {which} episode has {self.run.cfg.max_steps} steps; lower "
+                             f"world_model.max_steps or collect more frames")
+        return starts
 
 
 def train(run: Run) -> tuple[WorldModel, dict]:
@@ -275,13 +285,15 @@ def train(run: Run) -> tuple[WorldModel, dict]:
     order = functools.lru_cache(maxsize=2)(windows.training_starts)
 
     def batches(i: int):
-        starts = order(i // per_epoch)
         first = (i % per_epoch) * cfg.batch_size
-        return windows.batch(starts[first:first + cfg.batch_size], cfg.max_steps)
+        picks = np.arange(first, first + cfg.batch_size)
+        # An epoch may hold fewer windows than the first: its last batch begins it again.
+        return windows.batch(order(i // per_epoch).take(picks, mode="wrap"), cfg.max_steps)
 
     chosen = windows.held_out()
     chosen = chosen[::-(-len(chosen) // EVALUATION_WINDOWS)]
     held_out = training.to_device(windows.batch(chosen, cfg.max_steps), runs.device())
+    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
     model = build(run)
     record = training.train(model, batches, run, evaluate=lambda m: _evaluate(m, held_out))
     return model, record
@@ -313,9 +325,6 @@ def measure(run: Run, model: WorldModel) -> list[dict]:
     windows, rows = Windows(run), []
     for game in run.games:
         starts = windows.held_out(game)
-        if not len(starts):
-            raise InputError(f"no held-out episode of {game} has {run.cfg.max_steps} steps; "
-                             f"lower world_model.max_steps or collect more frames")
         scored = _score_windows(model, windows, starts)
         for level in range(3):
             base = _baselines(run, windows, game, level, starts)

@@ -1,0 +1,293 @@
+"""The command line: run, report, sweep, play, check, bench, publish, profiles.
+
+Bad input is one line on stderr and exit code 2, a time limit 75, Ctrl-C 130, a failed notebook,
+build or check 1. Modules that import torch are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from importlib.util import find_spec
+
+from hd import config
+from hd.config import GAMES, InputError
+
+EXIT_FAILED, EXIT_INPUT, EXIT_TIME_LIMIT, EXIT_INTERRUPTED = 1, 2, 75, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is an InputError instead of a usage text and an exit."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message):
+        raise InputError(message)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        args = make_parser().parse_args(argv)
+        return args.command(args) or 0
+    except InputError as error:
+        return _complain(error, EXIT_INPUT)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command continues", EXIT_INTERRUPTED)
+    except Exception as error:
+        from hd.notebooks import NotebookError
+        from hd.runs import TimeLimitReached
+        if isinstance(error, TimeLimitReached):
+            return _complain(error, EXIT_TIME_LIMIT)
+        if isinstance(error, NotebookError):
+            return _complain(error, EXIT_FAILED)
+        raise
+
+
+def make_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(prog="hd", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = _add(commands, "run", run_notebook, "execute a notebook of book/pipeline, or all of them")
+    run.add_argument("notebook", help="as in book/pipeline, or all")
+    _add_choices(run)
+    _add_time_limit(run)
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     help="another parameter of the notebook")
+    run.add_argument("--force", action="store_true", help="execute even if it is up to date")
+    run.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+
+    report = _add(commands, "report", make_report, "run the whole chain and build the book")
+    _add_choices(report)
+    _add_time_limit(report)
+    report.add_argument("--no-run", action="store_true", help="only build, from what is there")
+
+    _add_sweep_options(_add(commands, "sweep", run_sweep, "the chain for variants and seeds"))
+
+    play = _add(commands, "play", play_game, "let a trained policy play the real game; a video")
+    play.add_argument("--game", default=GAMES[0], help=_one_of(GAMES))
+    _add_choices(play, games=False)
+    play.add_argument("--episodes", type=_number, default=1)
+    play.add_argument("--policy", default="trained", help="trained or random")
+
+    check = _add(commands, "check", run_checks, "validate data, model and mask; plays if needed")
+    _add_choices(check, profile="smoke")
+    _add(commands, "bench", run_benchmark, "side-by-side timings")
+    publish = _add(commands, "publish", publish_profile, "copy fresh tables and figures for git")
+    publish.add_argument("--profile", required=True, help=_one_of(config.PROFILES))
+    publish.add_argument("--variant", default="base", help="one, or all")
+    publish.add_argument("--seed", type=_number, help="all seeds unless one is given")
+    _add(commands, "profiles", show_profiles, "what the profiles and variants are")
+    return parser
+
+
+# ---- commands
+
+def run_notebook(args) -> None:
+    """Execute one notebook, or the chain."""
+    from hd import notebooks
+    if args.with_parent:
+        _stop_with_parent()
+    settings = {**_choices(args), "time_limit": args.time_limit, "force": args.force}
+    if args.notebook == "all":
+        if args.p:
+            raise InputError("-p needs one notebook, not all")
+        notebooks.execute_all(**settings)
+        return
+    config.allowed("notebook", args.notebook, [*notebooks.names(), "all"])
+    repeated = {name for name, _ in args.p if [pair[0] for pair in args.p].count(name) > 1}
+    if repeated:
+        raise InputError(f"parameter {', '.join(sorted(repeated))} is given twice")
+    notebooks.execute(args.notebook, **settings, parameters=dict(args.p))
+
+
+def make_report(args) -> None:
+    """Run the chain, stage the book and build it."""
+    from hd import notebooks
+    chosen = _choices(args)
+    if not args.no_run:
+        notebooks.execute_all(**chosen, time_limit=args.time_limit)
+    staged = notebooks.stage_book(**chosen)
+    print("building the book", flush=True)
+    index = notebooks.build_book(staged)
+    print(f"the book is ready: {index}")
+
+
+def run_sweep(args) -> int:
+    """The Snakefile's DAG under a lock of our own, so that a killed sweep leaves nothing locked."""
+    seeds = [config.check_seed(_number(seed)) for seed in args.seeds.split(",")]
+    variants = args.variants.split(",")
+    for variant in variants:
+        config.resolve(args.profile, variant)
+    games = config.check_games(args.games)
+    from hd import notebooks
+    from hd.storage import ROOT, artifacts_root
+    config.allowed("notebook", args.until, notebooks.CHAIN)
+    if not isinstance(args.cores, int) or args.cores < 1:
+        raise InputError(f"cores must be a whole number from 1; got {args.cores!r}")
+    if not find_spec("snakemake"):
+        raise InputError("sweeps need Snakemake, which needs Python 3.11 or newer")
+    if args.slurm and not find_spec("snakemake_executor_plugin_slurm"):
+        raise InputError("--slurm needs the package snakemake-executor-plugin-slurm")
+    from snakemake.cli import main as snakemake
+    command = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(artifacts_root()),
+               "--nolock", "--rerun-incomplete", "--keep-going", "--config",
+               f"profile={args.profile}", f"until={args.until}",
+               f"variants={_listed(variants)}", f"seeds={_listed(seeds)}",
+               f"games={_listed(games)}"]
+    command += ["--profile", str(ROOT / "workflow" / "slurm")] if args.slurm else \
+        ["--cores", str(args.cores)]
+    command += ["--dry-run"] * args.dry_run
+    with notebooks.exclusive(artifacts_root() / "sweep"):
+        try:
+            snakemake(command)
+        except SystemExit as done:
+            if done.code:
+                return _complain("the sweep is not complete, see above; the same command "
+                                 "continues it", EXIT_FAILED)
+    return 0
+
+
+def play_game(args) -> None:
+    """Play episodes of the real game and write a video."""
+    config.allowed("game", args.game, GAMES)
+    config.allowed("policy", args.policy, ("trained", "random"))
+    config.resolve(args.profile, args.variant)
+    if not isinstance(args.episodes, int) or args.episodes < 1:
+        raise InputError(f"episodes must be a whole number from 1; got {args.episodes!r}")
+    from hd.report import play_video
+    print(play_video(args.game, profile=args.profile, variant=args.variant,
+                     seed=config.check_seed(args.seed), num_episodes=args.episodes,
+                     policy=args.policy))
+
+
+def run_checks(args) -> int:
+    """The validation suite: one line per check."""
+    chosen, failed = _choices(args), 0
+    config.resolve(chosen["profile"], chosen["variant"], games=chosen["games"])
+    from hd import evaluation, runs, stages
+    run = runs.start("frames", **chosen)
+    stages.make(run)
+    for what, holds, detail in evaluation.check(run):
+        print(f"{'holds' if holds else 'FAILS'}  {what}: {detail}", flush=True)
+        failed += not holds
+    return EXIT_FAILED if failed else 0
+
+
+def run_benchmark(args):
+    """Side-by-side timings."""
+    from hd.benchmark import main as benchmark
+    return benchmark()
+
+
+def publish_profile(args) -> None:
+    """Copy a profile's fresh tables and figures into results/ and figures/."""
+    config.resolve(args.profile, "base" if args.variant == "all" else args.variant)
+    if args.seed is not None:
+        config.check_seed(args.seed)
+    from hd.report import publish
+    copied = publish(args.profile, args.variant, args.seed)
+    print(f"{len(copied)} files published; look at them with git diff, then commit them")
+
+
+def show_profiles(args) -> None:
+    """Print the sizes of each profile and the fields in which each variant differs from base."""
+    line = "{:9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>8} {:>9}".format
+    print(line("profile", "frames", "encoder", "tokenizer", "world", "world", "policy", "episodes"))
+    print(line("", "per game", "steps", "steps", "steps", "layers, dim", "steps", "played"))
+    for profile in config.PROFILES.values():
+        world = profile.world_model
+        print(line(profile.name, profile.frames.num_steps, profile.encoder.num_steps,
+                   profile.tokenizer.num_steps, world.num_steps,
+                   f"{world.num_layers} x {world.dim}", profile.policy.num_steps,
+                   profile.policy.eval_episodes))
+    print()
+    for profile in config.PROFILES.values():
+        print(f"{profile.name:9} {profile.purpose}")
+    print()
+    for name, fields in config.variants().items():
+        changed = ", ".join(f"{key} = {value}" for key, value in fields.items())
+        print(f"{name:22} {changed or 'as the profile says'}")
+
+
+# ---- helpers
+
+def _add(commands, name, command, text) -> Parser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_choices(parser, *, profile="quick", games=True) -> None:
+    parser.add_argument("--profile", default=profile, help=_one_of(config.PROFILES))
+    parser.add_argument("--variant", default="base", help="see hd profiles")
+    parser.add_argument("--seed", type=_number, default=0)
+    if games:
+        parser.add_argument("--games", default=",".join(GAMES), help="separated by commas")
+
+
+def _add_sweep_options(sweep) -> None:
+    sweep.add_argument("--profile", default="audit", help=_one_of(config.PROFILES))
+    sweep.add_argument("--variants", default="base", help="separated by commas; see hd profiles")
+    sweep.add_argument("--seeds", default="0", help="separated by commas")
+    sweep.add_argument("--games", default=",".join(GAMES), help="separated by commas")
+    sweep.add_argument("--until", default="06_policy", metavar="NOTEBOOK", help="the last notebook")
+    sweep.add_argument("--cores", type=_number, default=os.cpu_count() or 1,
+                       help="for the notebook that runs; they run one after the other")
+    sweep.add_argument("--slurm", action="store_true", help="submit to SLURM: workflow/slurm")
+    sweep.add_argument("-n", "--dry-run", action="store_true", help="only show what would run")
+
+
+def _add_time_limit(parser) -> None:
+    parser.add_argument("--time-limit", type=_number, metavar="SECONDS",
+                        help="stop before, with a checkpoint; the same command continues")
+
+
+def _choices(args) -> dict:
+    return {"profile": args.profile, "variant": args.variant, "seed": args.seed,
+            "games": config.check_games(args.games)}
+
+
+def _number(text: str):
+    """A number, or the text itself, about which the check of the value can say what is allowed."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _one_of(choices) -> str:
+    return ", ".join(choices)
+
+
+def _listed(values) -> str:
+    return f"[{','.join(map(str, values))}]"
+
+
+def _complain(message, code: int) -> int:
+    print(f"hd: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _stop_with_parent() -> None:
+    """A killed sweep takes its notebooks with it, so that the same command can start again."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        # The kernel notices by itself that this process is gone.
+        os._exit(EXIT_INTERRUPTED)
+    if os.name == "posix":
+        threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

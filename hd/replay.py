@@ -1,0 +1,327 @@
+"""Stored episodes as training sees them: split by episode, windows inside episodes, frames stacked
+when read.
+
+A row is one step: the frame seen, the action after it, what that action caused. Rows of several
+games stand one after the other; a row number is valid over all of them. Frames stay on disk.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from hd import runs
+from hd.collection import STEP_TYPES
+from hd.config import InputError, check_games
+from hd.runs import Run, row
+from hd.storage import shown
+
+STACK = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """The stored steps of several games, N in all.
+
+    offsets: (games + 1,) first row of each game, then N. game_idx: (N,) int8, index into games.
+    episode_ids: (N,) int64, unique over games; starts: (N,) int64, first row of a row's episode.
+    is_train: (N,) bool, False on held-out episodes. actions: (N,) int8 ALE ids; rewards,
+    continues: (N,) float32; source: (N,) int8, an index into hd.collection.SOURCES.
+    """
+
+    games: tuple[str, ...]
+    folder: Path
+    frames: tuple[np.ndarray, ...]
+    offsets: np.ndarray
+    game_idx: np.ndarray
+    episode_ids: np.ndarray
+    starts: np.ndarray
+    is_train: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    continues: np.ndarray
+    source: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path, games: Iterable[str], *, val_share: float, seed: int) -> Replay:
+        """Map the files that hd.collection wrote, split by episode within each game.
+
+        Raises InputError naming the file that is missing, damaged or does not fit the others.
+        """
+        games, folder = check_games(games), Path(folder)
+        frames, steps = zip(*(_open_game(folder, game) for game in games))
+        local_ids = [game_steps["episode_ids"].astype(np.int64) for game_steps in steps]
+        first_ids = np.cumsum([0, *(ids[-1] + 1 for ids in local_ids)])
+        episode_ids = np.concatenate([ids + first for ids, first in zip(local_ids, first_ids)])
+        is_train = [split_by_episode(ids, val_share=val_share, seed=seed)[0] for ids in local_ids]
+        lengths = [len(game_frames) for game_frames in frames]
+        return cls(
+            games, folder, frames, offsets=np.cumsum([0, *lengths]),
+            game_idx=np.repeat(np.arange(len(games), dtype=np.int8), lengths),
+            episode_ids=episode_ids,
+            starts=np.flatnonzero(np.diff(episode_ids, prepend=-1))[episode_ids],
+            is_train=np.concatenate(is_train),
+            **{name: np.concatenate([game_steps[name] for game_steps in steps])
+               for name in ("actions", "rewards", "continues", "source")})
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @cached_property
+    def ram(self) -> np.ndarray:
+        """(N, 128) uint8; read from disk when first asked for."""
+        columns = [_load(_steps_file(self.folder, game), ("ram",))["ram"] for game in self.games]
+        for game, ram, length in zip(self.games, columns, np.diff(self.offsets)):
+            if ram.shape != (length, 128) or ram.dtype != np.uint8:
+                raise _unusable(_steps_file(self.folder, game), f"ram is {ram.shape} {ram.dtype}")
+        return np.concatenate(columns)
+
+    @cached_property
+    def has_next(self) -> np.ndarray:
+        """(N,) bool: the next row is of the same episode."""
+        return np.append(self.episode_ids[1:] == self.episode_ids[:-1], False)
+
+    def in_game(self, game: str) -> np.ndarray:
+        """(N,) bool: the rows of one game, or of "all"."""
+        if game == "all":
+            return np.ones(len(self), bool)
+        return self.game_idx == self.games.index(game)
+
+    def stack(self, rows: np.ndarray) -> np.ndarray:
+        """rows (...) -> (..., 4, 84, 84) uint8, oldest first; an episode's first frame repeats."""
+        flat = np.ravel(rows)
+        ages = np.arange(STACK - 1, -1, -1)
+        sources = np.maximum(flat[:, None] - ages, self.starts[flat][:, None])
+        return self._gather(sources.ravel()).reshape(*np.shape(rows), STACK, 84, 84)
+
+    def newest(self, rows: np.ndarray) -> np.ndarray:
+        """rows (...) -> (..., 84, 84) uint8, the frame seen at each."""
+        return self._gather(np.ravel(rows)).reshape(*np.shape(rows), 84, 84)
+
+    def window_starts(self, length: int, rows_mask: np.ndarray | None = None) -> np.ndarray:
+        """See the function window_starts."""
+        return window_starts(self.episode_ids, length, rows_mask)
+
+    def chunk_starts(self, length: int) -> np.ndarray:
+        """window_starts within training episodes, computed once; InputError when there is none."""
+        return _training_windows(self, length)
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        """(M,) -> (M, 84, 84), read in the order of the file."""
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        if len(rows) and not 0 <= ordered[0] <= ordered[-1] < len(self):
+            raise IndexError(f"rows run from 0 to {len(self) - 1}; got {ordered[0]}, {ordered[-1]}")
+        bounds = np.searchsorted(ordered, self.offsets)
+        out = np.empty((len(rows), 84, 84), np.uint8)
+        for game_frames, offset, low, high in zip(self.frames, self.offsets, bounds, bounds[1:]):
+            out[order[low:high]] = game_frames[ordered[low:high] - offset]
+        return out
+
+
+@lru_cache(maxsize=4)
+def _training_windows(data: Replay, length: int) -> np.ndarray:
+    starts = data.window_starts(length, data.is_train)
+    if not len(starts):
+        raise InputError(f"no training episode has {length} steps; ask for shorter chunks or "
+                         f"collect more frames")
+    return starts
+
+
+def open_run(run: Run) -> Replay:
+    """The finished frames of a run, split by its config's val_share and its seed.
+
+    Raises InputError when they are missing or damaged, with the command that makes them.
+    """
+    run = run.at("frames")
+    runs.require(run)
+    return Replay.open(run.folder, run.games, val_share=run.cfg.val_share, seed=run.seed)
+
+
+def split_by_episode(episode_ids: np.ndarray, *, val_share: float,
+                     seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """episode_ids (N,) -> (train, val), bool (N,): each row on one side, no episode on both.
+
+    val_share of the episodes, rounded; with a share strictly between 0 and 1 and at least two
+    episodes each side gets one.
+    """
+    if not 0 <= val_share <= 1:
+        raise InputError(f"val_share must be from 0 to 1; got {val_share}")
+    episodes = np.unique(episode_ids)
+    num_val = int(val_share * len(episodes) + 0.5)
+    if 0 < val_share < 1 and len(episodes) >= 2:
+        num_val = min(max(num_val, 1), len(episodes) - 1)
+    chosen = np.random.default_rng(seed).permutation(episodes)[:num_val]
+    val = np.isin(episode_ids, chosen)
+    return ~val, val
+
+
+def window_starts(episode_ids: np.ndarray, length: int,
+                  rows_mask: np.ndarray | None = None) -> np.ndarray:
+    """First rows of all windows of `length` steps inside one episode, (W,) int64, ascending.
+
+    Their number is the sum of max(0, n - length + 1) over the episodes' lengths n. With rows_mask
+    (N,) bool only windows whose every row is True.
+    """
+    first, lengths = _segments(episode_ids, rows_mask)
+    counts = np.maximum(0, lengths - length + 1)
+    return _arithmetic(first, counts, 1)
+
+
+def valid_pairs(episode_ids: np.ndarray, distance: int,
+                rows_mask: np.ndarray | None = None) -> np.ndarray:
+    """Rows t with t + distance in the same episode; with rows_mask all rows from one to the other
+    must be True."""
+    return window_starts(episode_ids, distance + 1, rows_mask)
+
+
+def epoch_windows(episode_ids: np.ndarray, length: int, rng: np.random.Generator,
+                  rows_mask: np.ndarray | None = None) -> np.ndarray:
+    """One epoch: first rows of windows that tile each episode from a random offset, shuffled.
+
+    No step is in two windows. The offset is uniform over 0..length-1 (less where the episode would
+    hold no window), so over epochs a step meets every position; on average length - 1 steps at
+    an episode's two ends are left out of an epoch. Exposures: len(result) * length.
+    """
+    first, lengths = _segments(episode_ids, rows_mask)
+    first, lengths = first[lengths >= length], lengths[lengths >= length]
+    offsets = rng.integers(0, np.minimum(length - 1, lengths - length) + 1)
+    return rng.permutation(_arithmetic(first + offsets, (lengths - offsets) // length, length))
+
+
+def tiles(starts: np.ndarray, length: int) -> np.ndarray:
+    """Of all windows' first rows, ascending, those that tile each episode from its first row."""
+    is_first = np.diff(starts, prepend=-2) > 1
+    first = starts[is_first][np.cumsum(is_first) - 1]
+    return starts[(starts - first) % length == 0]
+
+
+def sample_windows(starts: np.ndarray, game_idx: np.ndarray, *, batch_size: int,
+                   rng: np.random.Generator,
+                   shares: Mapping[int, float] | None = None) -> np.ndarray:
+    """A random batch of windows, (batch_size,) of starts, with replacement, shuffled.
+
+    starts, game_idx: (W,), where a window starts and the index of its game, ascending. shares:
+    game index -> weight; None draws uniformly over all windows. Each game's number of windows in
+    a batch is its quota rounded down or up at random, right on average (systematic sampling).
+    """
+    if len(starts) == 0:
+        raise InputError("there is no window to sample: every episode is shorter than a window")
+    if shares is None:
+        return starts[rng.integers(len(starts), size=batch_size)]
+    quotas = np.cumsum([0.0, *shares.values()]) / sum(shares.values()) * batch_size
+    # Rounded first: the last quota must come out as batch_size whatever the random shift.
+    edges = np.floor(np.round(quotas, 9) + rng.random()).astype(int)
+    lows, highs = np.searchsorted(game_idx, [list(shares), [game + 1 for game in shares]])
+    counts = np.diff(edges)
+    for game in np.array(list(shares))[(counts > 0) & (lows == highs)]:
+        raise InputError(f"game {game} has a share of the batch but no window")
+    picks = [rng.integers(low, high, count) for low, high, count in zip(lows, highs, counts)
+             if count]
+    return starts[rng.permutation(np.concatenate(picks))]
+
+
+def _segments(episode_ids: np.ndarray,
+              rows_mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """First row and length of each stretch of rows of one episode (with the mask: all True)."""
+    ids = np.asarray(episode_ids)
+    kept = np.ones(len(ids), bool) if rows_mask is None else np.asarray(rows_mask, bool)
+    changes = (ids[1:] != ids[:-1]) | (kept[1:] != kept[:-1])
+    first = np.concatenate([[0], np.flatnonzero(changes) + 1])[:len(ids)]
+    lengths = np.diff(first, append=len(ids))
+    return first[kept[first]], lengths[kept[first]]
+
+
+def _arithmetic(first: np.ndarray, counts: np.ndarray, step: int) -> np.ndarray:
+    """first[i], first[i] + step, ..., counts[i] numbers each, joined."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(first - step * before, counts) + step * np.arange(counts.sum())
+
+
+def _steps_file(folder: Path, game: str) -> Path:
+    return folder / f"steps-{game}.npz"
+
+
+def _open_game(folder: Path, game: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Mapped frames and the columns of steps (without RAM), checked."""
+    path = folder / f"frames-{game}.npy"
+    try:
+        frames = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _unusable(path, error) from None
+    if frames.dtype != np.uint8 or frames.ndim != 3 or frames.shape[1:] != (84, 84):
+        raise _unusable(path, f"holds {frames.shape} {frames.dtype}, not (N, 84, 84) uint8")
+    path, dtypes = _steps_file(folder, game), {**STEP_TYPES, "episode_ids": np.int32}
+    steps = _load(path, [name for name in dtypes if name != "ram"])
+    for name, column in steps.items():
+        if column.shape != (len(frames),) or column.dtype != dtypes[name]:
+            raise _unusable(path, f"{name} is {column.shape} {column.dtype}, not ({len(frames)},) "
+                                  f"{np.dtype(dtypes[name])} as frames-{game}.npy needs")
+    jumps = np.diff(steps["episode_ids"], prepend=-1)
+    if not len(jumps) or jumps[0] != 1 or not np.isin(jumps, (0, 1)).all():
+        raise _unusable(path, "episode_ids do not count up from 0")
+    return frames, steps
+
+
+def _load(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile,
+            zlib.error) as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, problem: object) -> InputError:
+    reason = "is missing" if isinstance(problem, FileNotFoundError) else f"is damaged ({problem})"
+    return InputError(f"{shown(path)} {reason}; make it again: python -m hd run 01_frames")
+
+
+# ---- the stage
+
+def measure(run: Run) -> list[dict]:
+    """What was collected: rows for each game and side of the split."""
+    data, rows = open_run(run), []
+    length = run.profile.world_model.max_steps
+    for game in ("all", *data.games):
+        for split, side in (("train", data.is_train), ("val", ~data.is_train)):
+            picks = side & data.in_game(game)
+            ids = data.episode_ids[picks]
+            num_episodes = len(np.unique(ids))
+            values = {"steps": picks.sum(), "episodes": num_episodes,
+                      f"windows_of_{length}": len(data.window_starts(length, picks)),
+                      "games_ended": (data.continues[picks] == 0).sum()}
+            if num_episodes:
+                values |= {"episode_length": picks.sum() / num_episodes,
+                           "return": data.rewards[picks].sum() / num_episodes,
+                           "rewarded_share": (data.rewards[picks] != 0).mean()}
+            rows += [row(name, value, game=game, split=split) for name, value in values.items()]
+    return rows
+
+
+def check(run: Run) -> Iterator[tuple[str, bool, str]]:
+    """(what, whether it holds, detail) about the stored steps of a run."""
+    data = open_run(run)
+    ids, train = data.episode_ids, data.is_train
+    both = np.intersect1d(ids[train], ids[~train])
+    yield "no episode is on both sides of the split", len(both) == 0, f"{ids[-1] + 1} episodes"
+    length = run.profile.world_model.max_steps
+    starts = data.window_starts(length)
+    expected = np.maximum(0, np.bincount(ids) - length + 1).sum()
+    inside = (ids[starts] == ids[starts + length - 1]).all()
+    yield (f"windows of {length} steps lie inside episodes, and none is missing",
+           bool(inside) and len(starts) == expected, f"{len(starts)} windows")
+    ends = np.flatnonzero(data.continues == 0)
+    yield ("games end only where episodes end", not data.has_next[ends].any(),
+           f"{len(ends)} games ended")
+    firsts = np.unique(data.starts)
+    stacks = data.stack(firsts[:64])
+    yield ("an episode's first stack shows only its first frame",
+           bool((stacks == stacks[:, -1:]).all()), f"{len(stacks)} of {len(firsts)} looked at")
+    yield "rewards are finite", bool(np.isfinite(data.rewards).all()), f"{len(data)} steps"

@@ -1,0 +1,400 @@
+"""What the pages show: the metrics' meaning, small tables, the headline, publishing.
+
+Everything is read from metric tables (hd.runs.save_table); nothing here trains or draws.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections import namedtuple
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from hd import config, runs
+from hd.config import GAMES, InputError
+from hd.evaluation import interval
+from hd.storage import ROOT, artifacts_root, shown, write_atomically, write_text
+
+KEYS = ["stage", "variant", "game", "step", "split", "metric"]  # what one number is about
+TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
+NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
+HEADER = "<!-- Written by hd.report from the published tables; do not edit by hand. -->"
+BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
+Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
+
+# name | definition | unit | better | baseline. {level} 0 is the coarsest, other words in braces
+# stand for any. metric[method] is another method's value, val_metric that on held-out windows
+# while training. The notation page has the formulas.
+_METRICS = """
+steps | stored agent steps | count | - | -
+episodes | whole episodes, stored or played | count | - | -
+windows | windows of the world model's length inside episodes | count | - | -
+random_return | mean score of the stored episodes | points | - | -
+reward_share | steps that score | share | - | -
+val_share | steps of held-out episodes | share | - | -
+temporal_consistency | distance of consecutive / of random pairs | ratio | lower | untrained encoder
+diversity | mean distance of 1000 random embeddings | distance | - | untrained encoder
+f1_{category} | RAM state by linear probes, weighted F1 | F1 | higher | {probed}
+r2_{coordinate} | R2 of a coordinate read by an MLP, ball in play | R2 | higher | {probed}
+error_{coordinate} | median absolute error of that | RAM units | lower | {probed}
+state_correlation | best |r| over dimensions, mean of coordinates | |r| | higher | {probed}
+l{level}_usage | codes that occur | share | higher | random codes
+l{level}_perplexity | exp of the codes' entropy | codes | higher | random codes
+l{level}_repeat_rate | steps whose code equals the last | share | - | random codes
+l{level}_cosine | embedding and its codes up to here | cosine | higher | mean embedding
+l{level}_variance_explained | by the codes up to here | share | higher | mean embedding
+l{level}_game_information | mutual information of code and game | nats | - | ceiling: H(game)
+pixel_error | decoded pixels in 0..1 | squared | lower | mean picture
+moving_pixel_error | where the game differs from its mean picture | squared | lower | mean picture
+l{level}_changed_cross_entropy | next code where it changes | nats | lower | n-gram
+l{level}_changed_accuracy | next code where it changes | share | higher | n-gram
+l{level}_cross_entropy | next code, given the true past | nats | lower | n-gram
+l{level}_accuracy | next code, given the true past | share | higher | n-gram
+reward_squared_error | predicted reward | points² | lower | mean training reward
+reward_average_precision | finding rewards by |predicted reward| | share | higher | base rate
+end_average_precision | finding episode ends by P(end) | share | higher | base rate
+exposures | how often training saw each step | times | - | -
+dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
+dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
+dreams | dreams scored | count | - | -
+real_return | mean unclipped score of real episodes | points | higher | random play
+real_length | mean length of real episodes | steps | - | -
+loss | what the stage minimises | nats | lower | -
+positive_similarity | cosine of a frame's embedding and the next's | cosine | - | -
+squared_error | reconstruction error | squared | lower | -
+codes | next-code loss, levels weighted | nats | lower | -
+reward | two-hot loss of the reward head | nats | lower | -
+continue | loss of the continue head | nats | lower | -
+actor | the actor's loss | points, scaled | lower | -
+critic | the critic's loss | nats | lower | -
+entropy | of the policy | nats | - | -
+imagined_return | lambda-return where a dream starts | points | higher | -
+imagined_reward | reward per dreamed step | points | higher | -
+""".replace("{probed}", "untrained encoder; of codes: continuous embeddings")
+
+METRICS = {name: Metric(*("" if part == "-" else part for part in parts))
+           for name, *parts in (line.split(" | ") for line in _METRICS.strip().splitlines())}
+
+
+def key_of(metric: str) -> str:
+    """The entry of METRICS that explains a metric name; raises InputError for an unknown one."""
+    name = re.sub(r"\[.*\]$", "", metric)
+    names = (name, name.removeprefix("val_"))
+    found = [key for name in names for key in METRICS if _matches(key, name)]
+    if not found:
+        raise InputError(f"metric {metric!r} is not explained; add it to hd.report.METRICS")
+    return found[0]
+
+
+def _matches(pattern: str, name: str) -> bool:
+    words = re.sub(r"\{(\w+)\}", lambda m: r"\d" if m[1] == "level" else r"\w+", pattern)
+    return pattern == name or re.fullmatch(words, name) is not None
+
+
+def explain(metrics: Iterable[str] | pd.DataFrame) -> pd.DataFrame:
+    """One row per metric of a table (or list of names): meaning, unit, better, baseline."""
+    names = metrics["metric"] if isinstance(metrics, pd.DataFrame) else metrics
+    used = {key_of(name) for name in names}
+    rows = {key: METRICS[key] for key in METRICS if key in used}
+    return pd.DataFrame(rows.values(), index=list(rows), columns=Metric._fields)
+
+
+def number(value, digits: int = 3) -> str:
+    """The value to so many significant digits, whole numbers in full: 0.500, 1,230, 27,000."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == int(value):
+        return f"{int(value):,}"
+    rounded = float(f"{value:.{digits}g}")
+    if abs(rounded) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def fresh_or_published(results_dir, profile: str, stage: str, variant: str = "base",
+                       seed: int | None = None) -> pd.DataFrame:
+    """A stage's long table of one profile and variant, all seeds unless one is given.
+
+    results_dir: the published tree (a folder per profile; None for the repository's) or one
+    profile's fresh results. attrs["records"] are the provenance records. Raises InputError when
+    there is none, one is damaged or of another profile, or seeds disagree on the config.
+    """
+    paths = _found(results_dir, profile, stage, variant, seed)
+    tables, records = zip(*map(_load, paths))
+    if others := {record["profile"] for record in records} - {profile}:
+        raise InputError(f"{shown(paths[0].parent)} holds profile {_listed(others)}, not {profile}")
+    if any(record["config"] != records[0]["config"] for record in records):
+        raise InputError(f"the seeds of {stage}, profile {profile}, variant {variant} were made "
+                         f"with different configs; make them again")
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs["records"] = list(records)
+    return table
+
+
+def episodes(results_dir, profile: str, variant: str = "base",
+             seed: int | None = None) -> pd.DataFrame:
+    """Every real episode that was played: player, game, seed, episode, return, length, sticky."""
+    paths = [path.with_name(f"{path.stem}-episodes.csv")
+             for path in _found(results_dir, profile, "policy", variant, seed)]
+    if missing := [path for path in paths if not path.exists()]:
+        raise InputError(f"{shown(missing[0])} is missing")
+    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
+
+
+def _load(path: Path) -> tuple[pd.DataFrame, dict]:
+    """A checked table and the provenance beside it."""
+    return runs.load_table(path), json.loads(path.with_suffix(".json").read_text("utf-8"))
+
+
+def _found(results_dir, profile, stage, variant, seed) -> list[Path]:
+    config.allowed("profile", profile, config.PROFILES)
+    root = Path(results_dir or ROOT / "results")
+    for folder in (root / profile / stage, root / stage):
+        if paths := _tables(folder, variant, seed):
+            return paths
+    made_by = runs.NOTEBOOKS.get(stage, "all")
+    raise InputError(f"no table of stage {stage} below {shown(root)}; make it: python -m hd run "
+                     f"{made_by} --profile {profile} --variant {variant} --seed {seed or 0}")
+
+
+def _tables(folder: Path, variant: str, seed: int | None = None) -> list[Path]:
+    """The variant's tables in a stage's folder, by seed."""
+    named = re.compile(re.escape(variant) + r"-seed(\d+)\.csv")
+    found = {int(match[1]): path for path in folder.glob("*.csv")
+             if (match := named.fullmatch(path.name))}
+    return [found[k] for k in sorted(found) if seed in (None, k)]
+
+
+def provenance_line(source: Mapping | Iterable[Mapping] | pd.DataFrame) -> str:
+    """A caption: profile, variant, seeds with their number n, device, commit, seconds in all.
+
+    source: a record, several, or a table of fresh_or_published. A fresh run's caption differs
+    from machine to machine.
+    """
+    records = source.attrs["records"] if isinstance(source, pd.DataFrame) else source
+    records = [records] if isinstance(records, Mapping) else list(records)
+    seeds = sorted({record["seed"] for record in records})
+    parts = [f"profile {_listed(r['profile'] for r in records)}",
+             f"variant {_listed(r['variant'] for r in records)}",
+             f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)} (n={len(seeds)})"]
+    games = _listed("+".join(r["games"]) for r in records)
+    parts += [f"games {games}"] * (games != "+".join(GAMES))
+    parts += [f"device {_listed((r['device'] for r in records), '; ')}",
+              f"commit {_listed(_commit(r) for r in records)}",
+              f"{sum(r['wall_seconds'] for r in records):,.0f} s"]
+    return ", ".join(parts)
+
+
+def _listed(values: Iterable, mark: str = ", ") -> str:
+    return mark.join(str(value) for value in dict.fromkeys(values))
+
+
+def _commit(record: Mapping) -> str:
+    state = record["git"]
+    name = (state["commit"] or "unknown")[:7]
+    return name + (" (dirty)" if state["dirty"] else "")
+
+
+def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.DataFrame:
+    """One row per number: KEYS, mean over seeds, low and high (95% bootstrap), baseline, n.
+
+    table: long (runs.COLUMNS). metrics: names, or patterns such as "l{level}_accuracy"; they also
+    decide the order. Raises InputError for a metric that is not there, or a seed counted twice.
+    """
+    parts = [table]
+    if metrics is not None:
+        parts = [table[[_matches(wanted, name) for name in table["metric"]]] for wanted in metrics]
+        if missing := [wanted for wanted, part in zip(metrics, parts) if part.empty]:
+            raise InputError(f"no metric {missing[0]!r} in this table; there are: "
+                             f"{_listed(table['metric'])}")
+    table = pd.concat(parts).astype({"step": float, "value": float, "baseline": float})
+    if table.duplicated([*KEYS, "seed"]).any():
+        raise InputError("a table holds the same metric of the same seed twice")
+    rows = []
+    for keys, group in table.groupby(KEYS, dropna=False, sort=False):
+        values = group["value"].dropna()
+        rows.append((*keys, values.mean(), *interval(values), group["baseline"].mean(),
+                     len(values)))
+    return pd.DataFrame(rows, columns=[*KEYS, "mean", "low", "high", "baseline", "n"])
+
+
+def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
+          digits: int = 3) -> pd.DataFrame:
+    """Metrics down, games across; each cell the text "value (baseline)", a mean if seeds > 1."""
+    found = summarise(table, metrics)
+    found = found.assign(label=_labels(found), text=[
+        _with_baseline(number(mean, digits), baseline, digits)
+        for mean, baseline in zip(found["mean"], found["baseline"])])
+    wide = found.pivot(index="label", columns="game", values="text").fillna("")
+    wide = wide.loc[found["label"].unique(), [g for g in (*GAMES, "all") if g in wide.columns]]
+    if found["n"].max() > 1:
+        wide["seeds"] = found.groupby("label")["n"].max()
+    return wide.rename_axis(index=None, columns=None)
+
+
+def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
+               digits: int = 3) -> pd.DataFrame:
+    """Metrics and games down; columns game, mean, 95% interval over seeds, baseline, n; text."""
+    found = summarise(table, metrics)
+    bounds = [f"{number(low, digits)} to {number(high, digits)}" if n > 1 else "–"
+              for low, high, n in zip(found["low"], found["high"], found["n"])]
+    return pd.DataFrame({
+        "game": found["game"], "mean": [number(x, digits) for x in found["mean"]],
+        "95% interval": bounds, "baseline": [number(x, digits) for x in found["baseline"]],
+        "n": found["n"]}).set_axis(_labels(found), axis=0)
+
+
+def _labels(found: pd.DataFrame) -> list[str]:
+    """Metric names, with whatever else tells rows of the same metric apart."""
+    labels = []
+    for row in found.to_dict("records"):
+        same = found[found["metric"] == row["metric"]]
+        extra = [str(row[key]) for key in ("stage", "variant", "split") if same[key].nunique() > 1]
+        if not math.isnan(row["step"]):
+            extra.append(f"step {row['step']:g}")
+        labels.append(", ".join([row["metric"], *extra]))
+    return labels
+
+
+def _with_baseline(text: str, baseline, digits: int = 3) -> str:
+    return text if pd.isna(baseline) else f"{text} ({number(baseline, digits)})"
+
+
+HEADLINE = (  # stage, metric, in words, what stands in brackets
+    ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
+    ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
+    ("tokenizer", "l0_usage", "share of coarse codes in use", "random codes"),
+    ("tokenizer", "l0_perplexity", "perplexity of coarse codes, of 256", "random codes"),
+    ("tokenizer", "l2_variance_explained", "variance explained by all levels", "mean embedding"),
+    ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
+    ("world_model", "l0_changed_accuracy", "next coarse code, where it changes", "n-gram"),
+    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
+    ("policy", "real_return", "return in the real game", "random play"),
+)
+DREAM_STEP = 15  # the longest dream that a headline looks at
+
+
+def headline(results_dir=None) -> str:
+    """Markdown: for each published profile, largest first, the headline metrics beside baselines.
+
+    Base runs; the policy's other games come from its policy_game variants. smoke says nothing
+    about quality and is left out.
+    """
+    root = Path(results_dir or ROOT / "results")
+    parts = [_headline_of(root, name) for name in reversed(config.PROFILES) if name != "smoke"]
+    return "\n\n".join(part for part in parts if part) or NOTHING
+
+
+def _headline_of(root: Path, profile: str) -> str:
+    lines, records = [], []
+    for stage, metric, words, baseline in HEADLINE:
+        variants = ["base"] + [f"policy_game.{game}" for game in GAMES] * (stage == "policy")
+        tables = [fresh_or_published(root, profile, stage, variant) for variant in variants
+                  if _tables(root / profile / stage, variant)]
+        tables = [table for table in tables if metric in set(table["metric"])]
+        if not tables:
+            continue
+        records += [record for table in tables for record in table.attrs["records"]]
+        found = summarise(pd.concat(tables), [metric])
+        if found["step"].notna().any():
+            step = found["step"][found["step"] <= DREAM_STEP].max()
+            found, words = found[found["step"] == step], f"{words} after {step:g} steps"
+        cells = {row["game"]: _headline_cell(row) for row in found.to_dict("records")}
+        lines.append("| " + " | ".join([words, *(cells.get(game, "") for game in GAMES), baseline,
+                                        _listed(found["n"])]) + " |")
+    if not lines:
+        return ""
+    games = " | ".join(TITLES[game] for game in GAMES)
+    return "\n".join([f"**{profile}**: {config.PROFILES[profile].purpose}", "",
+                      f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
+                      *lines, "", _footnote(records)])
+
+
+def _headline_cell(row: Mapping) -> str:
+    bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
+    return _with_baseline(number(row["mean"]) + bounds, row["baseline"])
+
+
+def _footnote(records: list[dict]) -> str:
+    """Devices and commits behind a headline; several of them are listed with their stages."""
+    text = "Value [95% interval over seeds] (baseline), held-out episodes."
+    for what, read in (("Device", lambda r: r["device"]), ("Commit", _commit)):
+        stages = {}
+        for record in records:
+            stages.setdefault(read(record), []).append(record["stage"])
+        text += f" {what}: " + "; ".join(
+            name if len(stages) == 1 else f"{name} ({_listed(made)})"
+            for name, made in stages.items()) + "."
+    return text
+
+
+def headline_pages(root: Path = ROOT) -> dict[Path, str]:
+    """The whole text of book/headline.md and README.md with the headline of root's tables."""
+    text, readme = headline(root / "results"), root / "README.md"
+    page = readme.read_text(encoding="utf-8")
+    if not 0 <= page.find(BEGIN) < page.find(END):
+        raise InputError(f"README.md must hold {BEGIN} and {END}")
+    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+    return {root / "book" / "headline.md": f"{HEADER}\n\n{text}\n",
+            readme: f"{before}{BEGIN}\n{text}\n{END}{after}"}
+
+
+def write_headline(root: Path = ROOT) -> None:
+    """Write the headline of the published tables into the book and the README."""
+    for path, text in headline_pages(root).items():
+        write_text(path, text)
+
+
+def publish(profile: str, variant: str = "base", seed: int | None = None, *,
+            root: Path = ROOT) -> list[Path]:
+    """Copy a profile's fresh tables and figures into root's results/ and figures/; write headline.
+
+    variant: one, or "all". Returns the files copied. All is checked before anything is copied:
+    raises InputError when the tree is dirty, nothing is there, a table is damaged or was made
+    from a dirty tree. Tables may come from several commits: the headline lists them.
+    """
+    config.allowed("profile", profile, config.PROFILES)
+    config.allowed("variant", variant, ("all", *config.variants()))
+    _check_clean(root)
+    source, copies = artifacts_root() / profile, []
+    for path in sorted((source / "results").glob("*/*-seed*.csv")):
+        if path.stem.endswith("-episodes"):
+            continue
+        record = _load(path)[1]
+        if variant not in ("all", record["variant"]) or seed not in (None, record["seed"]):
+            continue
+        if record["git"]["dirty"] is not False:
+            raise InputError(f"{shown(path)} was not made from a clean commit; commit, then make "
+                             f"it again: make report PROFILE={profile}")
+        beside = path.with_name(f"{path.stem}-episodes.csv")
+        copies += [path, path.with_suffix(".json"), *([beside] if beside.exists() else [])]
+        copies += (source / "figures" / path.stem).glob("[!.]*.*")
+    if not copies:
+        raise InputError(f"nothing to publish below {shown(source / 'results')} for variant "
+                         f"{variant}; make it: make report PROFILE={profile}")
+    targets = {}
+    for path in copies:
+        kind, *rest = path.relative_to(source).parts
+        targets[root.joinpath(kind, profile, *rest)] = path
+    for target, path in targets.items():
+        write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
+    write_headline(root)
+    return sorted(targets)
+
+
+def _check_clean(root: Path) -> None:
+    """Raise InputError unless root is a git working tree without changes."""
+    ask = ["git", "-C", str(root), "status", "--porcelain"]
+    try:
+        changed = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise InputError("publishing needs a git working tree") from None
+    if changed := changed.splitlines():
+        raise InputError(f"publishing needs a clean git tree; {len(changed)} changed, first "
+                         f"{changed[0][3:]}: commit or remove them")

@@ -1,0 +1,95 @@
+"""Every stage by name: make it, with what it needs, and measure it into its table.
+
+The notebooks call the same functions one by one; ablations and tests make whole chains here.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from hd import (
+    collection,
+    config,
+    decoder,
+    encoder,
+    evaluation,
+    policy,
+    replay,
+    runs,
+    tokenizer,
+    world_model,
+)
+from hd.config import InputError
+from hd.runs import Run
+from hd.storage import artifacts_root
+
+MAKE = {"frames": collection.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
+        "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train}
+
+
+def make(run: Run) -> None:
+    """Make the stage and, before it, every stage it needs that is not finished.
+
+    Raises what training raises: InputError, NonFiniteLoss, TimeLimitReached.
+    """
+    for stage in config.UPSTREAM[run.stage]:
+        if runs.finished_or_cleared(run.at(stage)) is None:
+            make(run.at(stage))
+    if run.stage in MAKE:
+        MAKE[run.stage](run)
+
+
+def measure(run: Run) -> pd.DataFrame:
+    """Measure a made stage and save its table and provenance; returns the table."""
+    began = time.monotonic()
+    rows = ROWS[run.stage](run)
+    return runs.save_table(run, rows, wall_seconds=time.monotonic() - began)
+
+
+def _policy_rows(run: Run) -> list[dict]:
+    rows, episodes = evaluation.measure_policy(run)
+    runs.save_episodes(run, episodes)
+    return rows
+
+
+ROWS = {
+    "frames": replay.measure,
+    "encoder": lambda run: encoder.measure(run) + encoder.probe(run),
+    "tokenizer": lambda run: (tokenizer.measure(run, tokenizer.load(run))
+                              + tokenizer.probe(run, tokenizer.load(run))),
+    "decoder": lambda run: decoder.measure(run, decoder.load(run)),
+    "world_model": lambda run: world_model.measure(run, world_model.load(run)),
+    "imagination": evaluation.measure_dreams,
+    "policy": _policy_rows,
+}
+
+
+def compare(ablation: str, *, profile: str, seeds, games=config.GAMES,
+            time_limit: float | None = None) -> pd.DataFrame:
+    """Make and measure base and every arm of an ablation, for all seeds; returns their tables.
+
+    Arms share the stages in which they agree. Finished arms are measured, not trained, again.
+    Raises InputError for an unknown ablation or no seeds.
+    """
+    chosen = config.ablation(ablation)
+    if not seeds:
+        raise InputError("seeds must hold at least one whole number")
+    deadline = time.monotonic() + time_limit if time_limit else None
+    tables = []
+    for seed in seeds:
+        for variant in ("base", *(f"{ablation}.{arm}" for arm in chosen.arms)):
+            left = max(deadline - time.monotonic(), 1e-3) if deadline else None
+            run = runs.start(chosen.measure, profile=profile, variant=variant, seed=seed,
+                             games=games, time_limit=left)
+            print(f"{variant}, seed {seed}")
+            make(run)
+            tables.append(measure(run))
+    return pd.concat(tables, ignore_index=True)
+
+
+def figures_folder(profile: str) -> Path:
+    """Where a profile's figures that belong to no single run are saved."""
+    return artifacts_root() / profile / "figures"

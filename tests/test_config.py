@@ -1,0 +1,235 @@
+"""hd.config: profiles, ablations, and what bad input gets to read."""
+
+import dataclasses
+
+import pytest
+
+from hd import config
+from hd.config import ABLATIONS, GAMES, PROFILES, InputError
+
+SECTIONS = [f.name for f in dataclasses.fields(config.Profile) if f.name not in ("name", "purpose")]
+
+
+def flat(profile):
+    """Every number of a profile by "section.field"."""
+    return {
+        f"{section}.{field}": value
+        for section in SECTIONS
+        for field, value in dataclasses.asdict(getattr(profile, section)).items()
+    }
+
+
+def refusal(function, *args, **kwargs):
+    """The one line with which function refuses."""
+    with pytest.raises(InputError) as caught:
+        function(*args, **kwargs)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def num_parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# ---- profiles and variants
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_resolves_to_itself(name):
+    assert config.resolve(name) == PROFILES[name]
+    assert PROFILES[name].name == name
+
+
+def test_the_five_profiles_are_those_of_the_readme():
+    assert list(PROFILES) == ["smoke", "quick", "audit", "desk", "paper"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_every_arm_differs_from_base_in_exactly_the_fields_it_declares(ablation, profile):
+    base = flat(config.resolve(profile))
+    for arm, declared in ABLATIONS[ablation].arms.items():
+        changed = flat(config.resolve(profile, f"{ablation}.{arm}"))
+        differing = {key: value for key, value in changed.items() if value != base[key]}
+        assert differing == dict(declared)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_no_arm_changes_what_lies_behind_the_stage_that_is_measured(ablation):
+    measured = config.STAGES.index(ABLATIONS[ablation].measure)
+    for declared in ABLATIONS[ablation].arms.values():
+        assert all(config.STAGES.index(key.split(".")[0]) <= measured for key in declared)
+
+
+def test_no_two_variants_have_the_same_name_or_the_same_fields():
+    fields = [tuple(sorted(declared.items())) for declared in config.variants().values()]
+    assert len(set(fields)) == len(fields)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_chosen_values_of_every_profile_are_among_the_choices(name):
+    for key, value in flat(PROFILES[name]).items():
+        assert value in config.CHOICES.get(key, [value]), key
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_dreams_and_policies_fit_into_what_the_world_model_can_read(name):
+    profile = PROFILES[name]
+    assert profile.imagination.context < profile.world_model.max_steps
+    assert profile.policy.context + profile.policy.horizon <= profile.world_model.max_steps
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_tokenizer_and_world_model_agree_on_levels_and_codes(name):
+    profile = PROFILES[name]
+    assert profile.tokenizer.num_codes == profile.world_model.num_codes
+    assert profile.tokenizer.num_levels == profile.world_model.num_levels
+    assert len(profile.tokenizer.commitment_costs) == profile.tokenizer.num_levels
+    assert profile.tokenizer.batch_size >= profile.tokenizer.num_codes
+
+
+def test_every_stage_comes_after_what_it_needs():
+    for stage, needed in config.UPSTREAM.items():
+        assert all(config.STAGES.index(s) < config.STAGES.index(stage) for s in needed)
+    assert set(config.UPSTREAM) == set(config.STAGES)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_configs_cannot_be_changed_in_place(section):
+    part = getattr(PROFILES["smoke"], section)
+    name = dataclasses.fields(part)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(part, name, getattr(part, name))
+
+
+def test_a_profile_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PROFILES["smoke"].encoder = PROFILES["quick"].encoder
+
+
+def test_overrides_change_their_field_and_nothing_else():
+    base = flat(config.resolve("smoke", "mask.causal"))
+    changed = flat(config.resolve("smoke", "mask.causal", {"encoder.lr": 1e-2}))
+    assert {k: v for k, v in changed.items() if v != base[k]} == {"encoder.lr": 1e-2}
+
+
+def test_an_override_wins_over_the_variant():
+    profile = config.resolve("smoke", "mask.causal", {"world_model.mask": "strict"})
+    assert profile.world_model.mask == "strict"
+
+
+def test_a_whole_number_passes_where_a_float_is_expected():
+    assert config.resolve("smoke", overrides={"encoder.clip": 2}).encoder.clip == 2
+
+
+def test_the_policy_plays_one_of_the_games_that_are_there():
+    assert config.resolve("smoke").policy.game == "pong"
+    assert config.resolve("smoke", games=("breakout", "ms_pacman")).policy.game == "breakout"
+
+
+def test_a_variant_is_never_quietly_played_on_another_game():
+    message = refusal(config.resolve, "smoke", "policy_game.breakout", games=("pong",))
+    assert "breakout" in message and "pong" in message
+
+
+# ---- sizes of the models
+
+
+def test_the_encoder_has_the_seeds_number_of_parameters():
+    from hd.encoder import AtariEncoder
+
+    assert num_parameters(AtariEncoder(PROFILES["desk"].encoder)) == 1_881_888
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("smoke", 0, 200_000),
+        ("quick", 300_000, 700_000),
+        ("audit", 1_000_000, 2_300_000),
+        ("desk", 10_500_000, 12_000_000),
+        ("paper", 10_500_000, 12_000_000),
+    ],
+)
+def test_world_models_have_the_size_their_profile_promises(name, least, most):
+    from hd.world_model import WorldModel
+
+    assert least < num_parameters(WorldModel(PROFILES[name].world_model)) < most
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("profile", ["Smoke", "", None, 3, ["smoke"]])
+def test_an_unknown_profile_is_refused_with_the_list_of_all(profile):
+    message = refusal(config.resolve, profile)
+    assert repr(profile) in message
+    assert all(name in message for name in PROFILES)
+
+
+@pytest.mark.parametrize("variant", ["mask", "causal", "mask.Causal", None])
+def test_an_unknown_variant_is_refused_with_the_list_of_all(variant):
+    message = refusal(config.resolve, "smoke", variant)
+    assert all(name in message for name in ("base", "mask.causal", "policy.ppo"))
+
+
+@pytest.mark.parametrize("key", ["encoders.lr", "lr", "", "name.x"])
+def test_an_unknown_section_is_refused_with_the_list_of_all(key):
+    message = refusal(config.resolve, "smoke", overrides={key: 1})
+    assert all(section in message for section in SECTIONS)
+
+
+@pytest.mark.parametrize("key", ["encoder.learning_rate", "encoder", "encoder.lr.x"])
+def test_an_unknown_field_is_refused_with_the_list_of_all(key):
+    message = refusal(config.resolve, "smoke", overrides={key: 1})
+    assert "negatives" in message and "batch_size" in message
+
+
+@pytest.mark.parametrize("key", config.CHOICES)
+def test_a_value_out_of_its_choices_is_refused_with_the_list_of_all(key):
+    message = refusal(config.resolve, "smoke", overrides={key: "nonsense"})
+    assert key in message and "'nonsense'" in message
+    assert all(choice in message for choice in config.CHOICES[key])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("encoder.lr", "0.1"),
+        ("encoder.num_steps", 1.5),
+        ("encoder.num_steps", True),
+        ("world_model.detach_heads", 1),
+        ("tokenizer.commitment_costs", 0.25),
+        ("tokenizer.commitment_costs", ("a", "b", "c")),
+        ("frames.sources", "random"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_an_example(key, value):
+    message = refusal(config.resolve, "smoke", overrides={key: value})
+    section, name = key.split(".")
+    assert key in message and repr(getattr(getattr(PROFILES["smoke"], section), name)) in message
+
+
+def test_games_come_in_one_order_however_they_are_given():
+    assert config.check_games("ms_pacman,pong") == ("pong", "ms_pacman")
+    assert config.check_games(["breakout", "pong"]) == ("pong", "breakout")
+    assert config.check_games(GAMES[::-1]) == GAMES
+
+
+@pytest.mark.parametrize(
+    "games", ["tetris", "", [], (), "pong,pong", ["pong", "pong"], "pong,", None, 3, [None]]
+)
+def test_games_that_are_unknown_repeated_or_missing_are_refused_with_the_list_of_all(games):
+    message = refusal(config.check_games, games)
+    assert all(game in message for game in GAMES)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+def test_whole_numbers_are_seeds(seed):
+    assert config.check_seed(seed) == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 1.0, "0", None, True])
+def test_anything_else_is_refused_as_a_seed_with_the_range(seed):
+    assert "0 to 2147483647" in refusal(config.check_seed, seed)

@@ -1,0 +1,340 @@
+"""Notebooks run strictly, appear whole, are not run twice; the book's own are fit to be run."""
+
+import ast
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import nbformat
+import pytest
+from filelock import FileLock
+
+from hd import config, notebooks, runs, storage
+from hd.config import InputError
+from hd.notebooks import NotebookError
+
+PARAMETERS = """profile = "smoke"
+variant = "base"
+seed = 0
+games = ["pong", "breakout", "ms_pacman"]
+time_limit = 0  # seconds; 0 is none"""
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+PAGES = sorted(path for folder in ("pipeline", "report")
+               for path in (storage.ROOT / "book" / folder).glob("*.ipynb"))
+PIPELINE = [path for path in PAGES if path.parent.name == "pipeline"]
+
+
+def write_notebook(path, *cells, parameters=PARAMETERS):
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL})
+    tags = {"tags": ["parameters"]}
+    notebook.cells = [nbformat.v4.new_code_cell(parameters, metadata=tags),
+                      *map(nbformat.v4.new_code_cell, cells)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """An empty book and an empty artefact folder."""
+    monkeypatch.setattr(notebooks, "BOOK", tmp_path / "book")
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "book" / "pipeline"
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Replaces the kernel: the jobs that would have run, with the seconds each had left."""
+    jobs = []
+
+    def run(job, deadline, cwd):
+        jobs.append((job, deadline and deadline - time.monotonic()))
+        notebook = nbformat.read(job.source, 4)
+        notebook.metadata["papermill"] = {"input_path": "a", "output_path": "b", "duration": 1.0}
+        return notebook
+    monkeypatch.setattr(notebooks, "_run", run)
+    return jobs
+
+
+def executed(tmp_path, profile="smoke"):
+    folder = tmp_path / "artifacts" / profile / "notebooks" / "pipeline"
+    return sorted(path.name for path in folder.glob("[!.]*"))
+
+
+# ---- what is refused
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    ({"profile": "smok"}, "unknown profile 'smok'; allowed: smoke, quick"),
+    ({"variant": "mask.stric"}, "unknown variant 'mask.stric'; allowed: base"),
+    ({"games": ["pong", "doom"]}, "unknown game 'doom'; allowed: pong"),
+    ({"seed": -1}, "seed must be a whole number from 0"),
+    ({"seed": True}, "seed must be a whole number from 0"),
+    ({"variant": "policy_game.breakout", "games": ["pong"]}, "needs the game breakout"),
+    ({"time_limit": 0}, "time limit must be more than 0 seconds"),
+    ({"parameters": {"sed": 1}}, "unknown parameter 'sed' of 07_ablation; allowed: ablation, "),
+    ({"parameters": {"profile": "smoke"}}, "profile, variant, seed, games, time_limit are options"),
+    ({"parameters": {"seeds": 3}}, "parameter seeds of 07_ablation must be like [0]; got 3"),
+    ({"parameters": {"seeds": ["0"]}}, "must be like [0]"),
+    ({"parameters": {"seeds": []}}, "must be like [0]"),
+    ({"parameters": {"seeds": [0, -1]}}, "seed must be a whole number from 0"),
+    ({"parameters": {"ablation": 3}}, "must be like 'mask'"),
+    ({"parameters": {"ablation": "maks"}}, "unknown ablation 'maks'; allowed: mask"),
+])
+def test_bad_input_is_refused_in_one_line_before_anything_runs(book, ran, wrong, says):
+    write_notebook(book / "07_ablation.ipynb",
+                   parameters=PARAMETERS + '\nablation = "mask"\nseeds = [0]')
+    with pytest.raises(InputError) as refused:
+        notebooks.execute("07_ablation", **{"profile": "smoke", **wrong})
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert not ran
+
+
+def test_an_unknown_notebook_is_refused_with_the_list_of_the_known(book):
+    write_notebook(book / "02_encoder.ipynb")
+    with pytest.raises(InputError, match="unknown notebook '02_enc'; allowed: 02_encoder"):
+        notebooks.execute("02_enc", profile="smoke")
+
+
+def test_a_notebook_that_declares_less_than_the_options_is_refused(book):
+    write_notebook(book / "02_encoder.ipynb", parameters='profile = "smoke"')
+    with pytest.raises(InputError, match="02_encoder must declare profile, variant, seed"):
+        notebooks.execute("02_encoder", profile="smoke")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(book, ran, monkeypatch,
+                                                                        tmp_path):
+    write_notebook(book / "02_encoder.ipynb")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path / "file" / "below"))
+    with pytest.raises(InputError, match="cannot write"):
+        notebooks.execute("02_encoder", profile="smoke")
+    assert not ran
+
+
+# ---- what a kernel does
+
+def test_a_completed_notebook_appears_under_its_name_with_its_parameters(book, tmp_path, capsys):
+    write_notebook(book / "02_encoder.ipynb", "import os, sys, pathlib\nprint('seen', seed, games)",
+                   "print(os.environ['HD_ARTIFACTS'], sys.executable, pathlib.Path.cwd().name)")
+    path = notebooks.execute("02_encoder", profile="smoke", seed=3, games=["pong"])
+    assert executed(tmp_path) == ["02_encoder-base-pong-seed3.ipynb",
+                                  "02_encoder-base-pong-seed3.json"]
+    assert "seen 3 ['pong']" in capsys.readouterr().out  # live, not only in the notebook
+    notebook = nbformat.read(path, 4)
+    root, python, folder = notebook.cells[-1].outputs[0].text.split()
+    assert Path(root) == storage.artifacts_root() and folder.startswith("hd-")
+    assert Path(python) == Path(sys.executable)
+    assert not {"input_path", "output_path"} & set(notebook.metadata.papermill)
+
+
+def test_a_failing_cell_keeps_the_partial_notebook_and_names_it_in_one_line(book, tmp_path):
+    write_notebook(book / "02_encoder.ipynb", "kept = 5\nprint(kept)", "raise ValueError('a\\nb')")
+    with pytest.raises(NotebookError) as failed:
+        notebooks.execute("02_encoder", profile="smoke")
+    assert str(failed.value) == (
+        "02_encoder failed in cell [4]: ValueError: a b; kept: "
+        "$HD_ARTIFACTS/smoke/notebooks/pipeline/02_encoder.partial.ipynb")
+    assert executed(tmp_path) == ["02_encoder.partial.ipynb"]
+
+
+@pytest.mark.parametrize(("module", "kind"), [
+    ("hd.config", InputError), ("hd.runs", runs.TimeLimitReached)])
+def test_our_own_exceptions_leave_the_kernel_under_their_own_type(book, module, kind):
+    write_notebook(book / "02_encoder.ipynb",
+                   f"from {module} import {kind.__name__}\nraise {kind.__name__}('one line')")
+    with pytest.raises(kind, match=r"^one line$"):
+        notebooks.execute("02_encoder", profile="smoke")
+
+
+def test_a_notebook_that_overruns_its_time_limit_is_stopped(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "SHORTEST", 2.0)
+    write_notebook(book / "02_encoder.ipynb", "import time\ntime.sleep(60)")
+    began = time.monotonic()
+    with pytest.raises(runs.TimeLimitReached, match="02_encoder was stopped at its time limit"):
+        notebooks.execute("02_encoder", profile="smoke", time_limit=3)
+    assert time.monotonic() - began < 20
+    assert executed(tmp_path) == ["02_encoder.partial.ipynb"]
+
+
+# ---- what is not run again
+
+def test_an_unchanged_notebook_is_not_run_again(book, ran, capsys):
+    write_notebook(book / "02_encoder.ipynb")
+    first = notebooks.execute("02_encoder", profile="smoke").read_bytes()
+    second = notebooks.execute("02_encoder", profile="smoke", time_limit=1000).read_bytes()
+    assert len(ran) == 1 and first == second
+    assert capsys.readouterr().out.endswith("02_encoder: up to date\n")
+
+
+@pytest.mark.parametrize("what", ["force", "source", "notebook", "stamp", "stage", "gone"])
+def test_what_changed_or_was_damaged_is_run_again(book, ran, what, monkeypatch):
+    source = write_notebook(book / "02_encoder.ipynb")
+    run = runs.start("encoder", profile="smoke")
+    weights = run.folder / "model.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    weights.write_bytes(b"weights")
+    runs.finish(run, [weights], wall_seconds=1.0)
+    path = notebooks.execute("02_encoder", profile="smoke")
+    if what == "source":
+        write_notebook(source, "1")
+    elif what == "gone":
+        (run.folder / "finished.json").unlink()
+    elif what != "force":
+        target = {"notebook": path, "stamp": path.with_suffix(".json"), "stage": weights}[what]
+        target.write_bytes(target.read_bytes()[:-2])
+    notebooks.execute("02_encoder", profile="smoke", force=what == "force")
+    assert len(ran) == 2
+
+
+def test_other_parameters_make_another_file(book, ran, tmp_path):
+    write_notebook(book / "07_ablation.ipynb",
+                   parameters=PARAMETERS + '\nablation = "mask"\nseeds = [0]')
+    notebooks.execute("07_ablation", profile="smoke")
+    notebooks.execute("07_ablation", profile="smoke",
+                      parameters={"ablation": "policy", "seeds": "[0, 1]"})
+    assert ran[1][0].parameters["seeds"] == [0, 1]
+    assert [name for name in executed(tmp_path) if name.endswith(".ipynb")] == [
+        "07_ablation-ablation=policy-seeds=0+1.ipynb", "07_ablation.ipynb"]
+
+
+def test_a_second_process_on_the_same_notebook_is_refused(book, ran, monkeypatch):
+    write_notebook(book / "02_encoder.ipynb")
+    monkeypatch.setattr(notebooks, "LOCK_PATIENCE", 0.1)
+    path = notebooks.execute("02_encoder", profile="smoke")
+    with (FileLock(path.with_name(f".{path.name}.lock")),
+          pytest.raises(InputError, match=r"another process is making .*02_encoder.ipynb")):
+        notebooks.execute("02_encoder", profile="smoke", force=True)
+
+
+def test_the_chain_shares_one_time_limit_and_says_where_it_stands(book, ran, capsys):
+    for notebook in notebooks.CHAIN:
+        write_notebook(book / f"{notebook}.ipynb")
+    paths = notebooks.execute_all(profile="smoke", time_limit=1000)
+    assert [path.stem for path in paths] == list(notebooks.CHAIN)
+    left = [seconds for _, seconds in ran]
+    assert left == sorted(left, reverse=True) and 900 < left[-1] < left[0] <= 1000
+    assert "[2/6] 02_encoder: started" in capsys.readouterr().out
+    with pytest.raises(runs.TimeLimitReached, match="came before 02_encoder; the same command"):
+        notebooks.execute_all(profile="smoke", time_limit=1, force=True)
+
+
+def test_the_chain_is_every_notebook_that_makes_a_stage():
+    assert tuple(dict.fromkeys(runs.NOTEBOOKS.values())) == notebooks.CHAIN
+
+
+# ---- the book
+
+def small_book(folder, text="# Title"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "_config.yml").write_text('title: small\nexecute: {execute_notebooks: "off"}\n')
+    (folder / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    (folder / "index.md").write_text(f"{text}\n")
+
+
+def test_the_staged_book_shows_what_was_executed_and_keeps_the_rest(book, ran, tmp_path, capsys):
+    small_book(tmp_path / "book")
+    write_notebook(book / "02_encoder.ipynb", "'published'")
+    write_notebook(book / "03_tokenizer.ipynb", "'published'")
+    path = notebooks.execute("02_encoder", profile="smoke")
+    path.write_text(path.read_text().replace("published", "fresh"))
+    staged = notebooks.stage_book("smoke")
+    assert "fresh" in (staged / "pipeline" / "02_encoder.ipynb").read_text()
+    assert "published" in (staged / "pipeline" / "03_tokenizer.ipynb").read_text()
+    assert "pipeline/03_tokenizer: shown as published" in capsys.readouterr().out
+
+
+def test_report_pages_read_the_fresh_tables_or_stay_as_published(book, ran, tmp_path, capsys,
+                                                                 monkeypatch):
+    small_book(tmp_path / "book")
+    for page in ("claims", "dynamics"):
+        write_notebook(tmp_path / "book" / "report" / f"{page}.ipynb", "1",
+                       parameters="results_dir = None")
+    runs.save_table(runs.start("encoder", profile="smoke"), [runs.row("m", 1.0)])
+    replaced = notebooks._run
+
+    def run(job, deadline, cwd):
+        if job.source.stem == "dynamics":
+            raise InputError("no table of stage world_model")
+        return replaced(job, deadline, cwd)
+    monkeypatch.setattr(notebooks, "_run", run)
+    notebooks.stage_book("smoke")
+    fresh = storage.artifacts_root() / "smoke" / "results"
+    assert [job.parameters for job, _ in ran] == [{"results_dir": str(fresh)}]
+    said = capsys.readouterr().out
+    assert "report/dynamics: the fresh tables do not suffice: no table of stage" in said
+    assert "report/dynamics: shown as published" in said
+
+
+def test_the_book_builds_and_a_broken_one_leaves_the_old_in_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    small_book(tmp_path, "# First title")
+    index = notebooks.build_book(tmp_path)
+    small_book(tmp_path, "# Second title\n\n[broken](nowhere.md)")
+    with pytest.raises(NotebookError, match=r"could not be built: ./index.md:3: WARNING") as failed:
+        notebooks.build_book(tmp_path)
+    assert "\n" not in str(failed.value)
+    assert "First title" in index.read_text(encoding="utf-8")
+
+
+# ---- the notebooks of the book
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def test_the_book_has_the_chain_and_the_ablation():
+    assert [path.stem for path in PIPELINE] == [*notebooks.CHAIN, "07_ablation"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_notebook_is_valid_and_names_its_kernel(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # missing cell ids are only a warning
+        nbformat.validate(json.loads(path.read_text(encoding="utf-8")))
+    assert nbformat.read(path, 4).metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_notebook_holds_the_outputs_of_one_complete_run(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output.output_type for cell in cells for output in cell.outputs}
+    assert "error" not in kinds
+    assert not any("injected-parameters" in tags(cell) for cell in cells)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_notebook_only_calls_the_package(path):
+    for cell in code_cells(path):
+        kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
+        assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.While}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_notebook_has_short_cells_each_with_words_before_it(path):
+    cells = nbformat.read(path, 4).cells
+    for before, cell in zip([None, *cells], cells):
+        lines = cell.source.splitlines()
+        if cell.cell_type == "code":
+            assert len(lines) <= 15, f"aim at 12 lines: {lines[0]}"
+            assert before is not None and before.cell_type == "markdown", lines[0]
+            assert max(map(len, lines)) <= 80, "long lines are clipped in the book"
+
+
+@pytest.mark.parametrize("path", PIPELINE, ids=lambda path: path.stem)
+def test_a_pipeline_notebook_has_one_parameters_cell_of_the_smoke_profile(path):
+    found = [cell for cell in code_cells(path) if "parameters" in tags(cell)]
+    assert len(found) == 1
+    values = {node.targets[0].id: ast.literal_eval(node.value)
+              for node in ast.parse(found[0].source).body}
+    expected = {"profile": "smoke", "variant": "base", "seed": 0, "games": list(config.GAMES),
+                "time_limit": 0}
+    if path.stem == "07_ablation":
+        expected |= {"ablation": "mask", "seeds": [0]}
+    assert values == expected

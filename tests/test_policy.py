@@ -1,0 +1,450 @@
+"""Actor, critic and their losses: closed forms, and bandits that are learned inside a dream."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hd import policy, training
+from hd.atari import GAMES
+from hd.config import PolicyConfig, WorldModelConfig
+from hd.imagination import Rollout
+from hd.policy import Actor, ActorCritic, Critic, lambda_returns, ppo_objective
+from hd.world_model import TwoHot, WorldModel
+
+B, T, H, K, D = 2, 3, 5, 7, 4
+FEATURES = 3 * D
+LEGAL = (0, 1, 3, 4, 11, 12)
+GAMMA, LAM = 0.9, 0.8
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On matrices this small a second thread costs more than it brings."""
+    torch.set_num_threads(1)
+
+
+def tiny_config(**changes):
+    return PolicyConfig(**{"hidden": 32, "horizon": H, "gamma": GAMMA, "lam": LAM} | changes)
+
+
+def tiny_dream(kind=WorldModel, **changes):
+    sizes = {"num_codes": K, "num_layers": 1, "dim": 12, "num_heads": 2, "ffn_dim": 20,
+             "max_steps": T + H}
+    return kind(WorldModelConfig(**sizes | changes), torch.randn(3, K, D)).eval()
+
+
+def agent_in(dream=None, **changes):
+    return ActorCritic(tiny_config(**changes), dream or tiny_dream(), LEGAL, FEATURES)
+
+
+def contexts(batch_size=B, ppo_pass=0):
+    return {"tokens": torch.randint(K, (batch_size, T, 3)),
+            "actions": torch.randint(18, (batch_size, T - 1)), "pass": ppo_pass}
+
+
+def any_rollout():
+    legal = torch.tensor(LEGAL)
+    return Rollout(torch.randint(K, (B, H + 1, 3)), torch.randn(B, H + 1, FEATURES),
+                   legal[torch.randint(len(LEGAL), (B, H))], torch.randn(B, H) * 3,
+                   torch.rand(B, H))
+
+
+def scored(agent, rollout, ppo_pass=0):
+    """The loss of a given rollout."""
+    agent.dream = lambda tokens, actions: rollout
+    return agent.loss(contexts(ppo_pass=ppo_pass))
+
+
+def randomised(module):
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+# ---- lambda-returns
+
+def test_lambda_returns_of_three_steps_by_hand():
+    rewards = torch.tensor([[1.0, 2.0, 3.0]])
+    continues = torch.tensor([[1.0, 0.5, 1.0]])
+    values = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
+    third = 3 + 0.9 * 40
+    second = 2 + 0.9 * 0.5 * (0.2 * 30 + 0.8 * third)
+    first = 1 + 0.9 * (0.2 * 20 + 0.8 * second)
+    returns = lambda_returns(rewards, continues, values, gamma=0.9, lam=0.8)
+    torch.testing.assert_close(returns, torch.tensor([[first, second, third]]))
+
+
+def any_trajectory():
+    return torch.randn(B, H), torch.rand(B, H), torch.randn(B, H + 1)
+
+
+def test_lambda_zero_looks_one_step_ahead():
+    rewards, continues, values = any_trajectory()
+    returns = lambda_returns(rewards, continues, values, gamma=GAMMA, lam=0.0)
+    torch.testing.assert_close(returns, rewards + GAMMA * continues * values[:, 1:])
+
+
+def test_lambda_one_sums_all_rewards_and_the_last_value():
+    rewards, continues, values = any_trajectory()
+    returns = lambda_returns(rewards, continues, values, gamma=GAMMA, lam=1.0)
+    for t in range(H):
+        expected, discount = torch.zeros(B), torch.ones(B)
+        for later in range(t, H):
+            expected += discount * rewards[:, later]
+            discount = discount * GAMMA * continues[:, later]
+        torch.testing.assert_close(returns[:, t], expected + discount * values[:, H])
+
+
+def test_nothing_behind_the_end_of_an_episode_counts():
+    rewards, continues, values = any_trajectory()
+    continues[:, 2] = 0.0
+    before = lambda_returns(rewards, continues, values, gamma=GAMMA, lam=LAM)
+    rewards[:, 3:], values[:, 3:], continues[:, 3:] = 99.0, -99.0, 1.0
+    after = lambda_returns(rewards, continues, values, gamma=GAMMA, lam=LAM)
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert torch.equal(before[:, 2], rewards[:, 2])
+
+
+# ---- PPO's objective
+
+@pytest.mark.parametrize("ratio, advantage, expected", [
+    (1.0, 2.0, 2.0), (1.1, 2.0, 2.2), (1.5, 2.0, 2.4), (0.5, 2.0, 1.0),
+    (1.1, -2.0, -2.2), (1.5, -2.0, -3.0), (0.5, -2.0, -1.6), (0.9, -2.0, -1.8)])
+def test_ppo_clips_what_would_move_the_policy_too_far(ratio, advantage, expected):
+    old = torch.tensor([-1.3])
+    value = ppo_objective(old + math.log(ratio), old, torch.tensor([advantage]), clip=0.2)
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ppo_gives_no_gradient_beyond_the_clip_and_the_policy_gradient_at_ratio_one():
+    log_probs = torch.tensor([math.log(1.5), math.log(0.5), 0.0, 0.0], requires_grad=True)
+    advantages = torch.tensor([2.0, -2.0, 2.0, -3.0])
+    ppo_objective(log_probs, torch.zeros(4), advantages, clip=0.2).sum().backward()
+    torch.testing.assert_close(log_probs.grad, torch.tensor([0.0, 0.0, 2.0, -3.0]))
+
+
+# ---- actor
+
+def test_the_actor_gives_no_probability_to_actions_the_game_lacks():
+    probabilities = randomised(Actor(tiny_config(), FEATURES, LEGAL))(
+        torch.randn(B, T, FEATURES)).exp()
+    illegal = [i for i in range(18) if i not in LEGAL]
+    assert probabilities.shape == (B, T, 18)
+    assert (probabilities[..., illegal] == 0).all()
+    assert (probabilities[..., list(LEGAL)] > 0).all()
+
+
+def test_the_actors_probabilities_sum_to_one():
+    log_probs = randomised(Actor(tiny_config(), FEATURES, LEGAL))(torch.randn(B, T, FEATURES))
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(B, T))
+
+
+def test_the_uniform_mixture_is_a_floor_for_every_legal_action():
+    actor = Actor(tiny_config(uniform_mix=0.12), FEATURES, LEGAL)
+    with torch.no_grad():
+        actor.layers[-1].bias[3] = 1e4  # as sure as can be
+    probabilities = actor(torch.randn(B, FEATURES)).exp()
+    floor = 0.12 / len(LEGAL)
+    expected = torch.full((B, len(LEGAL)), floor)
+    expected[:, LEGAL.index(3)] = 1 - 0.12 + floor
+    torch.testing.assert_close(probabilities[:, list(LEGAL)], expected)
+
+
+def test_without_a_mixture_the_actor_is_the_softmax_over_legal_actions():
+    actor, features = Actor(tiny_config(uniform_mix=0.0), FEATURES, LEGAL), torch.randn(B, FEATURES)
+    expected = actor.layers(features)[:, list(LEGAL)].log_softmax(-1)
+    torch.testing.assert_close(actor(features)[:, list(LEGAL)], expected)
+
+
+def test_actions_are_drawn_with_the_actors_probabilities_and_by_the_generator():
+    actor, num_draws = randomised(Actor(tiny_config(), FEATURES, LEGAL)), 6000
+    features = torch.randn(1, FEATURES)
+    shares = actor(features).exp()[0]
+    draws = [actor.act(features.expand(num_draws, -1), torch.Generator().manual_seed(seed))
+             for seed in (1, 1, 2)]
+    assert draws[0].shape == (num_draws,)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    counted = torch.bincount(draws[0], minlength=18) / num_draws
+    assert ((counted - shares).abs() <= 5 * (shares * (1 - shares) / num_draws).sqrt()).all()
+
+
+# ---- critic
+
+@pytest.mark.parametrize("kind", ["two_hot", "scalar"])
+def test_values_start_at_zero(kind):
+    critic = Critic(tiny_config(critic=kind), FEATURES)
+    # The far two-hot bins are at 22,025: their float32 sum cancels to about 1e-4.
+    assert critic(torch.randn(B, T, FEATURES)).abs().max() < 1e-3
+
+
+def test_the_two_hot_critic_pays_the_likelihood_of_its_target():
+    critic = randomised(Critic(tiny_config(critic="two_hot"), FEATURES))
+    features, targets = torch.randn(B, T, FEATURES), torch.randn(B, T) * 20
+    logits, two_hot = critic.layers(features), TwoHot()
+    torch.testing.assert_close(critic(features), two_hot.decode(logits))
+    torch.testing.assert_close(critic.loss(features, targets), two_hot.loss(logits, targets))
+
+
+def test_the_scalar_critic_pays_half_the_squared_error():
+    critic = randomised(Critic(tiny_config(critic="scalar"), FEATURES))
+    features, targets = torch.randn(B, T, FEATURES), torch.randn(B, T)
+    assert critic(features).shape == (B, T)
+    torch.testing.assert_close(critic.loss(features, targets),
+                               (critic(features) - targets).square() / 2)
+
+
+@pytest.mark.parametrize("kind", ["two_hot", "scalar"])
+def test_a_critic_learns_the_value_it_is_shown(kind):
+    critic = Critic(tiny_config(critic=kind), FEATURES)
+    features, targets = torch.randn(2, FEATURES), torch.tensor([-3.0, 12.0])
+    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        critic.loss(features, targets).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(critic(features), targets, rtol=0, atol=0.3)
+
+
+def test_the_slow_critic_moves_by_its_share_and_only_then():
+    agent = agent_in(critic_ema=0.9)
+    randomised(agent.critic)
+    before = [p.clone() for p in agent.slow_critic.parameters()]
+    scored(agent, any_rollout()).total.backward()
+    assert all(torch.equal(p, old) for p, old in zip(agent.slow_critic.parameters(), before))
+    agent.after_step()
+    for slow, old, fast in zip(agent.slow_critic.parameters(), before, agent.critic.parameters()):
+        torch.testing.assert_close(slow, 0.9 * old + 0.1 * fast)
+
+
+def test_the_slow_critic_starts_as_the_critic_and_takes_no_gradient():
+    agent = agent_in()
+    pairs = zip(agent.slow_critic.parameters(), agent.critic.parameters())
+    assert all(torch.equal(slow, fast) for slow, fast in pairs)
+    scored(agent, any_rollout()).total.backward()
+    assert all(p.grad is None for p in agent.slow_critic.parameters())
+    assert all(p.grad is not None for p in agent.critic.parameters())
+
+
+# ---- losses on a rollout
+
+def parts_by_hand(agent, rollout, return_range):
+    """Actor and critic loss of the first pass over a rollout, written out step by step."""
+    cfg, features = agent.cfg, rollout.features
+    with torch.no_grad():
+        values = agent.slow_critic(features)
+        log_probs = agent.actor(features[:, :-1])
+    returns = lambda_returns(rollout.rewards, rollout.continues, values, gamma=GAMMA, lam=LAM)
+    scale = max(1.0, return_range[1] - return_range[0])
+    actor, critic = [], []
+    for b in range(B):
+        alive = 1.0
+        for t in range(H):
+            taken, advantage = rollout.actions[b, t], (returns[b, t] - values[b, t]) / scale
+            legal = log_probs[b, t, list(LEGAL)]
+            entropy = -(legal.exp() * legal).sum()
+            # PPO's first pass has ratio 1, so its objective is the advantage itself.
+            objective = advantage * (1.0 if cfg.loss == "ppo" else log_probs[b, t, taken])
+            actor.append(-alive * (objective + cfg.entropy * entropy).item())
+            critic.append(alive * sum(agent.critic.loss(features[b, t], target).item()
+                                      for target in (returns[b, t], values[b, t])))
+            alive *= rollout.continues[b, t].item()
+    return {"actor": np.mean(actor), "critic": np.mean(critic)}, returns
+
+
+@pytest.mark.parametrize("loss", ["reinforce", "ppo"])
+@pytest.mark.parametrize("critic", ["two_hot", "scalar"])
+def test_loss_is_the_formula_written_out_step_by_step(loss, critic):
+    agent, rollout = agent_in(loss=loss, critic=critic, entropy=0.3), any_rollout()
+    randomised(agent.actor)
+    for network in (agent.critic, agent.slow_critic):
+        torch.nn.init.normal_(network.layers[-1].weight, std=1e-3)  # values of order 1
+    result = scored(agent, rollout)
+    expected, returns = parts_by_hand(agent, rollout, agent.return_range.tolist())
+    got = {name: result.parts[name].item() for name in expected}
+    assert got == pytest.approx(expected, rel=1e-4)
+    assert result.total.item() == pytest.approx(sum(expected.values()), rel=1e-4)
+    assert result.parts["imagined_return"].item() == pytest.approx(returns[:, 0].mean().item())
+    assert result.parts["imagined_reward"].item() == pytest.approx(rollout.rewards.mean().item())
+
+
+def test_the_entropy_of_an_actor_without_preference_is_the_log_of_its_choices():
+    agent = agent_in()
+    for parameter in agent.actor.layers[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    entropy = scored(agent, any_rollout()).parts["entropy"].item()
+    assert entropy == pytest.approx(math.log(len(LEGAL)), rel=1e-5)
+
+
+def test_steps_behind_a_certain_end_teach_nothing():
+    agent, rollout = agent_in(), any_rollout()
+    randomised(agent)
+    rollout.continues[:, 1] = 0.0
+    rollout.features.requires_grad_()
+    scored(agent, rollout).total.backward()
+    moved = rollout.features.grad.abs().sum(-1)
+    assert (moved[:, :2] > 0).all()
+    assert (moved[:, 2:] == 0).all()
+
+
+def test_the_return_range_is_a_mean_of_percentiles_first_and_a_moving_average_later():
+    agent = agent_in(return_decay=0.6)
+    found = []
+    for _ in range(4):
+        rollout = any_rollout()
+        scored(agent, rollout)
+        returns = lambda_returns(rollout.rewards, rollout.continues, torch.zeros(B, H + 1),
+                                 gamma=GAMMA, lam=LAM)
+        found.append(np.percentile(returns.numpy(), [5, 95]))
+        # Shares of the newest: 1, 1/2, then 0.4 for good, as 1/3 is less.
+        expected = found[0]
+        for share, newest in zip((1 / 2, 0.4, 0.4), found[1:]):
+            expected = (1 - share) * expected + share * newest
+        np.testing.assert_allclose(agent.return_range, expected, rtol=0, atol=1e-3)
+
+
+def test_small_returns_are_not_blown_up():
+    agent, rollout = agent_in(entropy=0.0), any_rollout()
+    rollout.rewards.mul_(1e-2)
+    expected, _ = parts_by_hand(agent, rollout, (0.0, 0.0))
+    assert scored(agent, rollout).parts["actor"].item() == pytest.approx(
+        expected["actor"], rel=1e-3)
+    assert agent.return_range.diff() < 1
+
+
+def test_ppo_reuses_the_dream_of_pass_zero_and_reinforce_dreams_anew():
+    for loss, num_dreams in (("ppo", 2), ("reinforce", 6)):
+        agent, dreamt = agent_in(loss=loss), []
+        dream = agent.dream
+
+        def counted(tokens, actions, dream=dream, dreamt=dreamt):
+            dreamt.append(1)
+            return dream(tokens, actions)
+
+        agent.dream = counted
+        for i in range(6):
+            agent.loss(contexts(ppo_pass=i % 3))
+        assert len(dreamt) == num_dreams
+
+
+def test_ppo_measures_its_later_passes_against_the_policy_of_pass_zero():
+    agent, rollout = agent_in(loss="ppo", ppo_clip=0.2), any_rollout()
+    first = scored(agent, rollout).parts["actor"]
+    randomised(agent.actor)  # far away, so that ratios leave the clip
+    clipped = scored(agent, rollout, ppo_pass=1).parts["actor"]
+    afresh = scored(agent, rollout, ppo_pass=0).parts["actor"]
+    assert clipped.item() != pytest.approx(afresh.item(), rel=1e-3)
+    assert first.item() == pytest.approx(afresh.item(), rel=1e-3)  # ratio 1 in pass 0
+
+
+def test_a_dream_starts_from_the_context_and_lasts_for_the_horizon():
+    agent, batch = agent_in(), contexts()
+    rollout = agent.dream(batch["tokens"], batch["actions"])
+    assert torch.equal(rollout.tokens[:, 0], batch["tokens"][:, -1])
+    assert rollout.actions.shape == (B, H)
+    assert set(rollout.actions.flatten().tolist()) <= set(LEGAL)
+
+
+def test_the_global_seed_decides_the_dream():
+    agent, batch, dreams = agent_in(), contexts(16), []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        dreams.append(agent.dream(batch["tokens"], batch["actions"]).tokens)
+    assert torch.equal(dreams[0], dreams[1])
+    assert not torch.equal(dreams[0], dreams[2])
+
+
+# ---- can it learn?
+
+class Bandit(WorldModel):
+    """A dream that pays 1 for action 3 while L0 is even, for action 11 while it is odd."""
+
+    def right_actions(self, tokens):
+        return torch.where(tokens[..., 0] % 2 == 0, 3, 11)
+
+    def features(self, tokens):
+        self.seen = tokens
+        return super().features(tokens)
+
+    def token(self, slot, ids):
+        if slot == 3:
+            self.paid = (ids == self.right_actions(self.seen)).float()
+        return super().token(slot, ids)
+
+    def outcome(self, hidden):
+        return None, self.paid, torch.full_like(self.paid, 50.0)
+
+
+def trained_in_bandit(num_steps=60, **changes):
+    """The agent and its dream after num_steps steps of a plain training loop."""
+    dream = tiny_dream(Bandit)
+    agent = agent_in(dream, **changes).train()
+    optimizer = training.make_optimizer(agent, agent.cfg)
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        agent.loss(contexts(32, ppo_pass=step % 4)).total.backward()
+        torch.nn.utils.clip_grad_norm_(agent.parameters(), agent.cfg.clip)
+        optimizer.step()
+        agent.after_step()
+    return agent, dream
+
+
+def chance_of_right_action(agent, dream):
+    """Mean probability, over all L0, of the action that pays there."""
+    tokens = torch.randint(K, (K, 3))
+    tokens[:, 0] = torch.arange(K)
+    with torch.no_grad():
+        probabilities = agent.actor(dream.features(tokens)).exp()
+    return probabilities.gather(1, dream.right_actions(tokens)[:, None]).mean().item()
+
+
+@pytest.mark.parametrize("loss", ["reinforce", "ppo"])
+def test_the_action_that_pays_in_each_state_is_learned(loss):
+    assert chance_of_right_action(*trained_in_bandit(loss=loss, lr=1e-2)) > 0.9
+
+
+def test_the_scalar_critic_learns_the_bandit_too():
+    assert chance_of_right_action(*trained_in_bandit(critic="scalar", lr=1e-2)) > 0.9
+
+
+@pytest.mark.parametrize("loss", ["reinforce", "ppo"])
+def test_nothing_is_learned_without_learning(loss):
+    assert chance_of_right_action(*trained_in_bandit(loss=loss, lr=0.0)) < 0.4  # 1/6 by chance
+
+
+def test_the_world_model_stays_frozen():
+    agent, _ = trained_in_bandit(num_steps=0)
+    dream = agent._dream_in[0]
+    before = {name: value.clone() for name, value in dream.state_dict().items()}
+    optimizer = training.make_optimizer(agent, tiny_config(lr=1e-2))
+    for _ in range(3):
+        agent.loss(contexts()).total.backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in dream.state_dict().items())
+    assert all(p.grad is None for p in dream.parameters())
+    assert not dream.training
+
+
+def test_the_world_model_is_no_part_of_what_is_trained_or_stored():
+    agent = agent_in()
+    networks = {name.split(".")[0] for name in agent.state_dict()}
+    assert networks == {"actor", "critic", "slow_critic", "return_range", "num_ranges"}
+
+
+# ---- the stage
+
+def test_a_model_that_learned_indices_reads_ale_ids_in_the_policys_dream():
+    dream = tiny_dream(actions="index")
+    learned = dream.action_embedding.weight.detach().clone()
+    assert policy.with_ale_ids(dream, "pong") is dream
+    for index, action in enumerate(GAMES["pong"].actions):
+        assert torch.equal(dream.action_embedding.weight[action], learned[index])
+
+
+def test_a_model_that_learned_ale_ids_is_left_as_it_is():
+    dream = tiny_dream()
+    learned = dream.action_embedding.weight.detach().clone()
+    policy.with_ale_ids(dream, "pong")
+    assert torch.equal(dream.action_embedding.weight, learned)

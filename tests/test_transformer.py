@@ -1,0 +1,115 @@
+"""Attention blocks: what the mask hides stays hidden, and the cache changes nothing but speed."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hd.transformer import Block, KVCache, Transformer
+
+B, S, DIM, HEADS, LAYERS = 2, 11, 24, 3, 4
+# Double precision: sums in another order differ by about 1e-16 times a few hundred terms.
+ROUNDING = 1e-12
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On matrices this small a second thread costs more than it brings."""
+    torch.set_num_threads(1)
+
+
+def small_transformer(**changes):
+    sizes = {"dim": DIM, "num_layers": LAYERS, "num_heads": HEADS, "ffn_dim": 40, "dropout": 0.1}
+    return Transformer(**sizes | changes).double().eval()
+
+
+def any_mask(length=S):
+    """Random, but every position sees itself and nobody sees the future."""
+    return torch.rand(length, length).round().bool().tril() | torch.eye(length, dtype=torch.bool)
+
+
+def test_output_has_the_shape_of_the_input():
+    x = torch.randn(B, S, DIM, dtype=torch.double)
+    assert small_transformer()(x, any_mask()).shape == (B, S, DIM)
+
+
+def test_a_block_equals_attention_written_out_in_loops():
+    block = Block(DIM, HEADS, 40, dropout=0.1).double().eval()
+    x, mask = torch.randn(B, S, DIM, dtype=torch.double), any_mask()
+    width = DIM // HEADS
+    queries, keys, values = block.attention_in(block.attention_norm(x)).chunk(3, -1)
+    mixed = torch.zeros_like(x)
+    for b in range(B):
+        for i in range(S):
+            seen = [j for j in range(S) if mask[i, j]]
+            for head in range(HEADS):
+                part = slice(head * width, (head + 1) * width)
+                scores = keys[b, seen, part] @ queries[b, i, part] / math.sqrt(width)
+                mixed[b, i, part] = scores.softmax(0) @ values[b, seen, part]
+    attended = x + block.attention_out(mixed)
+    expected = attended + block.ffn_out(F.gelu(block.ffn_in(block.ffn_norm(attended))))
+    torch.testing.assert_close(block(x, mask), expected, rtol=0, atol=ROUNDING)
+
+
+def test_a_position_that_sees_only_itself_is_computed_as_if_alone():
+    model, x = small_transformer(), torch.randn(B, S, DIM, dtype=torch.double)
+    together = model(x, torch.eye(S, dtype=torch.bool))
+    for i in range(S):
+        alone = model(x[:, i:i + 1], torch.ones(1, 1, dtype=torch.bool))
+        torch.testing.assert_close(together[:, i:i + 1], alone, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("chunks", [[S], [1] * S, [5, 2, 1, 3]], ids=str)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_cached_output_equals_the_full_forward_however_it_is_cut(chunks, batch_size):
+    model, mask = small_transformer(), any_mask()
+    x = torch.randn(batch_size, S, DIM, dtype=torch.double)
+    cache, parts, first = KVCache(model, batch_size, S), [], 0
+    with torch.no_grad():
+        for length in chunks:
+            last = first + length
+            parts.append(model(x[:, first:last], mask[first:last, :last], cache))
+            first = last
+        torch.testing.assert_close(torch.cat(parts, 1), model(x, mask), rtol=0, atol=ROUNDING)
+    assert cache.length == S
+
+
+def test_a_cache_that_is_longer_than_needed_gives_the_same_output():
+    model, mask, x = small_transformer(), any_mask(), torch.randn(B, S, DIM, dtype=torch.double)
+    with torch.no_grad():
+        cached = model(x, mask, KVCache(model, B, S + 6))
+        torch.testing.assert_close(cached, model(x, mask), rtol=0, atol=ROUNDING)
+
+
+def test_a_full_cache_refuses_another_position():
+    model, x = small_transformer(), torch.randn(B, S, DIM, dtype=torch.double)
+    cache = KVCache(model, B, S)
+    with torch.no_grad():
+        model(x, any_mask(), cache)
+        with pytest.raises(ValueError, match=f"holds {S} positions; {S + 1} are needed"):
+            model(x[:, :1], torch.ones(1, S + 1, dtype=torch.bool), cache)
+
+
+def test_under_autocast_the_cache_keeps_the_reduced_precision_and_follows_the_full_forward():
+    model, mask, x = small_transformer().float(), any_mask(), torch.randn(B, S, DIM)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        cache = KVCache(model, B, S)
+        cached = torch.cat([model(x[:, i:i + 1], mask[i:i + 1, :i + 1], cache)
+                            for i in range(S)], 1)
+        full = model(x, mask)
+    assert cache.memory.dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits; outputs are LayerNormed, so of order 1.
+    torch.testing.assert_close(cached, full, rtol=0, atol=0.1)
+
+
+def test_dropout_acts_in_training_mode_only():
+    model, mask, x = small_transformer(), any_mask(), torch.randn(B, S, DIM, dtype=torch.double)
+    assert torch.equal(model(x, mask), model(x, mask))
+    model.train()
+    assert not torch.allclose(model(x, mask), model(x, mask))
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="got 25 and 3"):
+        small_transformer(dim=25)
