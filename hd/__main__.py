@@ -69,11 +69,12 @@ def make_parser() -> Parser:
 
     _add_sweep_options(_add(commands, "sweep", run_sweep, "the chain for variants and seeds"))
 
-    play = _add(commands, "play", play_game, "let a trained policy play the real game; a video")
+    play = _add(commands, "play", play_game, "a video: the real game, its codes, the dream")
     play.add_argument("--game", default=GAMES[0], help=_one_of(GAMES))
     _add_choices(play, games=False)
-    play.add_argument("--episodes", type=_number, default=1)
-    play.add_argument("--policy", default="trained", help="trained or random")
+    play.add_argument("--steps", type=_number, default=120, help="length after the context")
+    play.add_argument("--policy", default="recorded", help="recorded, random, tracker or agent")
+    play.add_argument("--out", help="the mp4; by default among the run's figures")
 
     check = _add(commands, "check", run_checks, "validate data, model and mask; plays if needed")
     _add_choices(check, profile="smoke")
@@ -154,16 +155,15 @@ def run_sweep(args) -> int:
 
 
 def play_game(args) -> None:
-    """Play episodes of the real game and write a video."""
+    """Write a video of the real game, its codes decoded and the dream, side by side."""
     config.allowed("game", args.game, GAMES)
-    config.allowed("policy", args.policy, ("trained", "random"))
     config.resolve(args.profile, args.variant)
-    if not isinstance(args.episodes, int) or args.episodes < 1:
-        raise InputError(f"episodes must be a whole number from 1; got {args.episodes!r}")
-    from hd.report import play_video
-    print(play_video(args.game, profile=args.profile, variant=args.variant,
-                     seed=config.check_seed(args.seed), num_episodes=args.episodes,
-                     policy=args.policy))
+    config.check_seed(args.seed)
+    from hd.storage import shown
+    from hd.video import play_video
+    path = play_video(game=args.game, profile=args.profile, variant=args.variant, seed=args.seed,
+                      policy=args.policy, steps=args.steps, out=args.out)
+    print(shown(path))
 
 
 def run_checks(args) -> int:

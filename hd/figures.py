@@ -6,25 +6,19 @@ readers can tell apart (Okabe and Ito 2008); baselines are grey.
 
 from __future__ import annotations
 
-import base64
 import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
-import imageio.v2 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from hd import atari, config, decoder, encoder, evaluation, replay, runs, tokenizer, world_model
+from hd import atari, evaluation, world_model
 from hd.config import GAMES, InputError
-from hd.imagination import imagine, replayed
-from hd.policy import with_ale_ids
 from hd.report import METRICS, TITLES, key_of, number, summarise
 from hd.runs import Run
 from hd.storage import write_atomically, write_text
@@ -41,13 +35,11 @@ STYLE = {
 SVG_BYTES = 200_000  # a larger drawing is kept as PNG only
 MAX_POINTS = 3000  # in a scatter
 LEVELS = ("L0 coarse", "L1 middle", "L2 fine")
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28)}  # a legend that hides nothing
 # What RAM says about the place of the ball (MsPacman: the player), and the shift from there to
 # its centre on the 160 x 210 screen, measured on rendered frames.
 PLACES = {"pong": ("ball_x", "ball_y", -48.5, -12.5), "breakout": ("ball_x", "ball_y", -48.5, 10.5),
           "ms_pacman": ("player_x", "player_y", -8.5, 5.5)}
-PLAYERS = ("recorded", "random", "agent", "tracker")
-VIDEO_BYTES = 8_000_000  # what a page may hold
-MAX_STEPS = 3000  # of a video
 
 
 def styled(draw):
@@ -61,10 +53,9 @@ def styled(draw):
 
 @styled
 def save(fig: Figure, where: Run | Path | str, name: str) -> None:
-    """Write <name>.png, and <name>.svg if small, below the folder, or a run's own figures folder.
+    """Write <name>.png, and <name>.svg if small, below a folder or <profile>/figures/<run's name>.
 
-    A run's folder is <profile>/figures/<variant>-seed<k>. Returns nothing, so that a notebook cell
-    that ends with it shows the figure once and prints no path.
+    Returns nothing, so that a notebook cell that ends with it shows the figure once.
     """
     folder = where.root / "figures" / where.name if isinstance(where, Run) else Path(where)
     write_atomically(folder / f"{name}.png", fig.savefig)
@@ -83,8 +74,7 @@ def _panels(rows: int, columns: int, *, width: float = 2.6, height: float = 2.2,
 
 
 def _axis_label(metric: str) -> str:
-    unit = METRICS[key_of(metric)].unit
-    return f"{metric} ({unit})" if unit else metric
+    return f"{metric} ({METRICS[key_of(metric)].unit})"
 
 
 # ---- frames
@@ -115,25 +105,21 @@ def frame_strip(data, game: str, rows: Sequence[int]) -> Figure:
 
 @styled
 def episode_lengths(data) -> Figure:
-    """A dot per stored episode: its number of steps, by game; held-out episodes in orange.
-
-    data: a Replay. Dashed: the game's mean.
-    """
+    """A dot per stored episode of a Replay: its number of steps. Dashed: the game's mean."""
     fig, (axes,) = _panels(1, len(data.games), height=2.4)
     for ax, game in zip(axes, data.games):
         rows = np.flatnonzero(data.in_game(game))
         _, first, lengths = np.unique(data.episode_ids[rows], return_index=True,
                                       return_counts=True)
         is_train = data.is_train[rows[first]]
-        number_of = np.arange(len(lengths))
         for side, name, colour in ((is_train, "training", COLOURS[0]),
                                    (~is_train, "held out", COLOURS[1])):
-            ax.plot(number_of[side], lengths[side], "o", ms=4, color=colour,
+            ax.plot(np.flatnonzero(side), lengths[side], "o", ms=4, color=colour,
                     label=f"{name} (n={side.sum()})")
         ax.axhline(lengths.mean(), color=GREY, ls="--", label=f"mean {lengths.mean():.0f}")
         ax.set(title=TITLES[game], xlabel="episode", ylabel="length (agent steps)")
-        ax.set_ylim(0, lengths.max() * 1.5)
-        ax.legend(loc="upper right")
+        ax.set_ylim(0, lengths.max() * 1.1)
+        ax.legend(**BELOW)
     return fig
 
 
@@ -192,8 +178,7 @@ def seed_epoch_table(history: list[dict], *, steps_per_epoch: float | None = Non
 def embedding_map(embeddings: np.ndarray, colour_by: Mapping[str, Sequence]) -> Figure:
     """The two widest directions (PCA) of embeddings (N, D), a panel per colouring name -> (N,).
 
-    Words become a legend, numbers a colour scale; NaN (ball not in play) is grey. Rows are thinned
-    evenly to MAX_POINTS. The axes name their share of the variance: little means a poor map.
+    Words become a legend, numbers a colour scale, NaN grey; rows are thinned to MAX_POINTS.
     """
     every = -(-len(embeddings) // MAX_POINTS)
     fitted = PCA(2, svd_solver="full").fit(embeddings[::every])
@@ -224,7 +209,7 @@ def code_usage(tokens: Mapping[str, np.ndarray], num_codes: int) -> Figure:
     tokens: game -> (N, L). Dashed: every code equally often.
     """
     num_levels = next(iter(tokens.values())).shape[1]
-    fig, axes = _panels(num_levels, len(tokens), height=1.6, sharex=True)
+    fig, axes = _panels(num_levels, len(tokens), height=1.8, sharex=True)
     for column, (game, codes) in zip(axes.T, tokens.items()):
         for level, ax in enumerate(column):
             counts = np.bincount(codes[:, level], minlength=num_codes)
@@ -232,8 +217,8 @@ def code_usage(tokens: Mapping[str, np.ndarray], num_codes: int) -> Figure:
             entropy = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
             ax.bar(np.arange(num_codes), shares, width=1.0, color=COLOURS[level])
             ax.axhline(1 / num_codes, color=GREY, ls="--")
-            ax.set_title(f"{TITLES[game]} L{level}: {(counts > 0).sum()} of {num_codes} used, "
-                         f"perplexity {np.exp(entropy):.0f}", fontsize=7)
+            ax.set_title(f"{TITLES[game]} L{level}: {(counts > 0).sum()} of {num_codes} used,\n"
+                         f"perplexity {np.exp(entropy):.0f}", fontsize=8)
         column[-1].set_xlabel(f"code, by frequency (n={len(codes)})")
     for ax in axes[:, 0]:
         ax.set_ylabel("share of steps")
@@ -245,12 +230,12 @@ def game_information(table: pd.DataFrame) -> Figure:
     """Bars of the information (nats) that each level's code holds about the game, from a
     tokenizer table, below the ceiling H(game); 95% interval over seeds if there are several."""
     found = summarise(table, ["l{level}_game_information"])
-    fig, ((ax,),) = _panels(1, 1, width=3.2)
+    fig, ((ax,),) = _panels(1, 1, width=3.4, height=2.7)
     _bars(ax, found, np.arange(len(found)), 0.6, COLOURS[0])
     ax.axhline(found["baseline"].mean(), color=GREY, ls="--", label="H(game), the most possible")
     ax.set_xticks(range(len(found)), LEVELS[:len(found)])
-    ax.set(ylabel="information about the game (nats)", ylim=(0, found["baseline"].mean() * 1.3))
-    ax.legend(loc="upper right")
+    ax.set(ylabel="what codes tell of the game (nats)", ylim=(0, found["baseline"].mean() * 1.15))
+    ax.legend(**BELOW)
     return fig
 
 
@@ -259,7 +244,7 @@ def game_information(table: pd.DataFrame) -> Figure:
 @styled
 def attention_masks(num_steps: int = 3) -> Figure:
     """The four masks side by side: row = query, column = key, dark = may attend."""
-    names = [name for step in range(num_steps) for name in ("L0", "L1", "L2", "a")]
+    names = ["L0", "L1", "L2", "a"] * num_steps
     fig, (axes,) = _panels(1, len(world_model.MASKS), width=2.9, height=3.1)
     for ax, kind in zip(axes, world_model.MASKS):
         mask = world_model.hierarchical_mask(num_steps, kind).numpy()
@@ -279,7 +264,7 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
     """Next-code accuracy (or cross_entropy) per level beside n-gram, repeat-last and frequency:
     games down, all codes left and changed codes right. table: the world model's long table."""
     games = [game for game in GAMES if game in set(table["game"])]
-    fig, axes = _panels(len(games), 2, width=3.6, height=2.0, sharey="row")
+    fig, axes = _panels(len(games), 2, width=3.6, height=2.1, sharey="row")
     for line, game in zip(axes, games):
         own = summarise(table[table["game"] == game]).set_index("metric")
         for ax, infix, words in zip(line, ("", "changed_"), ("all codes", "codes that change")):
@@ -290,11 +275,12 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
                 bars[suffix.replace("_", " ")] = own.loc[[f"{n}[{suffix}]" for n in names]]
             for i, (name, found) in enumerate(bars.items()):
                 colour = COLOURS[0] if i == 0 else ("", "#555555", "#8f8f8f", "#c8c8c8")[i]
-                _bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name)
+                _bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
             ax.set_xticks(range(3), LEVELS)
             ax.set_title(f"{TITLES[game]}, {words}")
+            ax.margins(y=0.25)
         line[0].set_ylabel(_axis_label(f"l0_{metric}").replace("l0_", "").replace("_", " "))
-    axes[0, 1].legend(ncols=2)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
@@ -302,7 +288,7 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
 def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """A panel per metric: value beside baseline for each game; 95% interval over seeds, n."""
     columns = min(3, len(metrics))
-    fig, axes = _panels(-(-len(metrics) // columns), columns, height=2.3)
+    fig, axes = _panels(-(-len(metrics) // columns), columns, width=3.0, height=2.8)
     for ax, metric in zip(axes.flat, metrics):
         found = summarise(table, [metric])
         if found["game"].duplicated().any():
@@ -314,19 +300,20 @@ def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         if found["baseline"].notna().any():
             _bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan), place + 0.2,
                   0.38, "#a8a8a8", label=words.partition(";")[0])
-        ax.set_xticks(place, [TITLES[game] for game in found["game"]])
-        ax.set(ylabel=_axis_label(metric), title=f"{found['n'].max()} seed(s)")
-        ax.margins(y=0.3)
-        ax.legend(loc="upper right")
+        ax.set_xticks(place, [TITLES[game] for game in found["game"]], fontsize=8)
+        ax.set(ylabel=_axis_label(metric), title=f"n={found['n'].max()}")
+        ax.margins(y=0.1)
+        ax.legend(**BELOW)
     for ax in axes.flat[len(metrics):]:
         ax.remove()
     return fig
 
 
-def _bars(ax, found, place, width, colour, *, label=None) -> None:
+def _bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
     """Bars of summarise's rows with their value written on them, and whiskers where n > 1."""
     drawn = ax.bar(place, found["mean"], width, color=colour, label=label)
-    ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], fontsize=6, padding=1)
+    ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], fontsize=6, padding=2,
+                 rotation=turn)
     if found["low"].notna().any():
         whiskers = np.abs(found[["low", "high"]].to_numpy().T - found["mean"].to_numpy())
         ax.errorbar(place, found["mean"], whiskers, fmt="none", ecolor="black", capsize=2, lw=1)
@@ -335,15 +322,13 @@ def _bars(ax, found, place, width, colour, *, label=None) -> None:
 # ---- dreams and play
 
 @styled
-def dream_strip(truth: np.ndarray, reconstruction: np.ndarray, dream: np.ndarray,
-                steps: Sequence[int] = (0, 1, 2, 4, 8, 15)) -> Figure:
-    """Frames at chosen steps of a dream: the real game, its own codes decoded, the dream.
+def film_strip(lines: Mapping[str, np.ndarray],
+               steps: Sequence[int] = (0, 1, 2, 4, 8, 15)) -> Figure:
+    """Frames at chosen steps, a line per name; steps beyond the end are left out.
 
-    Each (H+1, 84, 84) uint8; index 0 is the last real step, later chosen steps beyond H are left
-    out. What the middle line lacks the codes do not hold; only the bottom line is the world model.
+    lines: name -> (n, 84, 84) uint8, all of the same n. For a dream index 0 is the last real step.
     """
-    steps = [step for step in steps if step < len(truth)]
-    lines = {"real game": truth, "codes of it": reconstruction, "dream": dream}
+    steps = [step for step in steps if step < min(map(len, lines.values()))]
     fig, axes = _panels(len(lines), len(steps), width=1.3, height=1.4)
     for line, (name, frames) in zip(axes, lines.items()):
         for ax, step in zip(line, steps):
@@ -351,7 +336,33 @@ def dream_strip(truth: np.ndarray, reconstruction: np.ndarray, dream: np.ndarray
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
     for ax, step in zip(axes[0], steps):
-        ax.set_title(f"step {step}" if step else "last real step")
+        ax.set_title(f"step {step}" if step else "last real step" if "dream" in lines else "step 0")
+    return fig
+
+
+@styled
+def arm_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """A panel per metric: a bar per arm (variant) for each game, 95% interval over seeds.
+
+    table: long, several variants of one stage. Dashed: base's baseline column, where it has one.
+    """
+    arms = list(dict.fromkeys(table["variant"]))
+    fig, (axes,) = _panels(1, len(metrics), width=3.6, height=2.6)
+    width = 0.8 / len(arms)
+    for ax, metric in zip(axes, metrics):
+        found = summarise(table, [metric])
+        games = list(dict.fromkeys(found["game"]))
+        for i, arm in enumerate(arms):
+            own = found[found["variant"] == arm].set_index("game").reindex(games)
+            place = np.arange(len(games)) + (i - (len(arms) - 1) / 2) * width
+            _bars(ax, own, place, 0.9 * width, COLOURS[i % len(COLOURS)], label=arm, turn=90)
+            if arm == "base":
+                left = np.arange(len(games)) - 0.45
+                ax.hlines(own["baseline"], left, left + 0.9, GREY, "--", label="baseline")
+        ax.set_xticks(range(len(games)), [TITLES.get(game, game) for game in games])
+        ax.set(title=f"n={found['n'].min()}", ylabel=_axis_label(metric))
+        ax.margins(y=0.2)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
@@ -385,148 +396,5 @@ def returns_plot(episodes, anchors: Mapping[str, float] | None = None) -> Figure
         ax.set(title=TITLES[game], ylabel="return of a real episode (points)",
                xlim=(-0.5, len(players) - 0.2))
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+            ax.legend(**BELOW)
     return fig
-
-
-# ---- videos
-
-def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, fps: int = 15,
-                       scale: int = 3, notes: Sequence[str] | None = None) -> Path:
-    """Write an mp4 (h264, yuv420p: plays in any browser) of videos beside each other.
-
-    columns: name, written on top, -> (T, 84, 84) uint8, all of the same T. notes: T texts for the
-    line below the names. Returns the path. Raises InputError for unequal shapes.
-    """
-    shapes = {np.shape(frames) for frames in columns.values()}
-    if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or not shape[0]:
-        raise InputError(f"videos side by side need the same shape (T, height, width); got "
-                         f"{ {name: np.shape(frames) for name, frames in columns.items()} }")
-    path = Path(path)
-
-    def write(aside):
-        # One thread and no version tags: the same frames give the same bytes.
-        with imageio.get_writer(aside, format="FFMPEG", fps=fps, codec="libx264", quality=8,
-                                pixelformat="yuv420p", macro_block_size=2, output_params=[
-                                    "-threads", "1", "-fflags", "+bitexact", "-flags:v",
-                                    "+bitexact", "-movflags", "+faststart"]) as video:
-            for t in range(shape[0]):
-                video.append_data(_titled({name: frames[t] for name, frames in columns.items()},
-                                          scale, notes[t] if notes else ""))
-
-    write_atomically(path, write)
-    return path
-
-
-def _titled(columns: Mapping[str, np.ndarray], scale: int, note: str) -> np.ndarray:
-    """Frames (84, 84) by name -> one picture (height, width, 3), even in both, names on top."""
-    height, width = (scale * side for side in next(iter(columns.values())).shape)
-    gap, head = 8, 44
-    picture = np.full((head + height + height % 2, len(columns) * (width + gap), 3), 255, np.uint8)
-    picture = picture[:, :picture.shape[1] // 2 * 2]
-    for i, (name, frame) in enumerate(columns.items()):
-        left = i * (width + gap)
-        big = np.repeat(np.repeat(frame, scale, 0), scale, 1)
-        picture[head:head + height, left:left + width] = big[..., None]
-        cv2.putText(picture, name, (left + 2, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1,
-                    cv2.LINE_AA)
-    cv2.putText(picture, note, (2, 37), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 90, 150), 1,
-                cv2.LINE_AA)
-    return picture
-
-
-def embed_video(path: Path | str):
-    """The mp4 as IPython HTML holding the video itself: the built book needs no other file.
-
-    The bytes depend on the ffmpeg version: tag the cell nbval-ignore-output.
-    """
-    from IPython.display import HTML
-    content = Path(path).read_bytes()
-    if len(content) > VIDEO_BYTES:
-        raise InputError(f"{Path(path).name} has {len(content):,} bytes; a page holds videos of at "
-                         f"most {VIDEO_BYTES:,}")
-    return HTML('<video controls loop muted playsinline style="max-width: 100%" '
-                f'src="data:video/mp4;base64,{base64.b64encode(content).decode()}"></video>')
-
-
-def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed: int = 0,
-               policy: str = "recorded", steps: int = 120, out: Path | str | None = None) -> Path:
-    """A video of the real game, of its codes decoded, and of the dream from the same context.
-
-    policy: who acts in the real game: "random", "agent", "tracker", or "recorded", a stored
-    held-out episode. The dream gets the same actions and starts again from real context whenever
-    its horizon is over; the line on top says where. steps: after the context. out: the mp4, by
-    default play-<game>-<policy>.mp4 among the run's figures. Raises InputError in one line.
-    """
-    config.allowed("game", game, GAMES)
-    config.allowed("policy", policy, PLAYERS)
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        raise InputError(f"steps must be a whole number from 1 to {MAX_STEPS}; got {steps!r}")
-    run = runs.start("imagination", profile=profile, variant=variant, seed=seed)
-    play = _recorded if policy == "recorded" else functools.partial(_played, policy)
-    frames, tokens, actions = play(run, game, run.cfg.context + steps)
-    dreamed, notes = _dreamed(run, game, tokens, actions)
-    drawn = decoder.decode_tokens(run, torch.stack([tokens, dreamed]))
-    out = Path(out or run.root / "figures" / run.name / f"play-{game}-{policy}.mp4")
-    return side_by_side_video({f"real game ({policy})": frames, "its codes, decoded": drawn[0],
-                               "dream": drawn[1]}, out, notes=notes)
-
-
-def _recorded(run: Run, game: str, length: int):
-    """frames (n, 84, 84), tokens (n, 3), actions (n,) of a held-out stretch of n = length steps."""
-    data, codes = replay.open_run(run), tokenizer.tokens(run)
-    starts = data.window_starts(length, ~data.is_train & data.in_game(game))
-    if not len(starts):
-        raise InputError(f"no held-out episode of {game} has {length} steps; ask for fewer steps")
-    rows = runs.rng_for(run.seed, "play", game).choice(starts) + np.arange(length)
-    return (data.newest(rows), torch.from_numpy(codes[rows].astype(np.int64)),
-            torch.from_numpy(data.actions[rows].astype(np.int64)))
-
-
-def _played(policy: str, run: Run, game: str, length: int):
-    """As _recorded, but of a fresh real episode that this policy plays; n is less if it ends."""
-    trained_for = run.profile.policy.game
-    if policy == "agent" and game != trained_for:
-        raise InputError(f"the agent of variant {run.variant} plays {trained_for}; for {game} "
-                         f"take variant policy_game.{game}")
-    players = {"random": lambda: evaluation.random_act(game),
-               "tracker": lambda: evaluation.tracker_act(game),
-               "agent": lambda: evaluation.policy_act(run.at("policy"))}
-    act, stacks, actions = players[policy](), [], []
-
-    def recorded(seen, generator):
-        chosen = act(seen, generator)
-        if len(stacks) < length:
-            stacks.append(seen.frames[0])
-            actions.append(int(chosen[0]))
-        return chosen
-
-    eyes, codes = encoder.load(run), tokenizer.load(run)
-    evaluation.play(recorded, game, num_episodes=1, seed=run.seed,
-                    sticky=run.profile.policy.eval_sticky)
-    if len(stacks) <= run.cfg.context:
-        raise InputError(f"the episode ended after {len(stacks)} steps, before its dream began")
-    frames = torch.from_numpy(np.stack(stacks)).to(runs.device())
-    with torch.no_grad():
-        tokens = torch.cat([codes.encode(eyes(part)) for part in frames.split(256)])
-    return frames[:, -1].cpu().numpy(), tokens.cpu(), torch.tensor(actions)
-
-
-def _dreamed(run: Run, game: str, tokens, actions):
-    """Codes (n, 3) of dreams under actions (n,), each from the real context (tokens) before it,
-    the first one's context left as it is; and what to say about each step, n texts."""
-    context, model = run.cfg.context, with_ale_ids(world_model.load(run), game)
-    horizon = min(run.cfg.horizon, model.cfg.max_steps - context)
-    last_real = torch.arange(context - 1, len(tokens) - 1, horizon)
-    past = last_real[:, None] + torch.arange(1 - context, 1)
-    padded = torch.cat([actions, actions.new_zeros(horizon)])
-    to_do = padded[last_real[:, None] + torch.arange(horizon)]
-    rollout = imagine(model, tokens[past].to(runs.device()),
-                      actions[past[:, :-1]].to(runs.device()),
-                      replayed(to_do.to(runs.device())), horizon=horizon,
-                      generator=torch.Generator().manual_seed(run.seed))
-    dreamed = torch.cat([tokens[:context], rollout.tokens[:, 1:].flatten(0, 1).cpu()])
-    notes = ["context: real codes, the dream starts after these"] * context + [
-        f"dream, step {1 + k % horizon} of {horizon} without a look at the game"
-        for k in range(len(tokens) - context)]
-    return dreamed[:len(tokens)], notes

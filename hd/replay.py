@@ -49,7 +49,8 @@ class Replay:
     source: np.ndarray
 
     @classmethod
-    def open(cls, folder: Path, games: Iterable[str], *, val_share: float, seed: int) -> Replay:
+    def open(cls, folder: Path, games: tuple[str, ...], *, val_share: float,
+             seed: int) -> Replay:
         """Map the files that hd.collection wrote, split by episode within each game.
 
         Raises InputError naming the file that is missing, damaged or does not fit the others.

@@ -21,7 +21,7 @@ from hd.config import GAMES, InputError
 from hd.evaluation import interval
 from hd.storage import ROOT, artifacts_root, shown, write_atomically, write_text
 
-KEYS = ["stage", "variant", "game", "step", "split", "metric"]  # what one number is about
+KEYS = ["stage", "variant", "game", "step", "split", "metric"]
 TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
 NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
 HEADER = "<!-- Written by hd.report from the published tables; do not edit by hand. -->"
@@ -34,10 +34,11 @@ Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
 _METRICS = """
 steps | stored agent steps | count | - | -
 episodes | whole episodes, stored or played | count | - | -
-windows | windows of the world model's length inside episodes | count | - | -
-random_return | mean score of the stored episodes | points | - | -
-reward_share | steps that score | share | - | -
-val_share | steps of held-out episodes | share | - | -
+windows_of_{length} | windows of so many steps inside episodes | count | - | -
+games_ended | episodes that ran to their end | count | - | -
+episode_length | mean length of stored episodes | steps | - | -
+return | mean unclipped score of stored episodes | points | - | -
+rewarded_share | steps that score | share | - | -
 temporal_consistency | distance of consecutive / of random pairs | ratio | lower | untrained encoder
 diversity | mean distance of 1000 random embeddings | distance | - | untrained encoder
 f1_{category} | RAM state by linear probes, weighted F1 | F1 | higher | {probed}
@@ -74,8 +75,7 @@ continue | loss of the continue head | nats | lower | -
 actor | the actor's loss | points, scaled | lower | -
 critic | the critic's loss | nats | lower | -
 entropy | of the policy | nats | - | -
-imagined_return | lambda-return where a dream starts | points | higher | -
-imagined_reward | reward per dreamed step | points | higher | -
+imagined_{quantity} | lambda-return at a dream's start, reward per step | points | higher | -
 """.replace("{probed}", "untrained encoder; of codes: continuous embeddings")
 
 METRICS = {name: Metric(*("" if part == "-" else part for part in parts))
@@ -86,10 +86,9 @@ def key_of(metric: str) -> str:
     """The entry of METRICS that explains a metric name; raises InputError for an unknown one."""
     name = re.sub(r"\[.*\]$", "", metric)
     names = (name, name.removeprefix("val_"))
-    found = [key for name in names for key in METRICS if _matches(key, name)]
-    if not found:
-        raise InputError(f"metric {metric!r} is not explained; add it to hd.report.METRICS")
-    return found[0]
+    for key in (key for name in names for key in METRICS if _matches(key, name)):
+        return key
+    raise InputError(f"metric {metric!r} is not explained; add it to hd.report.METRICS")
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -99,8 +98,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 def explain(metrics: Iterable[str] | pd.DataFrame) -> pd.DataFrame:
     """One row per metric of a table (or list of names): meaning, unit, better, baseline."""
-    names = metrics["metric"] if isinstance(metrics, pd.DataFrame) else metrics
-    used = {key_of(name) for name in names}
+    used = set(map(key_of, getattr(metrics, "metric", metrics)))
     rows = {key: METRICS[key] for key in METRICS if key in used}
     return pd.DataFrame(rows.values(), index=list(rows), columns=Metric._fields)
 
@@ -292,9 +290,9 @@ def headline(results_dir=None) -> str:
 
 
 def _headline_of(root: Path, profile: str) -> str:
-    lines, records = [], []
+    lines, records, others = [], [], [f"policy_game.{game}" for game in GAMES]
     for stage, metric, words, baseline in HEADLINE:
-        variants = ["base"] + [f"policy_game.{game}" for game in GAMES] * (stage == "policy")
+        variants = ["base", *others * (stage == "policy")]
         tables = [fresh_or_published(root, profile, stage, variant) for variant in variants
                   if _tables(root / profile / stage, variant)]
         tables = [table for table in tables if metric in set(table["metric"])]
@@ -322,7 +320,7 @@ def _headline_cell(row: Mapping) -> str:
 
 
 def _footnote(records: list[dict]) -> str:
-    """Devices and commits behind a headline; several of them are listed with their stages."""
+    """Devices and commits behind a headline, with their stages if there are several."""
     text = "Value [95% interval over seeds] (baseline), held-out episodes."
     for what, read in (("Device", lambda r: r["device"]), ("Commit", _commit)):
         stages = {}
@@ -355,9 +353,9 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
             root: Path = ROOT) -> list[Path]:
     """Copy a profile's fresh tables and figures into root's results/ and figures/; write headline.
 
-    variant: one, or "all". Returns the files copied. All is checked before anything is copied:
-    raises InputError when the tree is dirty, nothing is there, a table is damaged or was made
-    from a dirty tree. Tables may come from several commits: the headline lists them.
+    variant: one, or "all". Returns the copies. Before anything is copied, raises InputError when
+    the tree is dirty, nothing is there, a table is damaged or was made from a dirty tree. Tables
+    may come from several commits: the headline lists them.
     """
     config.allowed("profile", profile, config.PROFILES)
     config.allowed("variant", variant, ("all", *config.variants()))
@@ -378,6 +376,8 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
     if not copies:
         raise InputError(f"nothing to publish below {shown(source / 'results')} for variant "
                          f"{variant}; make it: make report PROFILE={profile}")
+    if variant == "all":  # figures that compare variants belong to no single run
+        copies += filter(Path.is_file, (source / "figures").glob("[!.]*.*"))
     targets = {}
     for path in copies:
         kind, *rest = path.relative_to(source).parts

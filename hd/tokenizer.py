@@ -129,18 +129,21 @@ class ResidualVQ(nn.Module):
         means = self.sums[level] / self.counts[level].clamp_min(floor)[:, None]
         self.codebooks[level] = torch.where(alive[:, None], means, self.codebooks[level])
         if self.refill_below:
-            self._refill(level, rows)
+            self._refill(level, rows, codes)
 
-    def _refill(self, level, rows):
+    def _refill(self, level, rows, codes):
         # Dead codes are refilled from the current batch, never from older ones: with an encoder
         # that trains, old rows lie where no embedding is any more.
-        fair_share = len(rows) / self.counts.shape[1]
-        dead = (self.counts[level] < self.refill_below * fair_share).nonzero().squeeze(1)
+        enough = self.refill_below * len(rows) / self.counts.shape[1]
+        dead = (self.counts[level] < enough).nonzero().squeeze(1)
         if len(dead):
-            picks = torch.randint(len(rows), (len(dead),), device=rows.device)
+            # Where the error is large, as k-means++ starts; a try that wins too little ends soon.
+            error = (rows - self.codebooks[level][codes]).pow(2).sum(1)
+            error = error.nan_to_num(nan=0.0, posinf=0.0).clamp_min(1e-12)
+            picks = torch.multinomial(error, len(dead), replacement=True)
             self.codebooks[level, dead] = rows[picks]
-            self.counts[level, dead] = fair_share
-            self.sums[level, dead] = rows[picks] * fair_share
+            self.counts[level, dead] = enough
+            self.sums[level, dead] = rows[picks] * enough
 
 
 def nearest(rows, codebook):

@@ -13,7 +13,7 @@ from hd.imagination import Rollout
 from hd.policy import Actor, ActorCritic, Critic, lambda_returns, ppo_objective
 from hd.world_model import TwoHot, WorldModel
 
-B, T, H, K, D = 2, 3, 5, 7, 4
+B, T, H, K, D = 2, 3, 5, 7, 8
 FEATURES = 3 * D
 LEGAL = (0, 1, 3, 4, 11, 12)
 GAMMA, LAM = 0.9, 0.8
@@ -377,14 +377,16 @@ class Bandit(WorldModel):
         return None, self.paid, torch.full_like(self.paid, 50.0)
 
 
-def trained_in_bandit(num_steps=60, **changes):
+def trained_in_bandit(num_steps=100, **changes):
     """The agent and its dream after num_steps steps of a plain training loop."""
     dream = tiny_dream(Bandit)
-    agent = agent_in(dream, **changes).train()
+    # Far apart: among codes that lie mixed a policy gradient may give up the odd one out.
+    torch.nn.init.eye_(dream.codebooks[0]).mul_(4)
+    agent = agent_in(dream, entropy=0.03, **changes).train()
     optimizer = training.make_optimizer(agent, agent.cfg)
     for step in range(num_steps):
         optimizer.zero_grad()
-        agent.loss(contexts(32, ppo_pass=step % 4)).total.backward()
+        agent.loss(contexts(96, ppo_pass=step % 4)).total.backward()
         torch.nn.utils.clip_grad_norm_(agent.parameters(), agent.cfg.clip)
         optimizer.step()
         agent.after_step()
@@ -402,11 +404,11 @@ def chance_of_right_action(agent, dream):
 
 @pytest.mark.parametrize("loss", ["reinforce", "ppo"])
 def test_the_action_that_pays_in_each_state_is_learned(loss):
-    assert chance_of_right_action(*trained_in_bandit(loss=loss, lr=1e-2)) > 0.9
+    assert chance_of_right_action(*trained_in_bandit(loss=loss, lr=5e-3)) > 0.9
 
 
 def test_the_scalar_critic_learns_the_bandit_too():
-    assert chance_of_right_action(*trained_in_bandit(critic="scalar", lr=1e-2)) > 0.9
+    assert chance_of_right_action(*trained_in_bandit(critic="scalar", lr=5e-3)) > 0.9
 
 
 @pytest.mark.parametrize("loss", ["reinforce", "ppo"])

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hd import encoder, evaluation, figures, probes, report, runs, world_model
+from hd import encoder, evaluation, figures, probes, replay, report, runs, video, world_model
 from hd.config import GAMES, InputError
 from hd.encoder import AtariEncoder
 from hd.runs import COLUMNS, row
@@ -35,7 +35,8 @@ COMPOSED = {
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],
     "f'l{level}_{name}'": ["l0_usage", "l2_perplexity"],
     "f'{name}_average_precision'": ["reward_average_precision", "end_average_precision"],
-    "name": ["steps", "episodes", "windows", "random_return", "reward_share", "val_share"],
+    "name": ["steps", "episodes", "windows_of_24", "games_ended", "episode_length", "return",
+             "rewarded_share"],
 }
 
 
@@ -105,6 +106,15 @@ def test_every_metric_that_the_package_writes_is_explained():
             assert report.key_of(metric) in report.METRICS
 
 
+def test_what_is_counted_about_the_stored_frames_is_explained(monkeypatch):
+    monkeypatch.setattr(replay, "open_run", lambda run: TinyReplay())
+    rows = replay.measure(runs.start("frames", profile="smoke"))
+    names = {entry["metric"] for entry in rows}
+    assert {report.key_of(name) for name in names} <= set(report.METRICS)
+    assert names == {re.sub(r"^windows_of_\d+$", "windows_of_24", name)
+                     for name in COMPOSED["name"]}
+
+
 def test_every_metric_says_what_it_is_and_which_way_is_better():
     for name, metric in report.METRICS.items():
         assert metric.definition and metric.unit, name
@@ -116,7 +126,7 @@ def test_a_level_and_its_changed_codes_are_told_apart():
     assert report.key_of("l0_changed_accuracy[repeat_last]") == "l{level}_changed_accuracy"
     assert report.key_of("dream_l1_accuracy") == "dream_l{level}_accuracy"
     assert report.key_of("val_l1_accuracy") == "l{level}_accuracy"
-    assert report.key_of("val_share") == "val_share"
+    assert report.key_of("windows_of_24") == "windows_of_{length}"
 
 
 def test_explaining_a_table_gives_one_row_per_kind_of_metric():
@@ -362,7 +372,9 @@ def test_publishing_takes_one_variant_or_all(checkout, fresh):
     assert (checkout / "results/quick/world_model/mask.strict-seed0.csv").exists()
     assert not (checkout / "results/quick/policy").exists()
     commit(checkout)
-    assert len(report.publish("quick", "all", root=checkout)) == 7
+    (fresh.parent / "figures" / "ablation-mask.png").write_bytes(b"png")
+    assert len(report.publish("quick", "all", root=checkout)) == 8
+    assert (checkout / "figures/quick/ablation-mask.png").exists()
 
 
 def test_publishing_refuses_a_dirty_tree_and_changes_nothing(checkout, fresh):
@@ -406,6 +418,10 @@ class TinyReplay:
     is_train = episode_ids != 1
     ram = np.zeros((12, 128), np.uint8)
     ram[:, 49], ram[1, 54] = 128, 100  # Pong's ball, in play in row 1 only
+    rewards, continues = np.zeros(12, np.float32), np.ones(12, np.float32)
+
+    def window_starts(self, length, mask=None):
+        return np.flatnonzero(mask)
 
     def in_game(self, game):
         return (self.episode_ids == 2) == (game == "breakout")
@@ -499,7 +515,7 @@ def test_code_usage_sorts_codes_and_draws_the_even_share():
     assert len(fig.axes) == 4
     assert heights(fig.axes[0]) == [0.75, 0.25, 0, 0, 0]
     assert fig.axes[0].lines[0].get_ydata()[0] == 0.2
-    assert titles(fig)[0] == "Pong L0: 2 of 5 used, perplexity 2"
+    assert titles(fig)[0] == "Pong L0: 2 of 5 used,\nperplexity 2"
 
 
 def test_game_information_stands_below_its_ceiling():
@@ -535,7 +551,8 @@ def test_accuracies_stand_beside_all_three_baselines_on_all_and_on_changed_codes
     assert titles(fig) == ["Pong, all codes", "Pong, codes that change"]
     assert heights(fig.axes[0]) == [0.5] * 3 + [0.4] * 3 + [0.3] * 3 + [0.2] * 3
     assert heights(fig.axes[1])[:3] == [0.6] * 3
-    assert legend(fig.axes[1]) == ["world model", "n-gram", "repeat last", "frequency"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "world model", "n-gram", "repeat last", "frequency"]
     assert fig.axes[0].get_ylabel() == "accuracy (share)"
 
 
@@ -550,9 +567,23 @@ def test_metric_bars_draw_value_and_baseline_for_each_game():
     assert fig.axes[1].get_ylabel() == "diversity (distance)"
 
 
+def test_arm_bars_draw_every_arm_and_bases_baseline():
+    arms = {"base": 0.5, "mask.strict": 0.25}
+    table = pd.concat([
+        long_table([row("l0_accuracy", value, game=game, baseline=0.4)
+                    for game in ("pong", "breakout")]).assign(variant=arm)
+        for arm, value in arms.items()])
+    fig = figures.arm_bars(table, ["l0_accuracy"])
+    assert heights(fig.axes[0]) == [0.5, 0.5, 0.25, 0.25]
+    (baseline,) = fig.axes[0].collections
+    assert [segment[0, 1] for segment in baseline.get_segments()] == [0.4, 0.4]
+    assert {text.get_text() for text in fig.legends[0].get_texts()} == {*arms, "baseline"}
+
+
 def test_a_dream_strip_shows_the_chosen_steps_that_exist():
     frames = np.stack([np.full((84, 84), k, np.uint8) for k in range(6)])
-    fig = figures.dream_strip(frames, frames + 50, frames + 100, steps=(0, 2, 9))
+    fig = figures.film_strip({"real game": frames, "its codes": frames + 50, "dream": frames + 100},
+                             steps=(0, 2, 9))
     assert len(fig.axes) == 6
     assert titles(fig)[:2] == ["last real step", "step 2"]
     shown = [int(ax.images[0].get_array()[0, 0]) for ax in fig.axes]
@@ -596,10 +627,10 @@ def clip(num_frames=7, shade=0):
 
 
 def test_a_video_has_every_frame_even_sides_and_its_columns_in_order(tmp_path):
-    path = figures.side_by_side_video({"truth": clip(), "dream": clip(shade=100)},
-                                      tmp_path / "two.mp4", scale=3)
-    with imageio.get_reader(path) as video:
-        meta, frames = video.get_meta_data(), [np.asarray(frame) for frame in video]
+    path = video.side_by_side_video({"truth": clip(), "dream": clip(shade=100)},
+                                    tmp_path / "two.mp4", scale=3)
+    with imageio.get_reader(path) as film:
+        meta, frames = film.get_meta_data(), [np.asarray(frame) for frame in film]
     assert (len(frames), meta["fps"], meta["codec"]) == (7, 15, "h264")
     assert meta["pix_fmt"].startswith("yuv420p")
     assert frames[0].shape == (44 + 252, 2 * 260, 3)
@@ -610,26 +641,26 @@ def test_a_video_has_every_frame_even_sides_and_its_columns_in_order(tmp_path):
 
 
 def test_the_same_frames_give_the_same_bytes(tmp_path):
-    one, two = (figures.side_by_side_video({"a": clip()}, tmp_path / f"{k}.mp4", scale=1,
-                                           notes=[f"step {t}" for t in range(7)]).read_bytes()
+    one, two = (video.side_by_side_video({"a": clip()}, tmp_path / f"{k}.mp4", scale=1,
+                                         notes=[f"step {t}" for t in range(7)]).read_bytes()
                 for k in range(2))
     assert one == two
 
 
 def test_videos_of_unequal_length_are_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(InputError, match="same shape"):
-        figures.side_by_side_video({"a": clip(3), "b": clip(4)}, tmp_path / "x.mp4")
+        video.side_by_side_video({"a": clip(3), "b": clip(4)}, tmp_path / "x.mp4")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_embedded_video_needs_no_other_file(tmp_path, monkeypatch):
-    path = figures.side_by_side_video({"a": clip()}, tmp_path / "a.mp4", scale=1)
-    html = figures.embed_video(path).data
+    path = video.side_by_side_video({"a": clip()}, tmp_path / "a.mp4", scale=1)
+    html = video.embed_video(path).data
     content = re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1]
     assert base64.b64decode(content) == path.read_bytes()
-    monkeypatch.setattr(figures, "VIDEO_BYTES", 10)
+    monkeypatch.setattr(video, "VIDEO_BYTES", 10)
     with pytest.raises(InputError, match="at most 10"):
-        figures.embed_video(path)
+        video.embed_video(path)
 
 
 @pytest.fixture
@@ -646,30 +677,30 @@ def untrained(monkeypatch, tmp_path):
         drawn.append(tokens)
         return tokens[..., 0, None, None].expand(*tokens.shape[:-1], 84, 84).numpy().astype("uint8")
 
-    monkeypatch.setattr(figures.encoder, "load", lambda run: AtariEncoder().eval())
-    monkeypatch.setattr(figures.tokenizer, "load", lambda run: tokenizer)
-    monkeypatch.setattr(figures.world_model, "load", lambda run: model)
-    monkeypatch.setattr(figures.decoder, "decode_tokens", draw)
+    monkeypatch.setattr(video.encoder, "load", lambda run: AtariEncoder().eval())
+    monkeypatch.setattr(video.tokenizer, "load", lambda run: tokenizer)
+    monkeypatch.setattr(video.world_model, "load", lambda run: model)
+    monkeypatch.setattr(video.decoder, "decode_tokens", draw)
     return drawn
 
 
 def test_a_played_video_starts_every_dream_from_real_context(untrained, tmp_path):
-    path = figures.play_video(game="breakout", profile="smoke", policy="random", steps=20,
-                              out=tmp_path / "play.mp4")
+    path = video.play_video(game="breakout", profile="smoke", policy="random", steps=20,
+                            out=tmp_path / "play.mp4")
     (real, dreamed), = untrained
     context = 8  # of the smoke profile; its horizon is 15, so the second dream has 5 steps
     assert real.shape == dreamed.shape == (context + 20, 3)
     assert (real[:context] == dreamed[:context]).all()
     assert (real[context:] != dreamed[context:]).any()
-    with imageio.get_reader(path) as video:
-        assert video.count_frames() == context + 20
-        assert video.get_meta_data()["size"] == (3 * 260, 44 + 252)
+    with imageio.get_reader(path) as film:
+        assert film.count_frames() == context + 20
+        assert film.get_meta_data()["size"] == (3 * 260, 44 + 252)
 
 
 def test_a_dream_is_told_apart_from_its_context_in_the_line_on_top(untrained):
     run = runs.start("imagination", profile="smoke")
     tokens, actions = torch.randint(256, (8 + 20, 3)), torch.zeros(28, dtype=torch.long)
-    dreamed, notes = figures._dreamed(run, "pong", tokens, actions)
+    dreamed, notes = video._dreamed(run, "pong", tokens, actions)
     assert len(dreamed) == len(notes) == 28
     assert all(note.startswith("context") for note in notes[:8])
     assert [int(re.search(r"step (\d+)", note)[1]) for note in notes[8:]] == [
@@ -679,10 +710,10 @@ def test_a_dream_is_told_apart_from_its_context_in_the_line_on_top(untrained):
 def test_changing_the_real_future_changes_only_the_dreams_that_start_after_it(untrained):
     run = runs.start("imagination", profile="smoke")
     tokens, actions = torch.randint(256, (8 + 30, 3)), torch.zeros(38, dtype=torch.long)
-    before = figures._dreamed(run, "pong", tokens, actions)[0]
+    before = video._dreamed(run, "pong", tokens, actions)[0]
     changed = tokens.clone()
     changed[10:] = (changed[10:] + 1) % 256
-    after = figures._dreamed(run, "pong", changed, actions)[0]
+    after = video._dreamed(run, "pong", changed, actions)[0]
     # Dream one covers steps 8 to 22 and starts from steps 0 to 7.
     assert (before[:23] == after[:23]).all()
 
@@ -695,5 +726,5 @@ def test_changing_the_real_future_changes_only_the_dreams_that_start_after_it(un
     ({"game": "ms_pacman", "policy": "tracker"}, "no tracker for 'ms_pacman'")])
 def test_a_video_that_cannot_be_made_is_refused_in_one_line(untrained, wrong, message):
     with pytest.raises(InputError, match=re.escape(message)) as error:
-        figures.play_video(**{"game": "pong", "profile": "smoke", **wrong})
+        video.play_video(**{"game": "pong", "profile": "smoke", **wrong})
     assert "\n" not in str(error.value)

@@ -1,0 +1,56 @@
+"""Other people's figures: anchors from papers and repositories, and what the seed document claims.
+
+results/reference/ holds both with source and mark; nothing here was measured by this project.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from hd import config, report
+from hd.storage import ROOT
+
+FOLDER = ROOT / "results" / "reference"
+OURS = {  # claim -> the stage and metric of our tables that measure the same quantity
+    "C02": ("encoder", "temporal_consistency"), "C03": ("encoder", "diversity"),
+    "C04": ("encoder", "state_correlation"), "C09": ("tokenizer", "l{level}_perplexity"),
+    "C11": ("tokenizer", "l{level}_game_information"), "C12": ("tokenizer", "l0_usage"),
+    "C16": ("world_model", "l{level}_accuracy"), "C23": ("policy", "real_return"),
+}
+
+
+def anchors(section: str, games=None) -> pd.DataFrame:
+    """A section of anchors.csv as text: one row per method, a column per game or metric.
+
+    Marks: V read in the primary source, R recomputed from raw files, S from a survey. Raises
+    InputError for an unknown section.
+    """
+    table = pd.read_csv(FOLDER / "anchors.csv")
+    config.allowed("section of anchors", section, table["section"].unique().tolist())
+    table = table[table["section"] == section]
+    if games is not None:
+        table = table[table["metric"].isin(games)]
+    spread = [f" ± {report.number(sd)}" if pd.notna(sd) else "" for sd in table["sd"]]
+    text = [report.number(value) + more for value, more in zip(table["value"], spread)]
+    wide = table.assign(text=text).pivot_table(
+        index=["method", "mark"], columns="metric", values="text", aggfunc="first", sort=False)
+    return wide.fillna("–").reset_index().rename_axis(columns=None)
+
+
+def seed_claims() -> pd.DataFrame:
+    """The seed document's figures: id, stage, metric, epoch, value, note, as text."""
+    table = pd.read_csv(FOLDER / "seed.csv")
+    return table.assign(
+        epoch=[report.number(epoch) for epoch in table["epoch"]],
+        value=[report.number(value, 6) for value in table["value"]]).fillna("")
+
+
+def claims_measured(results_dir, profile: str) -> pd.DataFrame:
+    """For each claim that our tables measure: metric, game, mean, 95% interval, baseline, n."""
+    parts = []
+    for claim, (stage, metric) in OURS.items():
+        table = report.fresh_or_published(results_dir, profile, stage)
+        found = report.over_seeds(table, [metric])
+        parts.append(found.reset_index(names="metric").assign(claim=claim))
+    table = pd.concat(parts, ignore_index=True)
+    return table[["claim", *[column for column in table if column != "claim"]]]

@@ -1,0 +1,307 @@
+"""hd.replay: split by episode, windows inside episodes, four frames stacked when read."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hd import collection, replay, runs
+from hd.config import InputError
+from hd.replay import (
+    Replay,
+    epoch_windows,
+    sample_windows,
+    split_by_episode,
+    tiles,
+    valid_pairs,
+    window_starts,
+)
+
+LENGTHS = {"pong": (9, 3, 1, 6), "breakout": (2, 5, 7)}
+GAMES = tuple(LENGTHS)
+OTHER = {"val_share": 0.25, "seed": 0}
+
+
+def episode_rows(lengths):
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def write_game(folder, game, lengths, **changes):
+    """Files as hd.collection leaves them; frame i of a game shows the number i (and the game)."""
+    num_steps = sum(lengths)
+    frames = np.zeros((num_steps, 84, 84), np.uint8)
+    frames[:, 0, 0], frames[:, 83, 83] = np.arange(num_steps), len(game)
+    columns = {"actions": np.arange(num_steps, dtype=np.int8) % 18,
+               "rewards": np.arange(num_steps, dtype=np.float32),
+               "continues": np.ones(num_steps, np.float32),
+               "ram": np.full((num_steps, 128), len(game), np.uint8),
+               "lives": np.zeros(num_steps, np.uint8), "source": np.zeros(num_steps, np.int8),
+               "episode_ids": episode_rows(lengths).astype(np.int32)}
+    np.save(folder / f"frames-{game}.npy", changes.pop("frames", frames))
+    columns = {name: column for name, column in {**columns, **changes}.items()
+               if column is not None}
+    np.savez(folder / f"steps-{game}.npz", **columns)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for game, lengths in LENGTHS.items():
+        write_game(tmp_path, game, lengths)
+    return tmp_path
+
+
+@pytest.fixture
+def data(folder):
+    return Replay.open(folder, GAMES, **OTHER)
+
+
+# ---- reading
+
+def test_rows_of_several_games_stand_one_after_the_other(data):
+    assert data.games == ("pong", "breakout") and len(data) == 33
+    assert data.offsets.tolist() == [0, 19, 33]
+    assert data.game_idx.tolist() == [0] * 19 + [1] * 14
+    assert data.episode_ids.tolist() == episode_rows((9, 3, 1, 6, 2, 5, 7)).tolist()
+    assert data.starts[[0, 8, 9, 12, 18, 19, 21, 32]].tolist() == [0, 0, 9, 12, 13, 19, 21, 26]
+    assert data.rewards[[0, 18, 19, 32]].tolist() == [0, 18, 0, 13]
+    assert data.in_game("breakout").sum() == 14 and data.in_game("all").all()
+    assert data.ram[[0, 18, 19, 32], 5].tolist() == [4, 4, 8, 8]
+    assert np.flatnonzero(~data.has_next).tolist() == [8, 11, 12, 18, 20, 25, 32]
+
+
+def test_frames_are_mapped_and_not_loaded(data):
+    assert all(isinstance(frames, np.memmap) for frames in data.frames)
+    assert "ram" not in vars(data), "RAM is read when first asked for"
+
+
+def test_a_stack_holds_the_four_newest_frames_and_never_another_episodes(data):
+    rows = np.random.default_rng(0).permutation(33)
+    stacks = data.stack(rows)
+    assert stacks.shape == (33, 4, 84, 84) and stacks.dtype == np.uint8
+    for row, stack in zip(rows, stacks):
+        first = data.starts[row]
+        wanted = [max(row - age, first) for age in (3, 2, 1, 0)]
+        local = [w if w < 19 else w - 19 for w in wanted]
+        assert stack[:, 0, 0].tolist() == local
+        assert set(stack[:, 83, 83].tolist()) == {4 if row < 19 else 8}
+    assert data.stack([9])[0, :, 0, 0].tolist() == [9, 9, 9, 9]
+    assert data.stack([11])[0, :, 0, 0].tolist() == [9, 9, 10, 11]
+
+
+def test_rows_keep_their_shape_and_may_repeat(data):
+    rows = np.array([[[32, 0, 32]], [[5, 19, 6]]])
+    assert data.stack(rows).shape == (2, 1, 3, 4, 84, 84)
+    assert data.newest(rows).shape == (2, 1, 3, 84, 84)
+    assert data.newest(rows)[..., 0, 0].ravel().tolist() == [13, 0, 13, 5, 0, 6]
+    assert np.array_equal(data.stack(rows)[..., -1, :, :], data.newest(rows))
+    assert data.stack(np.array([], int)).shape == (0, 4, 84, 84)
+
+
+@pytest.mark.parametrize("row", [-1, 33])
+def test_a_row_outside_the_stored_ones_is_refused(data, row):
+    with pytest.raises(IndexError):
+        data.newest([3, row])
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"frames": np.zeros((19, 84, 83), np.uint8)}, r"frames-pong.npy .*\(19, 84, 83\)"),
+    ({"frames": np.zeros((19, 84, 84), np.float32)}, "frames-pong.npy .*float32"),
+    ({"frames": np.zeros((18, 84, 84), np.uint8)}, r"steps-pong.npz .*\(19,\).*not \(18,\)"),
+    ({"rewards": np.zeros(19, np.float64)}, "steps-pong.npz .*rewards is .*float64"),
+    ({"actions": None}, "steps-pong.npz .*actions"),
+    ({"episode_ids": np.zeros(19, np.int32)[::-1] + 1}, "steps-pong.npz .*count up from 0"),
+    ({"episode_ids": np.array([0, 1, 0] + [1] * 16, np.int32)}, "count up from 0"),
+    ({"rewards": np.array([{}] * 19, object)}, "steps-pong.npz .*is damaged")])
+def test_files_that_do_not_fit_are_named(folder, changes, message):
+    write_game(folder, "pong", LENGTHS["pong"], **changes)
+    with pytest.raises(InputError, match=message) as raised:
+        Replay.open(folder, GAMES, **OTHER)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["frames-pong.npy", "steps-pong.npz"])
+def test_missing_truncated_and_empty_files_are_named(folder, name):
+    content = (folder / name).read_bytes()
+    for write in (lambda p: p.write_bytes(content[:-200]), lambda p: p.write_bytes(b""),
+                  lambda p: p.unlink()):
+        write(folder / name)
+        with pytest.raises(InputError, match=name):
+            Replay.open(folder, GAMES, **OTHER)
+
+
+def test_an_unknown_game_is_refused(folder):
+    with pytest.raises(InputError, match="'tennis'; allowed: pong"):
+        Replay.open(folder, ["tennis"], **OTHER)
+
+
+# ---- split
+
+@pytest.mark.parametrize("num_episodes, val_share, num_val", [
+    (10, 0.2, 2), (10, 0.25, 3), (10, 0.04, 1), (10, 0.99, 9), (2, 0.01, 1), (2, 0.99, 1),
+    (10, 0.0, 0), (10, 1.0, 10), (1, 0.3, 0)])
+def test_val_share_of_the_episodes_is_held_out(num_episodes, val_share, num_val):
+    ids = np.random.default_rng(1).integers(0, num_episodes, 300) * 7
+    ids[:num_episodes] = np.arange(num_episodes) * 7
+    train, val = split_by_episode(ids, val_share=val_share, seed=3)
+    assert train.dtype == val.dtype == bool and np.array_equal(train, ~val)
+    assert len(np.unique(ids[val])) == num_val
+    assert not set(ids[train]) & set(ids[val])
+
+
+def test_the_split_depends_on_the_seed_only():
+    ids = episode_rows([5] * 40)
+    first = split_by_episode(ids, val_share=0.3, seed=0)[1]
+    assert np.array_equal(first, split_by_episode(ids, val_share=0.3, seed=0)[1])
+    assert not np.array_equal(first, split_by_episode(ids, val_share=0.3, seed=1)[1])
+    with pytest.raises(InputError, match="val_share must be from 0 to 1"):
+        split_by_episode(ids, val_share=1.5, seed=0)
+
+
+def test_every_game_is_split_by_itself(data):
+    for game in LENGTHS:
+        rows = data.in_game(game)
+        assert 0 < len(np.unique(data.episode_ids[rows & ~data.is_train])) < len(LENGTHS[game])
+    assert not set(data.episode_ids[data.is_train]) & set(data.episode_ids[~data.is_train])
+
+
+# ---- windows
+
+def brute_force_starts(ids, length, mask):
+    return [t for t in range(len(ids) - length + 1)
+            if len(set(ids[t:t + length])) == 1 and all(mask[t:t + length])]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 50])
+def test_windows_are_all_those_inside_one_episode(length):
+    rng = np.random.default_rng(length)
+    lengths = rng.integers(1, 12, 30)
+    ids, mask = episode_rows(lengths), rng.random(lengths.sum()) < 0.9
+    starts = window_starts(ids, length)
+    assert starts.tolist() == brute_force_starts(ids, length, np.ones(len(ids)))
+    assert len(starts) == np.maximum(0, lengths - length + 1).sum()
+    assert window_starts(ids, length, mask).tolist() == brute_force_starts(ids, length, mask)
+    assert valid_pairs(ids, length).tolist() == [
+        t for t in range(len(ids) - length) if ids[t] == ids[t + length]]
+
+
+def test_windows_do_not_join_equal_ids_that_are_apart():
+    assert window_starts(np.array([0, 0, 1, 0, 0]), 3).tolist() == []
+    assert window_starts(np.array([], int), 3).tolist() == []
+
+
+def test_chunks_are_windows_of_training_episodes(data):
+    assert data.chunk_starts(3) is data.chunk_starts(3)
+    assert data.chunk_starts(3).tolist() == window_starts(data.episode_ids, 3,
+                                                          data.is_train).tolist()
+    with pytest.raises(InputError, match="no training episode has 20 steps"):
+        data.chunk_starts(20)
+
+
+def test_tiles_cover_each_episode_from_its_first_row():
+    ids = episode_rows((8, 2, 3, 10))
+    assert tiles(window_starts(ids, 3), 3).tolist() == [0, 3, 10, 13, 16, 19]
+    assert tiles(window_starts(ids, 1), 1).tolist() == list(range(23))
+    assert tiles(np.array([], int), 3).tolist() == []
+
+
+@pytest.mark.parametrize("length", [1, 4, 7])
+def test_an_epoch_visits_no_step_twice_and_every_step_in_the_long_run(length):
+    rng = np.random.default_rng(0)
+    lengths = np.array([30, length, 3, 2 * length - 1, 11])
+    ids = episode_rows(lengths)
+    mask = ids != 4
+    visits, num_windows = np.zeros(len(ids), int), []
+    for _ in range(300):
+        starts = epoch_windows(ids, length, rng, mask)
+        rows = starts[:, None] + np.arange(length)
+        assert len(np.unique(rows)) == rows.size
+        assert (ids[rows] == ids[rows[:, :1]]).all()
+        visits[rows] += 1
+        num_windows.append(len(starts))
+    wanted = mask & (lengths[ids] >= length)
+    assert np.array_equal(visits > 0, wanted)
+    inner = np.flatnonzero(ids == 0)[length:-length]
+    assert (visits[inner] == 300).all(), "steps away from the ends are in every epoch"
+    # The first row of the long episode opens an epoch only at offset 0.
+    assert abs(visits[0] / 300 - 1 / length) < 0.1
+    assert max(num_windows) <= (lengths[:4] // length).sum()
+
+
+def test_the_order_of_an_epoch_is_shuffled_and_drawn_from_the_generator():
+    ids = episode_rows((200,))
+    first, again, other = (epoch_windows(ids, 3, np.random.default_rng(s)) for s in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert (np.diff(first) < 0).any()
+
+
+def test_batches_hold_each_game_with_its_exact_share():
+    starts = np.arange(100) * 10
+    game_idx = np.repeat([0, 1, 2], [90, 7, 3])
+    rng, shares, totals = np.random.default_rng(0), {0: 1.0, 2: 1.5, 1: 0.7}, np.zeros(3)
+    drawn = set()
+    for _ in range(2000):
+        batch = sample_windows(starts, game_idx, batch_size=16, rng=rng, shares=shares)
+        assert len(batch) == 16 and set(batch) <= set(starts)
+        counts = np.bincount(game_idx[batch // 10], minlength=3)
+        quotas = np.array([1.0, 0.7, 1.5]) / 3.2 * 16
+        assert np.all(np.abs(counts - quotas) < 1)
+        totals += counts
+        drawn |= set(batch)
+    assert drawn == set(starts)
+    # A count is a quota rounded at random: standard error at most 0.5 / sqrt(2000) = 0.011.
+    assert np.allclose(totals / 2000, quotas, atol=0.05)
+
+
+def test_without_shares_every_window_is_equally_likely():
+    game_idx = np.repeat([0, 1], [30, 10])
+    drawn = sample_windows(np.arange(40), game_idx, batch_size=40_000,
+                           rng=np.random.default_rng(0))
+    counts = np.bincount(drawn, minlength=40)
+    assert np.all(np.abs(counts - 1000) < 5 * np.sqrt(1000))
+
+
+def test_a_share_without_windows_is_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="game 1 has a share of the batch but no window"):
+        sample_windows(np.arange(5), np.zeros(5, int), batch_size=4, rng=rng,
+                       shares={0: 1.0, 1: 1.0})
+    with pytest.raises(InputError, match="no window to sample"):
+        sample_windows(np.array([], int), np.array([], int), batch_size=4, rng=rng)
+
+
+# ---- the stage
+
+def test_collected_games_open_measure_and_pass_their_checks():
+    overrides = {"frames.num_steps": 500, "frames.min_episodes": 3, "world_model.max_steps": 24}
+    run = runs.start("frames", profile="smoke", games=["breakout"], overrides=overrides)
+    with pytest.raises(InputError, match=r"stage frames is missing .* make it: python -m hd run"):
+        replay.open_run(run)
+    collection.collect(run)
+    data = replay.open_run(run.at("encoder"))
+    assert len(data) >= 500
+    table = {(row["game"], row["split"], row["metric"]): row["value"]
+             for row in replay.measure(run)}
+    for split, side in (("train", data.is_train), ("val", ~data.is_train)):
+        ids = data.episode_ids[side]
+        lengths = np.unique(ids, return_counts=True)[1]
+        assert table["breakout", split, "steps"] == lengths.sum()
+        assert table["breakout", split, "windows_of_24"] == np.maximum(0, lengths - 23).sum()
+        assert table["all", split, "return"] == data.rewards[side].sum() / len(lengths)
+    found = list(replay.check(run))
+    assert len(found) >= 5 and all(holds for _, holds, _ in found), found
+
+
+def test_the_checks_notice_a_window_split_or_end_that_is_wrong(data, monkeypatch):
+    run = runs.start("frames", profile="smoke", overrides={"world_model.max_steps": 5})
+
+    def failing(changed):
+        monkeypatch.setattr(replay, "open_run", lambda run: changed)
+        return [what for what, holds, _ in replay.check(run) if not holds]
+
+    assert failing(data) == []
+    mixed, ended = data.is_train.copy(), data.continues.copy()
+    mixed[0], ended[0] = not mixed[0], 0
+    assert "both sides" in failing(dataclasses.replace(data, is_train=mixed))[0]
+    assert "games end" in failing(dataclasses.replace(data, continues=ended))[0]
+    broken = dataclasses.replace(data, starts=np.maximum(data.starts - 1, 0))
+    assert "first stack" in failing(broken)[0]
