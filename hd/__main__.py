@@ -190,7 +190,7 @@ def publish_profile(args) -> None:
     config.resolve(args.profile, "base" if args.variant == "all" else args.variant)
     if args.seed is not None:
         config.check_seed(args.seed)
-    from hd.report import publish
+    from hd.publishing import publish
     copied = publish(args.profile, args.variant, args.seed)
     print(f"{len(copied)} files published; look at them with git diff, then commit them")
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import subprocess
 from collections import namedtuple
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,13 +17,10 @@ import pandas as pd
 from hd import config, runs
 from hd.config import GAMES, InputError
 from hd.evaluation import interval
-from hd.storage import ROOT, artifacts_root, shown, write_atomically, write_text
+from hd.storage import ROOT, shown
 
 KEYS = ["stage", "variant", "game", "step", "split", "metric"]
 TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
-NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
-HEADER = "<!-- Written by hd.report from the published tables; do not edit by hand. -->"
-BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
 Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
 
 # name | definition | unit | better | baseline. {level} 0 is the coarsest, other words in braces
@@ -124,9 +119,9 @@ def fresh_or_published(results_dir, profile: str, stage: str, variant: str = "ba
     there is none, one is damaged or of another profile, or seeds disagree on the config.
     """
     paths = _found(results_dir, profile, stage, variant, seed)
-    tables, records = zip(*map(_load, paths))
+    tables, records = zip(*map(load_with_record, paths))
     if others := {record["profile"] for record in records} - {profile}:
-        raise InputError(f"{shown(paths[0].parent)} holds profile {_listed(others)}, not {profile}")
+        raise InputError(f"{shown(paths[0].parent)} holds profile {listed(others)}, not {profile}")
     if any(record["config"] != records[0]["config"] for record in records):
         raise InputError(f"the seeds of {stage}, profile {profile}, variant {variant} were made "
                          f"with different configs; make them again")
@@ -145,7 +140,7 @@ def episodes(results_dir, profile: str, variant: str = "base",
     return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
 
 
-def _load(path: Path) -> tuple[pd.DataFrame, dict]:
+def load_with_record(path: Path) -> tuple[pd.DataFrame, dict]:
     """A checked table and the provenance beside it."""
     return runs.load_table(path), json.loads(path.with_suffix(".json").read_text("utf-8"))
 
@@ -154,14 +149,14 @@ def _found(results_dir, profile, stage, variant, seed) -> list[Path]:
     config.allowed("profile", profile, config.PROFILES)
     root = Path(results_dir or ROOT / "results")
     for folder in (root / profile / stage, root / stage):
-        if paths := _tables(folder, variant, seed):
+        if paths := tables_of(folder, variant, seed):
             return paths
     made_by = runs.NOTEBOOKS.get(stage, "all")
     raise InputError(f"no table of stage {stage} below {shown(root)}; make it: python -m hd run "
                      f"{made_by} --profile {profile} --variant {variant} --seed {seed or 0}")
 
 
-def _tables(folder: Path, variant: str, seed: int | None = None) -> list[Path]:
+def tables_of(folder: Path, variant: str, seed: int | None = None) -> list[Path]:
     """The variant's tables in a stage's folder, by seed."""
     named = re.compile(re.escape(variant) + r"-seed(\d+)\.csv")
     found = {int(match[1]): path for path in folder.glob("*.csv")
@@ -178,22 +173,22 @@ def provenance_line(source: Mapping | Iterable[Mapping] | pd.DataFrame) -> str:
     records = source.attrs["records"] if isinstance(source, pd.DataFrame) else source
     records = [records] if isinstance(records, Mapping) else list(records)
     seeds = sorted({record["seed"] for record in records})
-    parts = [f"profile {_listed(r['profile'] for r in records)}",
-             f"variant {_listed(r['variant'] for r in records)}",
-             f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)} (n={len(seeds)})"]
-    games = _listed("+".join(r["games"]) for r in records)
+    parts = [f"profile {listed(r['profile'] for r in records)}",
+             f"variant {listed(r['variant'] for r in records)}",
+             f"seed{'s' * (len(seeds) > 1)} {listed(seeds)} (n={len(seeds)})"]
+    games = listed("+".join(r["games"]) for r in records)
     parts += [f"games {games}"] * (games != "+".join(GAMES))
-    parts += [f"device {_listed((r['device'] for r in records), '; ')}",
-              f"commit {_listed(_commit(r) for r in records)}",
+    parts += [f"device {listed((r['device'] for r in records), '; ')}",
+              f"commit {listed(commit_of(r) for r in records)}",
               f"{sum(r['wall_seconds'] for r in records):,.0f} s"]
     return ", ".join(parts)
 
 
-def _listed(values: Iterable, mark: str = ", ") -> str:
+def listed(values: Iterable, mark: str = ", ") -> str:
     return mark.join(str(value) for value in dict.fromkeys(values))
 
 
-def _commit(record: Mapping) -> str:
+def commit_of(record: Mapping) -> str:
     state = record["git"]
     name = (state["commit"] or "unknown")[:7]
     return name + (" (dirty)" if state["dirty"] else "")
@@ -210,7 +205,7 @@ def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.D
         parts = [table[[_matches(wanted, name) for name in table["metric"]]] for wanted in metrics]
         if missing := [wanted for wanted, part in zip(metrics, parts) if part.empty]:
             raise InputError(f"no metric {missing[0]!r} in this table; there are: "
-                             f"{_listed(table['metric'])}")
+                             f"{listed(table['metric'])}")
     table = pd.concat(parts).astype({"step": float, "value": float, "baseline": float})
     if table.duplicated([*KEYS, "seed"]).any():
         raise InputError("a table holds the same metric of the same seed twice")
@@ -227,7 +222,7 @@ def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
     """Metrics down, games across; each cell the text "value (baseline)", a mean if seeds > 1."""
     found = summarise(table, metrics)
     found = found.assign(label=_labels(found), text=[
-        _with_baseline(number(mean, digits), baseline, digits)
+        with_baseline(number(mean, digits), baseline, digits)
         for mean, baseline in zip(found["mean"], found["baseline"])])
     wide = found.pivot(index="label", columns="game", values="text").fillna("")
     wide = wide.loc[found["label"].unique(), [g for g in (*GAMES, "all") if g in wide.columns]]
@@ -260,141 +255,18 @@ def _labels(found: pd.DataFrame) -> list[str]:
     return labels
 
 
-def _with_baseline(text: str, baseline, digits: int = 3) -> str:
+def with_baseline(text: str, baseline, digits: int = 3) -> str:
     return text if pd.isna(baseline) else f"{text} ({number(baseline, digits)})"
 
 
-HEADLINE = (  # stage, metric, in words, what stands in brackets
-    ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
-    ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
-    ("tokenizer", "l0_usage", "share of coarse codes in use", "random codes"),
-    ("tokenizer", "l0_perplexity", "perplexity of coarse codes, of 256", "random codes"),
-    ("tokenizer", "l2_variance_explained", "variance explained by all levels", "mean embedding"),
-    ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
-    ("world_model", "l0_changed_accuracy", "next coarse code, where it changes", "n-gram"),
-    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
-    ("policy", "real_return", "return in the real game", "random play"),
-)
-DREAM_STEP = 15  # the longest dream that a headline looks at
-
-
-def headline(results_dir=None) -> str:
-    """Markdown: for each published profile, largest first, the headline metrics beside baselines.
-
-    Base runs; the policy's other games come from its policy_game variants. smoke says nothing
-    about quality and is left out.
-    """
-    root = Path(results_dir or ROOT / "results")
-    parts = [_headline_of(root, name) for name in reversed(config.PROFILES) if name != "smoke"]
-    return "\n\n".join(part for part in parts if part) or NOTHING
-
-
-def _headline_of(root: Path, profile: str) -> str:
-    lines, records, others = [], [], [f"policy_game.{game}" for game in GAMES]
-    for stage, metric, words, baseline in HEADLINE:
-        variants = ["base", *others * (stage == "policy")]
-        tables = [fresh_or_published(root, profile, stage, variant) for variant in variants
-                  if _tables(root / profile / stage, variant)]
-        tables = [table for table in tables if metric in set(table["metric"])]
-        if not tables:
-            continue
-        records += [record for table in tables for record in table.attrs["records"]]
-        found = summarise(pd.concat(tables), [metric])
-        if found["step"].notna().any():
-            step = found["step"][found["step"] <= DREAM_STEP].max()
-            found, words = found[found["step"] == step], f"{words} after {step:g} steps"
-        cells = {row["game"]: _headline_cell(row) for row in found.to_dict("records")}
-        lines.append("| " + " | ".join([words, *(cells.get(game, "") for game in GAMES), baseline,
-                                        _listed(found["n"])]) + " |")
-    if not lines:
-        return ""
-    games = " | ".join(TITLES[game] for game in GAMES)
-    return "\n".join([f"**{profile}**: {config.PROFILES[profile].purpose}", "",
-                      f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
-                      *lines, "", _footnote(records)])
-
-
-def _headline_cell(row: Mapping) -> str:
-    bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
-    return _with_baseline(number(row["mean"]) + bounds, row["baseline"])
-
-
-def _footnote(records: list[dict]) -> str:
-    """Devices and commits behind a headline, with their stages if there are several."""
-    text = "Value [95% interval over seeds] (baseline), held-out episodes."
-    for what, read in (("Device", lambda r: r["device"]), ("Commit", _commit)):
-        stages = {}
-        for record in records:
-            stages.setdefault(read(record), []).append(record["stage"])
-        text += f" {what}: " + "; ".join(
-            name if len(stages) == 1 else f"{name} ({_listed(made)})"
-            for name, made in stages.items()) + "."
-    return text
-
-
-def headline_pages(root: Path = ROOT) -> dict[Path, str]:
-    """The whole text of book/headline.md and README.md with the headline of root's tables."""
-    text, readme = headline(root / "results"), root / "README.md"
-    page = readme.read_text(encoding="utf-8")
-    if not 0 <= page.find(BEGIN) < page.find(END):
-        raise InputError(f"README.md must hold {BEGIN} and {END}")
-    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-    return {root / "book" / "headline.md": f"{HEADER}\n\n{text}\n",
-            readme: f"{before}{BEGIN}\n{text}\n{END}{after}"}
-
-
-def write_headline(root: Path = ROOT) -> None:
-    """Write the headline of the published tables into the book and the README."""
-    for path, text in headline_pages(root).items():
-        write_text(path, text)
-
-
-def publish(profile: str, variant: str = "base", seed: int | None = None, *,
-            root: Path = ROOT) -> list[Path]:
-    """Copy a profile's fresh tables and figures into root's results/ and figures/; write headline.
-
-    variant: one, or "all". Returns the copies. Before anything is copied, raises InputError when
-    the tree is dirty, nothing is there, a table is damaged or was made from a dirty tree. Tables
-    may come from several commits: the headline lists them.
-    """
-    config.allowed("profile", profile, config.PROFILES)
-    config.allowed("variant", variant, ("all", *config.variants()))
-    _check_clean(root)
-    source, copies = artifacts_root() / profile, []
-    for path in sorted((source / "results").glob("*/*-seed*.csv")):
-        if path.stem.endswith("-episodes"):
-            continue
-        record = _load(path)[1]
-        if variant not in ("all", record["variant"]) or seed not in (None, record["seed"]):
-            continue
-        if record["git"]["dirty"] is not False:
-            raise InputError(f"{shown(path)} was not made from a clean commit; commit, then make "
-                             f"it again: make report PROFILE={profile}")
-        beside = path.with_name(f"{path.stem}-episodes.csv")
-        copies += [path, path.with_suffix(".json"), *([beside] if beside.exists() else [])]
-        copies += (source / "figures" / path.stem).glob("[!.]*.*")
-    if not copies:
-        raise InputError(f"nothing to publish below {shown(source / 'results')} for variant "
-                         f"{variant}; make it: make report PROFILE={profile}")
-    if variant == "all":  # figures that compare variants belong to no single run
-        copies += filter(Path.is_file, (source / "figures").glob("[!.]*.*"))
-    targets = {}
-    for path in copies:
-        kind, *rest = path.relative_to(source).parts
-        targets[root.joinpath(kind, profile, *rest)] = path
-    for target, path in targets.items():
-        write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
-    write_headline(root)
-    return sorted(targets)
-
-
-def _check_clean(root: Path) -> None:
-    """Raise InputError unless root is a git working tree without changes."""
-    ask = ["git", "-C", str(root), "status", "--porcelain"]
-    try:
-        changed = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        raise InputError("publishing needs a git working tree") from None
-    if changed := changed.splitlines():
-        raise InputError(f"publishing needs a clean git tree; {len(changed)} changed, first "
-                         f"{changed[0][3:]}: commit or remove them")
+def costs(results_dir, profile: str) -> pd.DataFrame:
+    """What measuring each stage of base took, from the provenance beside its tables, as text."""
+    rows = []
+    for stage in config.STAGES:
+        for record in fresh_or_published(results_dir, profile, stage).attrs["records"]:
+            rows.append({"stage": stage, "seed": record["seed"],
+                         "making (s)": number(record["made_seconds"]),
+                         "measuring (s)": number(record["wall_seconds"]),
+                         "peak memory (MB)": number(record["peak_memory_mb"]),
+                         "device": record["device"], "commit": commit_of(record)})
+    return pd.DataFrame(rows)

@@ -365,23 +365,25 @@ def row(metric: str, value, *, game: str = "all", split: str = "val", step=None,
             "value": float(value), "baseline": None if baseline is None else float(baseline)}
 
 
-def save_table(run: Run, rows: list[dict], *, stage: str | None = None,
-               wall_seconds: float = 0.0) -> pd.DataFrame:
-    """Write results/<stage>/<name>.csv and its provenance .json below the profile's folder."""
-    stage = stage or run.stage
+def save_table(run: Run, rows: list[dict], *, wall_seconds: float = 0.0,
+               **extra) -> pd.DataFrame:
+    """Write results/<stage>/<name>.csv and its provenance .json below the profile's folder.
+
+    wall_seconds: of measuring; extra goes into the provenance.
+    """
     table = pd.DataFrame(rows)
-    table = table.assign(stage=stage, variant=run.variant, seed=run.seed)[list(COLUMNS)]
-    path = run.root / "results" / stage / f"{run.name}.csv"
+    table = table.assign(stage=run.stage, variant=run.variant, seed=run.seed)[list(COLUMNS)]
+    path = run.root / "results" / run.stage / f"{run.name}.csv"
     write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.6g"))
     write_json(path.with_suffix(".json"),
-               {**provenance(run, wall_seconds=wall_seconds), "sha256": sha256_of(path)})
+               {**provenance(run, wall_seconds=wall_seconds), **extra, "sha256": sha256_of(path)})
     return table
 
 
-def save_episodes(run: Run, episodes: list[dict]) -> None:
-    """Keep every played episode: results/<stage>/<name>-episodes.csv."""
-    path = run.root / "results" / run.stage / f"{run.name}-episodes.csv"
-    table = pd.DataFrame(episodes)
+def save_beside(run: Run, what: str, rows: list[dict]) -> None:
+    """Keep rows of another shape beside the table: results/<stage>/<name>-<what>.csv."""
+    path = run.root / "results" / run.stage / f"{run.name}-{what}.csv"
+    table = pd.DataFrame(rows)
     write_atomically(path, lambda aside: table.to_csv(aside, index=False))
 
 

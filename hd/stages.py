@@ -43,15 +43,19 @@ def make(run: Run) -> None:
 
 
 def measure(run: Run) -> pd.DataFrame:
-    """Measure a made stage and save its table and provenance; returns the table."""
+    """Measure a made stage; save its table, provenance and learning curve; returns the table."""
     began = time.monotonic()
     rows = ROWS[run.stage](run)
-    return runs.save_table(run, rows, wall_seconds=time.monotonic() - began)
+    made = runs.finished(run) or {}
+    if made.get("history"):
+        runs.save_beside(run, "history", made["history"])
+    return runs.save_table(run, rows, wall_seconds=time.monotonic() - began,
+                           made_seconds=made.get("wall_seconds", 0.0))
 
 
 def _policy_rows(run: Run) -> list[dict]:
     rows, episodes = evaluation.measure_policy(run)
-    runs.save_episodes(run, episodes)
+    runs.save_beside(run, "episodes", episodes)
     return rows
 
 

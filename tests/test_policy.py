@@ -224,6 +224,7 @@ def test_the_slow_critic_starts_as_the_critic_and_takes_no_gradient():
     pairs = zip(agent.slow_critic.parameters(), agent.critic.parameters())
     assert all(torch.equal(slow, fast) for slow, fast in pairs)
     scored(agent, any_rollout()).total.backward()
+    assert not any(p.requires_grad for p in agent.slow_critic.parameters())
     assert all(p.grad is None for p in agent.slow_critic.parameters())
     assert all(p.grad is not None for p in agent.critic.parameters())
 

@@ -16,7 +16,18 @@ import pandas as pd
 import pytest
 import torch
 
-from hd import encoder, evaluation, figures, probes, replay, report, runs, video, world_model
+from hd import (
+    encoder,
+    evaluation,
+    figures,
+    probes,
+    publishing,
+    replay,
+    report,
+    runs,
+    video,
+    world_model,
+)
 from hd.config import GAMES, InputError
 from hd.encoder import AtariEncoder
 from hd.runs import COLUMNS, row
@@ -167,6 +178,7 @@ def test_all_seeds_are_read_in_order_and_nothing_but_this_variants_tables(tmp_pa
     assert table["seed"].tolist() == [2, 10]
     assert [record["seed"] for record in table.attrs["records"]] == [2, 10]
     assert len(report.episodes(tmp_path, "quick")) == 2
+    assert report.fresh_or_published(tmp_path, "quick", "policy", seed=10)["value"].tolist() == [10]
 
 
 def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path):
@@ -211,6 +223,14 @@ def test_a_pivot_takes_patterns_keeps_steps_apart_and_counts_seeds():
     assert wide["seeds"].tolist() == [2, 2]
     with pytest.raises(InputError, match=r"no metric 'diversity'.*dreams"):
         report.pivot(table, ["diversity"])
+
+
+def test_a_pattern_for_all_levels_leaves_the_changed_codes_out():
+    table = long_table([row(f"l{level}_{part}accuracy", 0.5) for level in range(3)
+                        for part in ("", "changed_")] + [row("l0_accuracy[frequency]", 0.1)])
+    found = report.summarise(table, ["l{level}_accuracy", "l0_accuracy[frequency]"])
+    assert found["metric"].tolist() == [
+        "l0_accuracy", "l1_accuracy", "l2_accuracy", "l0_accuracy[frequency]"]
 
 
 def test_over_seeds_gives_mean_interval_and_n():
@@ -264,7 +284,7 @@ def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
     dreams = [row("dream_l0_accuracy", 0.01 * step, game="ms_pacman", step=step, baseline=0.5)
               for step in (1, 15, 50)]
     write_table(tmp_path / "quick", dreams, stage="imagination")
-    assert report.headline(tmp_path) == "\n".join([
+    assert publishing.headline(tmp_path) == "\n".join([
         "**quick**: the newcomer's first report: every stage for real in ten minutes on two cores",
         "",
         "| metric | Pong | Breakout | MsPacman | in brackets | seeds |",
@@ -282,7 +302,7 @@ def test_a_headline_lists_mixed_commits_and_devices_with_their_stages(tmp_path):
     write_table(tmp_path / "desk", [row("l0_usage", 1)], stage="tokenizer", profile="desk")
     write_table(tmp_path / "desk", [row("l0_accuracy", 1)], stage="world_model", profile="desk",
                 device="GPU", git={"commit": "fedcba98", "dirty": False})
-    note = report.headline(tmp_path).splitlines()[-1]
+    note = publishing.headline(tmp_path).splitlines()[-1]
     assert note.endswith("Device: Test CPU (tokenizer); GPU (world_model). "
                          "Commit: abc1234 (tokenizer); fedcba9 (world_model).")
 
@@ -293,7 +313,7 @@ def test_a_headline_takes_the_other_games_from_the_policys_variants_and_pools_se
                     stage="policy", seed=seed, profile="audit")
     write_table(tmp_path / "audit", [row("real_return", 2, game="breakout", baseline=1.5)],
                 stage="policy", variant="policy_game.breakout", profile="audit")
-    line = report.headline(tmp_path).splitlines()[4]
+    line = publishing.headline(tmp_path).splitlines()[4]
     assert line == ("| return in the real game | 0.500 [0, 1] (-20) | 2 (1.50) |  | random play "
                     "| 2, 1 |")
 
@@ -302,12 +322,12 @@ def test_profiles_stand_largest_first_and_smoke_makes_no_headline(tmp_path):
     for profile in ("smoke", "quick", "paper"):
         write_table(tmp_path / profile, [row("l0_usage", 1, game="pong")], stage="tokenizer",
                     profile=profile)
-    assert re.findall(r"^\*\*(\w+)\*\*", report.headline(tmp_path), re.MULTILINE) == [
+    assert re.findall(r"^\*\*(\w+)\*\*", publishing.headline(tmp_path), re.MULTILINE) == [
         "paper", "quick"]
 
 
 def test_the_committed_headlines_are_those_of_the_committed_tables():
-    for path, text in report.headline_pages().items():
+    for path, text in publishing.headline_pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make publish"
 
 
@@ -318,7 +338,8 @@ def checkout(tmp_path):
     """A committed repository with the places a headline goes to."""
     root = tmp_path / "checkout"
     (root / "book").mkdir(parents=True)
-    (root / "README.md").write_text(f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nmore\n")
+    marked = f"{publishing.BEGIN}\nold\n{publishing.END}"
+    (root / "README.md").write_text(f"# Title\n\n{marked}\n\nmore\n")
     (root / "book" / "headline.md").write_text("old\n")
     git(root, "init", "-q")
     commit(root)
@@ -353,7 +374,7 @@ def fresh(tmp_path, monkeypatch):
 
 def test_publishing_copies_tables_figures_and_writes_both_headlines(checkout, fresh):
     written = [path.relative_to(checkout).as_posix()
-               for path in report.publish("quick", root=checkout)]
+               for path in publishing.publish("quick", root=checkout)]
     assert written == ["figures/quick/base-seed0/returns.png",
                        "results/quick/policy/base-seed0-episodes.csv",
                        "results/quick/policy/base-seed0.csv",
@@ -362,25 +383,25 @@ def test_publishing_copies_tables_figures_and_writes_both_headlines(checkout, fr
     assert table["value"].tolist() == [1]
     readme = (checkout / "README.md").read_text()
     assert "| return in the real game | 1 (-20) |  |  | random play | 1 |" in readme
-    assert readme.startswith("# Title\n\n") and readme.endswith(f"{report.END}\n\nmore\n")
+    assert readme.startswith("# Title\n\n") and readme.endswith(f"{publishing.END}\n\nmore\n")
     page = (checkout / "book" / "headline.md").read_text()
-    assert page.startswith(report.HEADER) and "| 1 (-20) |" in page
+    assert page.startswith(publishing.HEADER) and "| 1 (-20) |" in page
 
 
 def test_publishing_takes_one_variant_or_all(checkout, fresh):
-    report.publish("quick", "mask.strict", root=checkout)
+    publishing.publish("quick", "mask.strict", root=checkout)
     assert (checkout / "results/quick/world_model/mask.strict-seed0.csv").exists()
     assert not (checkout / "results/quick/policy").exists()
     commit(checkout)
     (fresh.parent / "figures" / "ablation-mask.png").write_bytes(b"png")
-    assert len(report.publish("quick", "all", root=checkout)) == 8
+    assert len(publishing.publish("quick", "all", root=checkout)) == 8
     assert (checkout / "figures/quick/ablation-mask.png").exists()
 
 
 def test_publishing_refuses_a_dirty_tree_and_changes_nothing(checkout, fresh):
     (checkout / "new.py").write_text("")
     with pytest.raises(InputError, match=r"clean git tree; 1 changed, first new\.py"):
-        report.publish("quick", root=checkout)
+        publishing.publish("quick", root=checkout)
     assert not (checkout / "results").exists()
 
 
@@ -388,24 +409,24 @@ def test_publishing_refuses_tables_of_a_dirty_or_unknown_commit(checkout, fresh)
     for state in ({"commit": "abc", "dirty": True}, {"commit": None, "dirty": None}):
         write_table(fresh, [row("l0_usage", 1)], stage="tokenizer", git=state)
         with pytest.raises(InputError, match=r"base-seed0\.csv was not made from a clean commit"):
-            report.publish("quick", root=checkout)
+            publishing.publish("quick", root=checkout)
     assert not (checkout / "results").exists()
 
 
 def test_publishing_refuses_when_nothing_is_there_or_the_name_is_wrong(checkout, fresh):
     with pytest.raises(InputError, match=r"nothing to publish .* make report PROFILE=desk"):
-        report.publish("desk", root=checkout)
+        publishing.publish("desk", root=checkout)
     with pytest.raises(InputError, match="unknown variant 'bas'; allowed: all, base"):
-        report.publish("quick", "bas", root=checkout)
+        publishing.publish("quick", "bas", root=checkout)
 
 
 def test_publishing_refuses_a_damaged_table_and_a_folder_without_git(checkout, fresh, tmp_path):
     path = fresh / "policy" / "base-seed0.csv"
     path.write_text(path.read_text() + " ")
     with pytest.raises(InputError, match="damaged"):
-        report.publish("quick", root=checkout)
+        publishing.publish("quick", root=checkout)
     with pytest.raises(InputError, match="git working tree"):
-        report.publish("quick", root=tmp_path)
+        publishing.publish("quick", root=tmp_path)
 
 
 # ---- figures
@@ -615,9 +636,10 @@ def test_figures_are_saved_in_the_runs_own_folder_and_small_ones_as_svg_too(tmp_
 
 
 def test_drawing_leaves_the_sessions_own_style_alone():
-    before = dict(plt.rcParams)
-    figures.attention_masks(1)
-    assert dict(plt.rcParams) == before
+    with plt.rc_context({"font.size": 17}):
+        fig = figures.attention_masks(1)
+        assert plt.rcParams["font.size"] == 17
+    assert fig.axes[0].title.get_fontsize() == figures.STYLE["axes.titlesize"]
 
 
 # ---- videos
@@ -707,12 +729,28 @@ def test_a_dream_is_told_apart_from_its_context_in_the_line_on_top(untrained):
         *range(1, 16), *range(1, 6)]
 
 
+def test_every_dream_goes_on_from_the_real_step_before_it_with_the_actions_taken(
+        untrained, monkeypatch):
+    def count_on(model, tokens, actions, act, *, horizon, generator):
+        assert (tokens[:, :-1, 0] == actions).all()  # in the context, action t stands at step t
+        steps = torch.stack([tokens[:, -1] + k for k in range(horizon + 1)], 1)
+        acted = torch.stack([act(None, generator) for _ in range(horizon)], 1)
+        is_there = steps[:, :-1, 0] < 38
+        assert (acted == steps[:, :-1, 0])[is_there].all()
+        return SimpleNamespace(tokens=steps)
+
+    monkeypatch.setattr(video, "imagine", count_on)
+    run, numbers = runs.start("imagination", profile="smoke"), torch.arange(38)
+    tokens = numbers[:, None].repeat(1, 3)
+    assert (video._dreamed(run, "pong", tokens, numbers)[0] == tokens).all()
+
+
 def test_changing_the_real_future_changes_only_the_dreams_that_start_after_it(untrained):
     run = runs.start("imagination", profile="smoke")
     tokens, actions = torch.randint(256, (8 + 30, 3)), torch.zeros(38, dtype=torch.long)
     before = video._dreamed(run, "pong", tokens, actions)[0]
     changed = tokens.clone()
-    changed[10:] = (changed[10:] + 1) % 256
+    changed[8:] = (changed[8:] + 1) % 256
     after = video._dreamed(run, "pong", changed, actions)[0]
     # Dream one covers steps 8 to 22 and starts from steps 0 to 7.
     assert (before[:23] == after[:23]).all()

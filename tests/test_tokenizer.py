@@ -366,14 +366,14 @@ def test_our_reconstruction_is_as_good_as_the_librarys(is_clustered):
             return (held_out - model.eval()(held_out)[0]).pow(2).sum(1).mean().item()
 
     ours, theirs = [], []
-    for seed in range(3):
+    for seed in range(6):
         torch.manual_seed(seed)
         ours.append(error(vq(2, 16, 8, decay=0.9), seed))
         theirs.append(error(library.ResidualVQ(
             dim=8, num_quantizers=2, codebook_size=16, decay=0.9, kmeans_init=True,
             kmeans_iters=10, threshold_ema_dead_code=2, rotation_trick=False), seed))  # fmt: skip
-    # Means over three starts; the random starts alone move them by several percent.
-    assert np.mean(ours) < 1.1 * np.mean(theirs)
+    # Means over six starts, which alone move them by a tenth where clusters are far apart.
+    assert np.mean(ours) < 1.15 * np.mean(theirs)
 
 
 def test_nearest_codes_equal_those_of_a_plain_search():

@@ -1,0 +1,69 @@
+"""hd.stages: whole chains without notebooks, ablations that share what they agree on."""
+
+import json
+
+import pytest
+
+from hd import config, runs, stages
+from hd.config import InputError
+from hd.runs import COLUMNS
+
+TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
+        "encoder.num_steps": 2, "encoder.batch_size": 8, "tokenizer.num_steps": 2,
+        "tokenizer.batch_size": 300, "decoder.num_steps": 2, "world_model.num_steps": 2,
+        "world_model.max_steps": 12, "imagination.context": 4, "imagination.num_dreams": 3,
+        "policy.num_steps": 2, "policy.context": 4, "policy.horizon": 5,
+        "policy.eval_episodes": 1, "probes.max_rows": 300, "probes.epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A chain of every stage on Breakout, made and measured once: stage -> (run, table)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HD_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
+        made = {}
+        for stage in config.STAGES:
+            run = runs.start(stage, profile="smoke", games=["breakout"], overrides=TINY)
+            stages.make(run)
+            made[stage] = run, stages.measure(run)
+        yield made
+
+
+def test_every_stage_leaves_a_table_of_the_schema_with_its_provenance(chain):
+    for stage, (run, table) in chain.items():
+        assert tuple(table.columns) == COLUMNS
+        assert table["metric"].notna().all() and len(table) > 0
+        path = run.root / "results" / stage / f"{run.name}.csv"
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert record["identity"] == run.identity
+        assert len(record["inputs"]) == len(config.UPSTREAM[stage])
+        assert (runs.load_table(path)["metric"] == table["metric"]).all()
+
+
+def test_the_chain_of_one_game_trains_the_policy_on_that_game(chain):
+    run, table = chain["policy"]
+    assert run.profile.policy.game == "breakout"
+    assert set(table["game"]) == {"breakout"}
+    assert (run.root / "results" / "policy" / f"{run.name}-episodes.csv").exists()
+
+
+def test_a_variant_shares_the_folders_of_the_stages_it_leaves_alone(chain):
+    base = chain["world_model"][0]
+    strict = runs.start("world_model", profile="smoke", games=["breakout"],
+                        variant="mask.strict", overrides=TINY)
+    assert strict.at("tokenizer").folder == base.at("tokenizer").folder
+    assert strict.folder != base.folder
+
+
+def test_making_a_finished_stage_again_trains_nothing(chain):
+    run = chain["world_model"][0]
+    before = (run.folder / "finished.json").stat().st_mtime_ns
+    stages.make(run)
+    assert (run.folder / "finished.json").stat().st_mtime_ns == before
+
+
+def test_unknown_ablations_and_no_seeds_are_refused_before_any_work():
+    with pytest.raises(InputError, match="unknown ablation 'masks'; allowed: mask, "):
+        stages.compare("masks", profile="smoke", seeds=[0])
+    with pytest.raises(InputError, match="seeds must hold at least one"):
+        stages.compare("mask", profile="smoke", seeds=[])
