@@ -17,13 +17,14 @@ RUN := $(VENV_PYTHON) -m hd
 INSTALLED := .venv/installed
 export PYTHONUTF8 := 1
 
-.PHONY: help report test test-long publish bench check lint clean
+.PHONY: help report test test-long publish notebooks bench check lint clean
 
 help:
 	@echo "make report     train every stage, play the real games, build the HTML book"
 	@echo "make test       every test but the long ones, then all notebooks against their stored outputs"
 	@echo "make test-long  the tests that take minutes"
 	@echo "make publish    copy the tables and figures of a profile into results/ and figures/"
+	@echo "make notebooks  execute the book's notebooks in place at smoke, after changing one"
 	@echo "make bench      side-by-side timings"
 	@echo "make check      validate data, model and mask"
 	@echo "make lint       ruff"
@@ -42,6 +43,14 @@ test-long: $(INSTALLED)
 
 publish: $(INSTALLED)
 	$(RUN) publish --profile $(PROFILE)
+
+# What git stores is what nbval compares: smoke runs in a folder of their own, without bars.
+notebooks: export HD_ARTIFACTS := $(CURDIR)/.artifacts/stored
+notebooks: export TQDM_DISABLE := 1
+notebooks: export WANDB_MODE := offline
+notebooks: $(INSTALLED)
+	$(VENV_PYTHON) -m jupyter execute --inplace --NotebookClient.record_timing=False \
+		$(sort $(wildcard book/pipeline/*.ipynb)) $(sort $(wildcard book/report/*.ipynb))
 
 bench: $(INSTALLED)
 	$(RUN) bench

@@ -99,6 +99,7 @@ class WorldModelConfig(TrainedStage):
     num_heads: int = 6
     ffn_dim: int = 1536
     dropout: float = 0.1
+    attention_dropout: float = 0.1  # on attention weights; 0 is twice as fast on a CPU
     max_steps: int = 64  # longest sequence in steps, and the training window
     mask: str = "seed"  # see hd.world_model.MASKS
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.1)
@@ -171,7 +172,8 @@ class Profile:
 
 
 _SMALL_WORLD_MODEL = WorldModelConfig(
-    num_layers=3, dim=96, num_heads=3, ffn_dim=384, max_steps=16, accumulate=1, lr=1e-3)
+    num_layers=3, dim=96, num_heads=3, ffn_dim=384, max_steps=16, accumulate=1, lr=1e-3,
+    attention_dropout=0.0)
 
 PROFILES = {
     "smoke": Profile(

@@ -6,6 +6,7 @@ a lost life, up to 30 no-ops at the start, sticky actions stated; at most 27,000
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -50,24 +51,37 @@ def play(act: Callable, game: str, *, num_episodes: int, seed: int, sticky: floa
     waiting = list(range(num_episodes))
     running = [_Episode(env, waiting.pop(0), starts) for env in games]
     rows, bar = [], runs.progress(range(num_episodes), f"playing {game}")
-    while running:
-        seen = Observation(np.stack([e.frames for e in running]),
-                           np.stack([e.ram for e in running]))
-        ids = np.atleast_1d(np.asarray(act(seen, generator)))
-        for episode, action in zip(list(running), ids):
-            reward = episode.step(int(action))
-            if watch:
-                watch(episode.number, episode.frames[-1], reward)
-            if episode.is_over:
-                bar.update()
-                rows.append({"game": game, "seed": seed, "episode": episode.number,
-                             "return": episode.total, "length": episode.length,
-                             "sticky": sticky})
-                running.remove(episode)
-                if waiting:
-                    running.append(_Episode(episode.env, waiting.pop(0), starts))
+    # Batches are tiny here: a second thread would only wait for the first.
+    with _threads(1):
+        while running:
+            seen = Observation(np.stack([e.frames for e in running]),
+                               np.stack([e.ram for e in running]))
+            ids = np.atleast_1d(np.asarray(act(seen, generator)))
+            for episode, action in zip(list(running), ids):
+                reward = episode.step(int(action))
+                if watch:
+                    watch(episode.number, episode.frames[-1], reward)
+                if episode.is_over:
+                    bar.update()
+                    rows.append({"game": game, "seed": seed, "episode": episode.number,
+                                 "return": episode.total, "length": episode.length,
+                                 "sticky": sticky})
+                    running.remove(episode)
+                    if waiting:
+                        running.append(_Episode(episode.env, waiting.pop(0), starts))
     bar.close()
     return sorted(rows, key=lambda r: r["episode"])
+
+
+@contextlib.contextmanager
+def _threads(count: int):
+    """Let torch use so many threads inside the with block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Episode:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
@@ -52,19 +54,42 @@ def styled(draw):
 
 
 @styled
-def save(fig: Figure, where: Run | Path | str, name: str) -> None:
-    """Write <name>.png, and <name>.svg if small, below a folder or <profile>/figures/<run's name>.
+def show(fig: Figure) -> None:
+    """Show the figure where this runs in a notebook, and close it.
 
-    Returns nothing, so that a notebook cell that ends with it shows the figure once.
+    It is shown as the very picture that save stores: the session's plotting backend plays no part.
+    """
+    _show(fig, _png(fig))
+
+
+@styled
+def save(fig: Figure, where: Run | Path | str, name: str) -> None:
+    """Show the figure and write <name>.png, and <name>.svg if small, below a folder.
+
+    where: the folder, or a run, whose figures go to <profile>/figures/<run.name>.
     """
     folder = where.root / "figures" / where.name if isinstance(where, Run) else Path(where)
-    write_atomically(folder / f"{name}.png", fig.savefig)
-    drawing = io.StringIO()
+    picture, drawing = _png(fig), io.StringIO()
     fig.savefig(drawing, format="svg", metadata={"Date": None})
+    write_atomically(folder / f"{name}.png", lambda aside: aside.write_bytes(picture))
     if len(drawing.getvalue()) <= SVG_BYTES:
         write_text(folder / f"{name}.svg", drawing.getvalue())
     else:
         (folder / f"{name}.svg").unlink(missing_ok=True)
+    _show(fig, picture)
+
+
+def _png(fig: Figure) -> bytes:
+    picture = io.BytesIO()
+    fig.savefig(picture)
+    return picture.getvalue()
+
+
+def _show(fig: Figure, picture: bytes) -> None:
+    if "ipykernel" in sys.modules:
+        width = round(fig.get_size_inches()[0] * STYLE["figure.dpi"])
+        display(Image(picture, width=width))
+    plt.close(fig)
 
 
 def _panels(rows: int, columns: int, *, width: float = 2.6, height: float = 2.2, **settings):
@@ -76,8 +101,6 @@ def _panels(rows: int, columns: int, *, width: float = 2.6, height: float = 2.2,
 def _axis_label(metric: str) -> str:
     return f"{metric} ({METRICS[key_of(metric)].unit})"
 
-
-# ---- frames
 
 @styled
 def frame_strip(data, game: str, rows: Sequence[int]) -> Figure:
@@ -123,8 +146,6 @@ def episode_lengths(data) -> Figure:
     return fig
 
 
-# ---- training
-
 @styled
 def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = None, *,
                     x: str = "step", xlabel: str = "training step") -> Figure:
@@ -153,26 +174,6 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
         ax.remove()
     return fig
 
-
-def seed_epoch_table(history: list[dict], *, steps_per_epoch: float | None = None,
-                     num_rows: int = 8, digits: int = 3) -> pd.DataFrame:
-    """The seed's table of training: loss over codes and accuracy per level, held out, as text.
-
-    history: the world model's; evaluations are thinned evenly to num_rows, the last one kept.
-    steps_per_epoch turns steps into epochs.
-    """
-    seen = [entry for entry in history if "val_codes" in entry]
-    count = min(num_rows, len(seen))
-    seen = [seen[(i + 1) * len(seen) // count - 1] for i in range(count)]
-    unit = "epoch" if steps_per_epoch else "step"
-    columns = {"training loss": "codes", "held-out loss": "val_codes",
-               **{f"L{level} accuracy": f"val_l{level}_accuracy" for level in range(3)}}
-    return pd.DataFrame(
-        {name: [number(entry[key], digits) for entry in seen] for name, key in columns.items()},
-        index=[f"{unit} {number(e['step'] / (steps_per_epoch or 1), digits)}" for e in seen])
-
-
-# ---- embeddings and codes
 
 @styled
 def embedding_map(embeddings: np.ndarray, colour_by: Mapping[str, Sequence]) -> Figure:
@@ -238,8 +239,6 @@ def game_information(table: pd.DataFrame) -> Figure:
     ax.legend(**BELOW)
     return fig
 
-
-# ---- the world model
 
 @styled
 def attention_masks(num_steps: int = 3) -> Figure:
@@ -318,8 +317,6 @@ def _bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
         whiskers = np.abs(found[["low", "high"]].to_numpy().T - found["mean"].to_numpy())
         ax.errorbar(place, found["mean"], whiskers, fmt="none", ecolor="black", capsize=2, lw=1)
 
-
-# ---- dreams and play
 
 @styled
 def film_strip(lines: Mapping[str, np.ndarray],

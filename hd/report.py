@@ -270,3 +270,24 @@ def costs(results_dir, profile: str) -> pd.DataFrame:
                          "peak memory (MB)": number(record["peak_memory_mb"]),
                          "device": record["device"], "commit": commit_of(record)})
     return pd.DataFrame(rows)
+
+
+def seed_epoch_table(history: list[dict], *, steps_per_epoch: float | None = None,
+                     num_rows: int = 8, digits: int = 3) -> pd.DataFrame:
+    """The seed's table of training: loss over codes and accuracy per level, held out, as text.
+
+    history: the world model's; evaluations are thinned evenly to num_rows, the last one kept.
+    steps_per_epoch turns steps into epochs.
+    """
+    seen = [entry for entry in history if "val_codes" in entry]
+    count = min(num_rows, len(seen))
+    seen = [seen[(i + 1) * len(seen) // count - 1] for i in range(count)]
+    unit = "epoch" if steps_per_epoch else "step"
+    columns = {"training loss": "codes", "held-out loss": "val_codes",
+               **{f"L{level} accuracy": f"val_l{level}_accuracy" for level in range(3)}}
+    return pd.DataFrame(
+        {name: [number(entry[key], digits) for entry in seen] for name, key in columns.items()},
+        index=[f"{unit} {number(e['step'] / (steps_per_epoch or 1), digits)}" for e in seen])
+
+
+# ---- embeddings and codes

@@ -186,8 +186,6 @@ def exclusive(run: Run):
         lock.release()
 
 
-# ---- checkpoints and finished stages
-
 def save_checkpoint(run: Run, tensors: dict[str, torch.Tensor], state: dict) -> None:
     """Tensors as safetensors, then a JSON naming them with their sha256: the JSON is the commit."""
     path = run.folder / f"checkpoint-{state['step']:08d}.safetensors"
@@ -311,8 +309,6 @@ def cached_array(run: Run, name: str, make) -> np.ndarray:
         write_json(sidecar, {"source": source, "sha256": sha256_of(path)})
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
-
-# ---- provenance and tables
 
 @lru_cache
 def git_state() -> dict:

@@ -35,13 +35,19 @@ class KVCache:
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, each behind a LayerNorm and around a residual."""
+    """Self-attention and feed-forward, each behind a LayerNorm and around a residual.
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float):
+    attention_dropout, on attention weights, is `dropout` unless given. On a CPU anything but 0
+    takes the slow path of scaled_dot_product_attention.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float,
+                 attention_dropout: float | None = None):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads; got {dim} and {num_heads}")
         self.num_heads, self.dropout = num_heads, dropout
+        self.attention_dropout = dropout if attention_dropout is None else attention_dropout
         self.attention_norm, self.ffn_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention_in, self.attention_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.ffn_in, self.ffn_out = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
@@ -56,7 +62,7 @@ class Block(nn.Module):
             keys, values = cache.extend(layer, keys, values)
         mixed = F.scaled_dot_product_attention(
             queries, keys.to(queries.dtype), values.to(queries.dtype), attn_mask=mask,
-            dropout_p=dropout)
+            dropout_p=self.attention_dropout if self.training else 0.0)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(B, n, dim))
         hidden = F.dropout(F.gelu(self.ffn_in(self.ffn_norm(x))), dropout)
         return x + F.dropout(self.ffn_out(hidden), dropout)
@@ -65,11 +71,12 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks and a last LayerNorm."""
 
-    def __init__(self, *, dim: int, num_layers: int, num_heads: int, ffn_dim: int, dropout: float):
+    def __init__(self, *, dim: int, num_layers: int, num_heads: int, ffn_dim: int, dropout: float,
+                 attention_dropout: float | None = None):
         super().__init__()
         self.dim = dim
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
+            Block(dim, num_heads, ffn_dim, dropout, attention_dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x, mask, cache: KVCache | None = None):

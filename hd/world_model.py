@@ -119,7 +119,8 @@ class WorldModel(nn.Module):
         self.level_embedding = nn.Embedding(4, dim)
         self.position_embedding = nn.Embedding(4 * cfg.max_steps, dim)
         self.transformer = Transformer(dim=dim, num_layers=cfg.num_layers, ffn_dim=cfg.ffn_dim,
-                                       num_heads=cfg.num_heads, dropout=cfg.dropout)
+                                       num_heads=cfg.num_heads, dropout=cfg.dropout,
+                                       attention_dropout=cfg.attention_dropout)
         self.code_heads = nn.ModuleList(nn.Linear(dim, codes) for _ in range(3))
         self.two_hot = TwoHot()
         self.reward_head = _mlp(dim, len(self.two_hot.bins))
