@@ -109,13 +109,13 @@ def run_notebook(args) -> None:
 
 def make_report(args) -> None:
     """Run the chain, stage the book and build it."""
-    from hd import notebooks
+    from hd import book, notebooks
     chosen = _choices(args)
     if not args.no_run:
         notebooks.execute_all(**chosen, time_limit=args.time_limit)
-    staged = notebooks.stage_book(**chosen)
+    staged = book.stage_book(**chosen)
     print("building the book", flush=True)
-    index = notebooks.build_book(staged)
+    index = book.build_book(staged)
     print(f"the book is ready: {index}")
 
 

@@ -13,8 +13,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -85,7 +83,7 @@ def plan(notebook: str, *, profile: str, variant: str = "base", seed: int = 0, g
     core = {"profile": profile, "variant": variant, "seed": config.check_seed(seed),
             "games": list(games)}
     source = BOOK / "pipeline" / f"{notebook}.ipynb"
-    declared = _declared(source)
+    declared = declared_in(source)
     extra = _checked_parameters(notebook, parameters or {}, declared)
     from hd import runs
     run = runs.start("frames", **core)
@@ -105,7 +103,7 @@ def execute(notebook: str, *, time_limit: float | None = None, force: bool = Fal
     """
     deadline = _deadline(time_limit)
     job = plan(notebook, **chosen)
-    _execute(job, deadline=deadline, force=force)
+    run_job(job, deadline=deadline, force=force)
     return job.target
 
 
@@ -118,7 +116,7 @@ def execute_all(*, time_limit: float | None = None, force: bool = False, **chose
             from hd.runs import TimeLimitReached
             raise TimeLimitReached(f"the time limit came before {job.source.stem}; the same "
                                    f"command continues with it")
-        executed += _execute(job, deadline=deadline, force=force,
+        executed += run_job(job, deadline=deadline, force=force,
                              label=f"[{position + 1}/{len(jobs)}] ")
     print(f"{executed} of {len(jobs)} notebooks executed in {time.monotonic() - began:.0f} s: "
           f"{shown(jobs[0].target.parent)}", flush=True)
@@ -151,7 +149,7 @@ def _deadline(time_limit: float | None) -> float | None:
     return None if time_limit is None else time.monotonic() + time_limit
 
 
-def _declared(path: Path) -> dict[str, object]:
+def declared_in(path: Path) -> dict[str, object]:
     """The parameters of a notebook with their values."""
     import papermill
     found = papermill.inspect_notebook(_plain(path))
@@ -207,8 +205,8 @@ def _plain(path: Path) -> str:
 
 # ---- execution
 
-def _execute(job: Job, *, deadline: float | None = None, force: bool = False, label: str = "",
-             cwd: Path | None = None) -> bool:
+def run_job(job: Job, *, deadline: float | None = None, force: bool = False, label: str = "",
+            cwd: Path | None = None) -> bool:
     """Execute the notebook unless it is up to date; returns whether it was executed."""
     label += job.target.stem
     with exclusive(job.target):
@@ -224,6 +222,9 @@ def _execute(job: Job, *, deadline: float | None = None, force: bool = False, la
         notebook = _run(job, deadline, cwd)
         for place in ("input_path", "output_path"):
             notebook.metadata.papermill.pop(place, None)
+        for cell in notebook.cells:
+            if "injected-parameters" in cell.metadata.get("tags", ()):
+                cell.metadata.tags.append("hide-input")
         import nbformat
         storage.write_text(job.target, nbformat.writes(notebook) + "\n")
         job.partial.unlink(missing_ok=True)
@@ -238,7 +239,8 @@ def _run(job: Job, deadline: float | None, cwd: Path | None):
     """The executed notebook; what it prints is shown as it comes."""
     import papermill
     from nbclient.exceptions import CellTimeoutError
-    logging.getLogger("papermill").addHandler(logging.NullHandler())
+    for chatty in ("papermill", "asyncio"):  # on Ctrl-C or an error one line suffices
+        logging.getLogger(chatty).addHandler(logging.NullHandler())
     given, began = dict(job.parameters), time.monotonic()
     if deadline:
         given["time_limit"] = max(1, int(deadline - began - KERNEL_SECONDS))
@@ -260,7 +262,7 @@ def _run(job: Job, deadline: float | None, cwd: Path | None):
                                f"command continues it") from None
     except RuntimeError as error:
         raise NotebookError(f"{job.target.stem}: its kernel died (out of memory?) or did not "
-                            f"start: {_one_line(error)}; kept: {shown(job.partial)}") from None
+                            f"start: {one_line(error)}; kept: {shown(job.partial)}") from None
     except OSError as error:
         raise InputError(f"cannot write {shown(job.partial)}: {error.strerror or error}; free "
                          f"space or set HD_ARTIFACTS to another folder") from None
@@ -289,10 +291,10 @@ def _as_raised(error, job: Job) -> Exception:
     if error.ename in ours:
         return ours[error.ename](" ".join(error.evalue.split()))
     return NotebookError(f"{job.target.stem} failed in cell [{error.exec_count}]: {error.ename}: "
-                         f"{_one_line(error.evalue)}; kept: {shown(job.partial)}")
+                         f"{one_line(error.evalue)}; kept: {shown(job.partial)}")
 
 
-def _one_line(error) -> str:
+def one_line(error) -> str:
     return " ".join(str(error).split())[:300]
 
 
@@ -322,77 +324,3 @@ def _is_current(job: Job, stamp: Mapping) -> bool:
                 and all(runs.finished(run) for run in job.runs if run.stage in stamp["finished"]))
     except (KeyError, OSError, InputError):
         return False
-
-
-# ---- the book
-
-def stage_book(profile: str, **chosen) -> Path:
-    """Copy the book beside the profile's runs with its executed notebooks; returns the folder.
-
-    chosen: as for plan. Report notebooks are executed on the fresh tables; what was not run stays
-    as published.
-    """
-    jobs = [plan(notebook, profile=profile, **chosen) for notebook in names()]
-    book = artifacts_root() / profile / "book"
-    aside = book.with_name(".book-staging")
-    with exclusive(book):
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(BOOK, aside, ignore=shutil.ignore_patterns(
-            "_build", ".*", "__pycache__", "conftest.py", "*.partial.ipynb"))
-        for job in [*jobs, *_report_jobs(book.parent)]:
-            page = job.source.relative_to(BOOK)
-            if job.target.exists():
-                shutil.copyfile(job.target, aside / page)
-            else:
-                print(f"{page.with_suffix('').as_posix()}: shown as published", flush=True)
-        if (book / "_build").exists():
-            (book / "_build").rename(aside / "_build")
-        shutil.rmtree(book, ignore_errors=True)
-        aside.rename(book)
-    return book
-
-
-def _report_jobs(root: Path) -> list[Job]:
-    """Report notebooks executed on the fresh tables, where there are any."""
-    fresh, jobs = root / "results", []
-    tables = sorted([*fresh.rglob("*.csv"), *(ROOT / "results").rglob("*.csv")])
-    digests = {path.as_posix(): sha256_of(path) for path in tables}
-    for notebook in names("report") if any(fresh.rglob("*.csv")) else ():
-        source = BOOK / "report" / f"{notebook}.ipynb"
-        given = {"results_dir": str(fresh), "profile": root.name}
-        given = {name: given[name] for name in _declared(source) if name in given}
-        job = Job(source, root / "notebooks" / "report" / source.name, given, tables=digests)
-        try:
-            _execute(job, cwd=source.parent)
-        except InputError as error:
-            job.target.unlink(missing_ok=True)
-            print(f"report/{notebook}: the fresh tables do not suffice: {error}", flush=True)
-        jobs.append(job)
-    return jobs
-
-
-def build_book(source: Path) -> Path:
-    """Build the HTML book strictly and offline, executing nothing; returns its index.html.
-
-    It is built aside and put in place when complete. Raises NotebookError naming the log.
-    """
-    built = Path(source).resolve() / "_build"
-    aside, log = built / "partial", built / "build.log"
-    with exclusive(built / "html"):
-        shutil.rmtree(aside, ignore_errors=True)
-        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
-                   str(built.parent), "--path-output", str(aside), "-W", "-n", "--keep-going"]
-        with open(log, "w", encoding="utf-8") as output:
-            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
-                                  stdin=subprocess.DEVNULL, check=False)
-        index = aside / "_build" / "html" / "index.html"
-        if done.returncode or not index.exists():
-            text = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
-            found = re.search(r"^.*(?:WARNING|ERROR|Error:).*$", text, flags=re.MULTILINE)
-            reason = found.group() if found else f"exit code {done.returncode}"
-            reason = _one_line(reason.replace(str(built.parent), "."))
-            raise NotebookError(f"the book could not be built: {reason}; log: {shown(log)}")
-        shutil.rmtree(built / "html", ignore_errors=True)
-        index.parent.rename(built / "html")
-        shutil.rmtree(aside, ignore_errors=True)
-    return built / "html" / "index.html"

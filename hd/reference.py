@@ -34,7 +34,7 @@ def anchors(section: str, games=None) -> pd.DataFrame:
     text = [report.number(value) + more for value, more in zip(table["value"], spread)]
     wide = table.assign(text=text).pivot_table(
         index=["method", "mark"], columns="metric", values="text", aggfunc="first", sort=False)
-    return wide.fillna("–").reset_index().rename_axis(columns=None)
+    return wide.fillna("–").reset_index("mark").rename_axis(index=None, columns=None)
 
 
 def seed_claims() -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 from collections import namedtuple
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -71,7 +72,7 @@ actor | the actor's loss | points, scaled | lower | -
 critic | the critic's loss | nats | lower | -
 entropy | of the policy | nats | - | -
 imagined_{quantity} | lambda-return at a dream's start, reward per step | points | higher | -
-""".replace("{probed}", "untrained encoder; of codes: continuous embeddings")
+""".replace("{probed}", "untrained encoder; codes: embeddings")
 
 METRICS = {name: Metric(*("" if part == "-" else part for part in parts))
            for name, *parts in (line.split(" | ") for line in _METRICS.strip().splitlines())}
@@ -127,6 +128,8 @@ def fresh_or_published(results_dir, profile: str, stage: str, variant: str = "ba
                          f"with different configs; make them again")
     table = pd.concat(tables, ignore_index=True)
     table.attrs["records"] = list(records)
+    if results_dir is not None:
+        table.attrs["published_as"] = (profile, stage, variant, seed)
     return table
 
 
@@ -181,7 +184,7 @@ def provenance_line(source: Mapping | Iterable[Mapping] | pd.DataFrame) -> str:
     parts += [f"device {listed((r['device'] for r in records), '; ')}",
               f"commit {listed(commit_of(r) for r in records)}",
               f"{sum(r['wall_seconds'] for r in records):,.0f} s"]
-    return ", ".join(parts)
+    return textwrap.fill(", ".join(parts), 76)
 
 
 def listed(values: Iterable, mark: str = ", ") -> str:
@@ -233,14 +236,31 @@ def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
 
 def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
                digits: int = 3) -> pd.DataFrame:
-    """Metrics and games down; columns game, mean, 95% interval over seeds, baseline, n; text."""
+    """Metrics and games down; columns game, mean, 95% interval over seeds, baseline, n; text.
+
+    A fresh table has the published mean beside its own, where there is one.
+    """
     found = summarise(table, metrics)
     bounds = [f"{number(low, digits)} to {number(high, digits)}" if n > 1 else "–"
               for low, high, n in zip(found["low"], found["high"], found["n"])]
-    return pd.DataFrame({
+    shown_table = pd.DataFrame({
         "game": found["game"], "mean": [number(x, digits) for x in found["mean"]],
         "95% interval": bounds, "baseline": [number(x, digits) for x in found["baseline"]],
-        "n": found["n"]}).set_axis(_labels(found), axis=0)
+        "n": found["n"]})
+    if "published_as" in table.attrs:
+        shown_table["published"] = _published_means(table.attrs["published_as"], found, digits)
+    return shown_table.set_axis(_labels(found), axis=0)
+
+
+def _published_means(names, found: pd.DataFrame, digits: int) -> list[str]:
+    """The published mean of each row of a summary; a dash where nothing is published."""
+    try:
+        published = summarise(fresh_or_published(None, *names))
+    except InputError:
+        return ["–"] * len(found)
+    keys = [key for key in KEYS if key != "variant"]
+    means = {tuple(map(str, row[keys])): row["mean"] for _, row in published.iterrows()}
+    return [number(means.get(tuple(map(str, row[keys]))), digits) for _, row in found.iterrows()]
 
 
 def _labels(found: pd.DataFrame) -> list[str]:

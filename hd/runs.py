@@ -153,7 +153,7 @@ def device() -> torch.device:
 
 def progress(steps, what: str):
     """A progress bar with an estimate over a sequence; silent under TQDM_DISABLE."""
-    return tqdm(steps, desc=what, mininterval=2.0, file=sys.stdout)
+    return tqdm(steps, desc=what, mininterval=2.0, file=sys.stdout, leave=False)
 
 
 @lru_cache

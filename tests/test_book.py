@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from hd import notebooks
+from hd.book import build_book
 
 ADDRESS = re.compile(r"""<(?:script|link|img|iframe|video|source)\b[^>]*?(?:src|href)=["']"""
                      r"""((?:https?:)?//[^"']+)["']""")
@@ -19,7 +20,7 @@ def pages(tmp_path_factory):
     """The folder of the built HTML of the committed book."""
     source = tmp_path_factory.mktemp("book") / "book"
     shutil.copytree(notebooks.BOOK, source, ignore=shutil.ignore_patterns("_build"))
-    return notebooks.build_book(source).parent
+    return build_book(source).parent
 
 
 def dom_of(page, tmp_path):

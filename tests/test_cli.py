@@ -7,6 +7,7 @@ import sys
 import pytest
 from test_notebooks import PARAMETERS, write_notebook
 
+import hd.book
 from hd import config, notebooks, runs, storage
 from hd.__main__ import main
 
@@ -24,12 +25,13 @@ def book(tmp_path, monkeypatch):
 
 @pytest.fixture
 def called(monkeypatch):
-    """What the command line asks of hd.notebooks, instead of doing it."""
+    """What the command line asks of hd.notebooks and hd.book, instead of doing it."""
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *a, **k: calls.append(("execute", a, k)))
     monkeypatch.setattr(notebooks, "execute_all", lambda **k: calls.append(("execute_all", k)))
-    monkeypatch.setattr(notebooks, "stage_book", lambda **k: calls.append(("stage_book", k)))
-    monkeypatch.setattr(notebooks, "build_book", lambda source: calls.append(("build_book",)))
+    monkeypatch.setattr(hd.book, "stage_book", lambda **k: calls.append(("stage_book", k)))
+    monkeypatch.setattr(hd.book, "build_book",
+                        lambda source: calls.append(("build_book",)))
     return calls
 
 

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from filelock import FileLock
 
+import hd.book
 from hd import config, notebooks, runs, storage
 from hd.config import InputError
 from hd.notebooks import NotebookError
@@ -239,7 +240,7 @@ def test_the_staged_book_shows_what_was_executed_and_keeps_the_rest(book, ran, t
     write_notebook(book / "03_tokenizer.ipynb", "'published'")
     path = notebooks.execute("02_encoder", profile="smoke")
     path.write_text(path.read_text().replace("published", "fresh"))
-    staged = notebooks.stage_book("smoke")
+    staged = hd.book.stage_book("smoke")
     assert "fresh" in (staged / "pipeline" / "02_encoder.ipynb").read_text()
     assert "published" in (staged / "pipeline" / "03_tokenizer.ipynb").read_text()
     assert "pipeline/03_tokenizer: shown as published" in capsys.readouterr().out
@@ -259,9 +260,11 @@ def test_report_pages_read_the_fresh_tables_or_stay_as_published(book, ran, tmp_
             raise InputError("no table of stage world_model")
         return replaced(job, deadline, cwd)
     monkeypatch.setattr(notebooks, "_run", run)
-    notebooks.stage_book("smoke")
+    hd.book.stage_book("smoke")
+    given, = (job.parameters["results_dir"] for job, _ in ran)
+    assert not Path(given).is_absolute(), "a page shows no path of the reader's machine"
     fresh = storage.artifacts_root() / "smoke" / "results"
-    assert [job.parameters for job, _ in ran] == [{"results_dir": str(fresh)}]
+    assert (tmp_path / "book" / "report" / given).resolve() == fresh
     said = capsys.readouterr().out
     assert "report/dynamics: the fresh tables do not suffice: no table of stage" in said
     assert "report/dynamics: shown as published" in said
@@ -270,10 +273,10 @@ def test_report_pages_read_the_fresh_tables_or_stay_as_published(book, ran, tmp_
 def test_the_book_builds_and_a_broken_one_leaves_the_old_in_place(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     small_book(tmp_path, "# First title")
-    index = notebooks.build_book(tmp_path)
+    index = hd.book.build_book(tmp_path)
     small_book(tmp_path, "# Second title\n\n[broken](nowhere.md)")
     with pytest.raises(NotebookError, match=r"could not be built: ./index.md:3: WARNING") as failed:
-        notebooks.build_book(tmp_path)
+        hd.book.build_book(tmp_path)
     assert "\n" not in str(failed.value)
     assert "First title" in index.read_text(encoding="utf-8")
 

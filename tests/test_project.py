@@ -46,6 +46,7 @@ MODULES = (
     "figures",
     "video",
     "notebooks",
+    "book",
     "benchmark",
     "__main__",
 )
