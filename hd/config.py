@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from hd.ablations import ABLATIONS, Ablation
+
 GAMES = ("pong", "breakout", "ms_pacman")
 STAGES = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy")
 UPSTREAM = {
@@ -105,6 +107,7 @@ class WorldModelConfig(TrainedStage):
     level_weights: tuple[float, ...] = (1.0, 0.5, 0.1)
     detach_heads: bool = True  # reward and continue heads send no gradient into the model
     actions: str = "meaning"  # "meaning": ALE ids; "index": position in the game's minimal set
+    split: str = "episodes"  # "windows", the seed's: a random 5% of windows is held out
     windows: str = "epoch"  # each step once per epoch; "stride1": every start is a window
     lr: float = 3e-4
     weight_decay: float = 0.1
@@ -234,66 +237,6 @@ PROFILES = {
 }
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """Arms that each differ from the same profile's base in exactly the fields they declare."""
-
-    question: str
-    measure: str  # the stage whose table answers the question
-    metrics: tuple[str, ...]  # the metrics of that table that answer it
-    arms: Mapping[str, Mapping[str, object]]
-
-
-_NEXT_CODE = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
-_CODES = ("l0_usage", "l2_variance_explained", "r2_ball_x")
-
-ABLATIONS = {
-    "mask": Ablation(
-        "Does the hierarchical mask predict or dream better than plain causal attention?",
-        "world_model", _NEXT_CODE,
-        {"causal": {"world_model.mask": "causal"},
-         "hierarchical": {"world_model.mask": "hierarchical"},
-         "strict": {"world_model.mask": "strict"}}),
-    "negatives": Ablation(
-        "Which negatives make the contrastive encoder keep the game's state?",
-        "encoder", ("temporal_consistency", "f1_overall", "r2_ball_x"),
-        {"in_batch": {"encoder.negatives": "in_batch"},
-         "chunk": {"encoder.negatives": "chunk"}}),
-    "commitment": Ablation(
-        "Can the commitment schedule change tokens when the encoder is frozen?",
-        "tokenizer", _CODES,
-        {"flat": {"tokenizer.commitment_costs": (0.25, 0.25, 0.25)},
-         "reversed": {"tokenizer.commitment_costs": (0.60, 0.25, 0.05)},
-         "zero": {"tokenizer.commitment_costs": (0.0, 0.0, 0.0)}}),
-    "codebook": Ablation(
-        "Do the k-means start and the refill of dead codes matter?",
-        "tokenizer", _CODES,
-        {"no_kmeans": {"tokenizer.kmeans_iterations": 0},
-         "no_refill": {"tokenizer.refill_below": 0.0}}),
-    "loss_weights": Ablation(
-        "Do the weights 1.0/0.5/0.1 help the coarse level?",
-        "world_model", _NEXT_CODE,
-        {"equal": {"world_model.level_weights": (1.0, 1.0, 1.0)}}),
-    "actions": Ablation(
-        "Do shared action meanings help over indices into each game's minimal set?",
-        "world_model", _NEXT_CODE,
-        {"index": {"world_model.actions": "index"}}),
-    "sticky": Ablation(
-        "What do the seed's sticky actions change?",
-        "tokenizer", ("l0_repeat_rate", "l0_perplexity", "r2_ball_x"),
-        {"v5": {"frames.sticky": 0.25}}),
-    "policy": Ablation(
-        "Does the policy loss or the critic's form matter?",
-        "policy", ("real_return",),
-        {"ppo": {"policy.loss": "ppo"},
-         "scalar_critic": {"policy.critic": "scalar"}}),
-    "policy_game": Ablation(
-        "Can the other two games be learned in the dream?",
-        "policy", ("real_return",),
-        {"breakout": {"policy.game": "breakout"},
-         "ms_pacman": {"policy.game": "ms_pacman"}}),
-}
-
 TRAINED = ("encoder", "tokenizer", "decoder", "world_model", "policy")
 CHOICES = {
     **{f"{stage}.schedule": ("constant", "cosine") for stage in TRAINED},
@@ -302,6 +245,7 @@ CHOICES = {
     "world_model.mask": ("causal", "hierarchical", "seed", "strict"),
     "world_model.actions": ("meaning", "index"),
     "world_model.windows": ("epoch", "stride1"),
+    "world_model.split": ("episodes", "windows"),
     "policy.game": GAMES,
     "policy.loss": ("reinforce", "ppo"),
     "policy.critic": ("two_hot", "scalar"),

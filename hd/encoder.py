@@ -234,21 +234,22 @@ def measure(run: Run) -> list[dict]:
     learned, fresh = embeddings(run), untrained(run)
     rows = []
     for game in ("all", *run.games):
-        picks = _stretches(data, game, run.profile.probes.max_rows)
-        episodes, base = data.episode_ids[picks], embed(fresh, data, picks)
-        pair = (learned[picks], base)
-        smooth = [probes.temporal_consistency(x, episodes, seed=run.seed) for x in pair]
+        picks, stretches = _stretches(data, game, run.profile.probes.max_rows)
+        pair = (learned[picks], embed(fresh, data, picks))
+        smooth = [probes.temporal_consistency(x, stretches, seed=run.seed) for x in pair]
         spread = [probes.diversity(x, seed=run.seed) for x in pair]
         rows += [row("temporal_consistency", smooth[0], game=game, baseline=smooth[1]),
                  row("diversity", spread[0], game=game, baseline=spread[1])]
     return rows
 
 
-def _stretches(data, game: str, max_rows: int) -> np.ndarray:
-    """Held-out rows in order, thinned by whole stretches: pairs of neighbours stay together."""
+def _stretches(data, game: str, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out rows in order, thinned by whole stretches of one episode; and each row's stretch."""
     picks = np.flatnonzero(~data.is_train & data.in_game(game))
     every = -(-len(picks) // max_rows)
-    return picks[(np.arange(len(picks)) // STRETCH) % every == 0]
+    picks = picks[(np.arange(len(picks)) // STRETCH) % every == 0]
+    begins = (np.diff(picks, prepend=-2) != 1) | (data.starts[picks] == picks)
+    return picks, np.cumsum(begins)
 
 
 def probe(run: Run) -> list[dict]:

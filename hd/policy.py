@@ -18,7 +18,8 @@ from hd.config import InputError, PolicyConfig
 from hd.imagination import Rollout, imagine
 from hd.runs import Run
 from hd.training import Loss
-from hd.world_model import TwoHot, WorldModel
+from hd.two_hot import TwoHot
+from hd.world_model import WorldModel
 
 
 def lambda_returns(rewards, continues, values, *, gamma: float, lam: float):

@@ -66,6 +66,7 @@ loss | what the stage minimises | nats | lower | -
 positive_similarity | cosine of a frame's embedding and the next's | cosine | - | -
 squared_error | reconstruction error | squared | lower | -
 codes | next-code loss, levels weighted | nats | lower | -
+train_codes | that on training windows, without dropout | nats | lower | -
 reward | two-hot loss of the reward head | nats | lower | -
 continue | loss of the continue head | nats | lower | -
 actor | the actor's loss | points, scaled | lower | -
@@ -303,7 +304,8 @@ def seed_epoch_table(history: list[dict], *, steps_per_epoch: float | None = Non
     count = min(num_rows, len(seen))
     seen = [seen[(i + 1) * len(seen) // count - 1] for i in range(count)]
     unit = "epoch" if steps_per_epoch else "step"
-    columns = {"training loss": "codes", "held-out loss": "val_codes",
+    columns = {"training loss": "codes", "without dropout": "train_codes",
+               "held-out loss": "val_codes",
                **{f"L{level} accuracy": f"val_l{level}_accuracy" for level in range(3)}}
     return pd.DataFrame(
         {name: [number(entry[key], digits) for entry in seen] for name, key in columns.items()},

@@ -24,7 +24,7 @@ from hd import (
 )
 from hd.config import InputError
 from hd.runs import Run
-from hd.storage import artifacts_root
+from hd.storage import artifacts_root, shown
 
 MAKE = {"frames": collection.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
         "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train}
@@ -92,6 +92,36 @@ def compare(ablation: str, *, profile: str, seeds, games=config.GAMES,
             make(run)
             tables.append(measure(run))
     return pd.concat(tables, ignore_index=True)
+
+
+def beside(run: Run, what: str) -> pd.DataFrame:
+    """What measure kept beside a run's table: "episodes" or "history"."""
+    path = run.root / "results" / run.stage / f"{run.name}-{what}.csv"
+    if not path.exists():
+        raise InputError(f"{shown(path)} is missing; make it: {run.command}")
+    return pd.read_csv(path)
+
+
+CURVES = {  # what to watch while a stage trains
+    "encoder": "loss", "tokenizer": "squared_error", "decoder": "loss", "world_model": "codes",
+    "policy": "imagined_return"}
+
+
+def histories(ablation: str, *, profile: str, seed: int, games=config.GAMES) -> dict[str, list]:
+    """The learning curve of each measured arm of one seed: variant -> list of dicts.
+
+    World models have "exposures" beside "step": how often each training step was seen by then.
+    """
+    chosen, curves = config.ablation(ablation), {}
+    for variant in ("base", *(f"{ablation}.{arm}" for arm in chosen.arms)):
+        run = runs.start(chosen.measure, profile=profile, variant=variant, seed=seed, games=games)
+        table = beside(run, "history")
+        path = run.root / "results" / run.stage / f"{run.name}.csv"
+        measured = runs.load_table(path).set_index("metric")["value"]
+        if "exposures" in measured.index:
+            table["exposures"] = measured["exposures"] * table["step"] / table["step"].iloc[-1]
+        curves[variant] = [entry.dropna().to_dict() for _, entry in table.iterrows()]
+    return curves
 
 
 def figures_folder(profile: str) -> Path:

@@ -90,10 +90,15 @@ class _State:
         self.model.load_state_dict(
             {k[len("model."):]: v for k, v in flat.items() if k.startswith("model.")})
         if self.optimizer:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             slots: dict[int, dict] = {}
             for key, value in flat.items():
                 if key.startswith("optimizer."):
                     _, i, name = key.split(".")
+                    # The fused update pairs a weight with its moments by address, so a moment
+                    # must be laid out as its weight is (channels last), not as it was stored.
+                    if value.shape == parameters[int(i)].shape:
+                        value = torch.empty_like(parameters[int(i)]).copy_(value)
                     slots.setdefault(int(i), {})[name] = value
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})

@@ -23,8 +23,10 @@ from hd.config import InputError, WorldModelConfig
 from hd.runs import Run, row
 from hd.training import Loss
 from hd.transformer import KVCache, Transformer
+from hd.two_hot import TwoHot
 
 MASKS = ("causal", "hierarchical", "seed", "strict")
+HELD_OUT_WINDOWS = 0.05  # share of windows that the seed's split holds out
 EVALUATION_WINDOWS = 64  # held-out windows scored during training, all games pooled
 
 
@@ -55,41 +57,6 @@ def hierarchical_mask(num_steps: int, kind: str) -> torch.Tensor:
     if kind == "seed":
         return left | (past & (coarse_key | (slot == 0)[:, None]))
     return (left & (coarse_key | detail_query)) | (past & coarse_key)
-
-
-def symlog(x):
-    """sign(x) log(1 + |x|)."""
-    return torch.sign(x) * torch.log1p(torch.abs(x))
-
-
-def symexp(x):
-    """Inverse of symlog."""
-    return torch.sign(x) * torch.expm1(torch.abs(x))
-
-
-class TwoHot(nn.Module):
-    """Real numbers as distributions over bins that are even in symlog space."""
-
-    def __init__(self, num_bins: int = 63, limit: float = 10.0):
-        super().__init__()
-        self.register_buffer("bins", torch.linspace(-limit, limit, num_bins), persistent=False)
-
-    def encode(self, values):
-        """(...) -> (..., num_bins): weight on the two nearest bins; their mean is the value."""
-        edges = symexp(self.bins)
-        x = values.float().clamp(edges[0], edges[-1]).contiguous()
-        upper = torch.searchsorted(edges, x).clamp(1, len(edges) - 1)
-        share = ((x - edges[upper - 1]) / (edges[upper] - edges[upper - 1]))[..., None]
-        return (F.one_hot(upper, len(edges)) * share
-                + F.one_hot(upper - 1, len(edges)) * (1 - share))
-
-    def decode(self, logits):
-        """(..., num_bins) -> (...): the expected value, in the original units."""
-        return (logits.float().softmax(-1) * symexp(self.bins)).sum(-1)
-
-    def loss(self, logits, values):
-        """Cross-entropy in nats against encode(values), one number per element (...)."""
-        return -(self.encode(values) * logits.float().log_softmax(-1)).sum(-1)
 
 
 @dataclass
@@ -247,6 +214,11 @@ class Windows:
         self.run, self.data = run, replay.open_run(run)
         self.tokens, self.actions = tokenizer.tokens(run), action_ids(run, self.data)
 
+    @functools.cached_property
+    def may_train(self) -> np.ndarray:
+        """(N,) bool: the rows that training, and what is counted as a baseline, may see."""
+        return self.data.is_train | (self.run.cfg.split == "windows")
+
     def batch(self, starts, length: int) -> dict:
         """Rows starts + 0..length-1 as tokens (B, T, 3), actions, rewards, continues (B, T)."""
         rows = starts[:, None] + np.arange(length)
@@ -256,10 +228,12 @@ class Windows:
                 "continues": torch.from_numpy(self.data.continues[rows])}
 
     def training_starts(self, epoch: int) -> np.ndarray:
-        """Shuffled first rows of one epoch's windows, by cfg.windows."""
+        """Shuffled first rows of one epoch's windows, by cfg.split and cfg.windows."""
         cfg, is_train = self.run.cfg, self.data.is_train
         rng = runs.rng_for(self.run.seed, "windows", epoch)
-        if cfg.windows == "stride1":
+        if cfg.split == "windows":
+            starts = self._random_windows()[1]
+        elif cfg.windows == "stride1":
             starts = self.data.window_starts(cfg.max_steps, is_train)
         else:
             starts = replay.epoch_windows(self.data.episode_ids, cfg.max_steps, rng=rng,
@@ -267,10 +241,23 @@ class Windows:
         return rng.permutation(self._found(starts, "training"))
 
     def held_out(self, game: str = "all") -> np.ndarray:
-        """First rows of windows that tile the held-out episodes."""
+        """First rows of windows that tile the held-out episodes; the seed's: a random share."""
+        if self.run.cfg.split == "windows":
+            starts = self._random_windows()[0]
+            return self._found(starts[self.data.in_game(game)[starts]], f"held-out {game}")
         mask = ~self.data.is_train & self.data.in_game(game)
         starts = self.data.window_starts(self.run.cfg.max_steps, mask)
         return self._found(replay.tiles(starts, self.run.cfg.max_steps), f"held-out {game}")
+
+    def _random_windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The seed's split: a random share of all windows is held out, the others train. Nearly
+        every held-out step stands in training windows too."""
+        starts = self.data.window_starts(self.run.cfg.max_steps)
+        rng = runs.rng_for(self.run.seed, "random windows")
+        chosen = rng.permutation(len(starts))[:max(1, round(HELD_OUT_WINDOWS * len(starts)))]
+        is_held_out = np.zeros(len(starts), bool)
+        is_held_out[chosen] = True
+        return starts[is_held_out], starts[~is_held_out]
 
     def _found(self, starts, which: str):
         if not len(starts):
@@ -291,29 +278,33 @@ def train(run: Run) -> tuple[WorldModel, dict]:
         # An epoch may hold fewer windows than the first: its last batch begins it again.
         return windows.batch(order(i // per_epoch).take(picks, mode="wrap"), cfg.max_steps)
 
-    chosen = windows.held_out()
-    chosen = chosen[::-(-len(chosen) // EVALUATION_WINDOWS)]
-    held_out = training.to_device(windows.batch(chosen, cfg.max_steps), runs.device())
+    scored = {}
+    for side, starts in (("train", order(0)), ("val", windows.held_out())):
+        thinned = starts[::-(-len(starts) // EVALUATION_WINDOWS)]
+        scored[side] = training.to_device(windows.batch(thinned, cfg.max_steps), runs.device())
     runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
     model = build(run)
-    record = training.train(model, batches, run, evaluate=lambda m: _evaluate(m, held_out))
+    record = training.train(model, batches, run, evaluate=lambda m: _evaluate(m, scored))
     return model, record
 
 
-def _evaluate(model, batch) -> dict:
-    """Loss over codes and next-code accuracy per level on one batch of held-out windows."""
-    loss = model.loss(batch)
+def _evaluate(model, scored: dict) -> dict:
+    """Loss over codes on training and on held-out windows, both without dropout, and next-code
+    accuracy per level on the held-out ones."""
+    losses = {f"{side}_codes": model.loss(batch).parts["codes"].item()
+              for side, batch in scored.items()}
+    batch = scored["val"]
     logits = model(batch["tokens"], batch["actions"]).code_logits
     right = [(x.argmax(-1) == batch["tokens"][:, 1:, level]).float().mean().item()
              for level, x in enumerate(logits)]
-    return {"val_codes": loss.parts["codes"].item(),
-            **{f"val_l{level}_accuracy": value for level, value in enumerate(right)}}
+    return losses | {f"val_l{level}_accuracy": value for level, value in enumerate(right)}
 
 
-def exposures(run: Run, data) -> float:
-    """How often training saw each step of the training episodes, on average."""
-    steps = run.cfg.num_steps * run.cfg.accumulate * run.cfg.batch_size * run.cfg.max_steps
-    return steps / data.is_train.sum()
+def exposures(windows: Windows) -> float:
+    """How often training saw each step that it may see, on average."""
+    cfg = windows.run.cfg
+    steps = cfg.num_steps * cfg.accumulate * cfg.batch_size * cfg.max_steps
+    return steps / windows.may_train.sum()
 
 
 @torch.no_grad()
@@ -333,7 +324,7 @@ def measure(run: Run, model: WorldModel) -> list[dict]:
             for name, subset in (("", slice(None)), ("changed_", last != following)):
                 rows += _code_rows(scored[level], base, subset, f"l{level}_{name}", game)
         rows += _outcome_rows(scored["reward"], scored["ends"], windows, starts, game)
-    rows.append(row("exposures", exposures(run, windows.data), split="train"))
+    rows.append(row("exposures", exposures(windows), split="train"))
     return rows
 
 
@@ -364,7 +355,7 @@ def _pairs(windows, starts, level) -> tuple[np.ndarray, np.ndarray]:
 def _baselines(run, windows, game, level, starts) -> dict[str, Score]:
     """Trivial predictors, counted on the game's training steps, scored on the same pairs."""
     data = windows.data
-    fit = np.flatnonzero(data.is_train & data.has_next & data.in_game(game))
+    fit = np.flatnonzero(windows.may_train & data.has_next & data.in_game(game))
     codes = windows.tokens[:, level].astype(np.int64)
     counted = NextCode.fit(codes[fit], codes[fit + 1], windows.actions[fit],
                            num_codes=run.cfg.num_codes, num_actions=run.cfg.num_actions)
@@ -388,7 +379,7 @@ def _outcome_rows(rewards, ends, windows, starts, game) -> list[dict]:
     """Average precision of scoring events and of episode ends; the baseline is the base rate."""
     at = (starts[:, None] + np.arange(windows.run.cfg.max_steps)).ravel()
     truth, over = windows.data.rewards[at], windows.data.continues[at] == 0
-    fit = windows.data.rewards[windows.data.is_train & windows.data.in_game(game)]
+    fit = windows.data.rewards[windows.may_train & windows.data.in_game(game)]
     rows = [row("reward_squared_error", np.square(rewards - truth).mean(), game=game,
                 baseline=np.square(fit.mean() - truth).mean())]
     for name, event, score in (("reward", truth != 0, np.abs(rewards)), ("end", over, ends)):

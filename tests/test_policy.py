@@ -11,7 +11,8 @@ from hd.atari import GAMES
 from hd.config import PolicyConfig, WorldModelConfig
 from hd.imagination import Rollout
 from hd.policy import Actor, ActorCritic, Critic, lambda_returns, ppo_objective
-from hd.world_model import TwoHot, WorldModel
+from hd.two_hot import TwoHot
+from hd.world_model import WorldModel
 
 B, T, H, K, D = 2, 3, 5, 7, 8
 FEATURES = 3 * D

@@ -22,6 +22,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Data flow, top down: a module may import only from those above it.
 MODULES = (
+    "ablations",
     "config",
     "storage",
     "runs",
@@ -35,6 +36,7 @@ MODULES = (
     "decoder",
     "baselines",
     "transformer",
+    "two_hot",
     "world_model",
     "imagination",
     "policy",

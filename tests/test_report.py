@@ -270,12 +270,15 @@ def test_a_caption_names_seeds_device_commit_and_seconds():
 
 
 def test_the_epoch_table_keeps_the_last_evaluation_and_skips_other_rows():
-    history = [{"step": s, "codes": 2.0 / s, **({"val_codes": 3.0 / s, "val_l0_accuracy": 0.5,
-                "val_l1_accuracy": 0.25, "val_l2_accuracy": 0.125} if s % 2 == 0 else {})}
-               for s in range(1, 21)]
+    def evaluated(s):
+        return {"val_codes": 3.0 / s, "train_codes": 1.0 / s, "val_l0_accuracy": 0.5,
+                "val_l1_accuracy": 0.25, "val_l2_accuracy": 0.125} if s % 2 == 0 else {}
+
+    history = [{"step": s, "codes": 2.0 / s, **evaluated(s)} for s in range(1, 21)]
     table = report.seed_epoch_table(history, steps_per_epoch=4, num_rows=3)
     assert table.index.tolist() == ["epoch 1.50", "epoch 3", "epoch 5"]
-    assert table.loc["epoch 5"].tolist() == ["0.100", "0.150", "0.500", "0.250", "0.125"]
+    assert table.loc["epoch 5"].tolist() == [
+        "0.100", "0.0500", "0.150", "0.500", "0.250", "0.125"]
 
 
 # ---- headline

@@ -2,9 +2,10 @@
 
 import json
 
+import pandas as pd
 import pytest
 
-from hd import config, runs, stages
+from hd import config, runs, stages, world_model
 from hd.config import InputError
 from hd.runs import COLUMNS
 
@@ -63,7 +64,42 @@ def test_making_a_finished_stage_again_trains_nothing(chain):
 
 
 def test_unknown_ablations_and_no_seeds_are_refused_before_any_work():
-    with pytest.raises(InputError, match="unknown ablation 'masks'; allowed: mask, "):
+    with pytest.raises(InputError, match="unknown ablation 'masks'; allowed: split, mask, "):
         stages.compare("masks", profile="smoke", seeds=[0])
     with pytest.raises(InputError, match="seeds must hold at least one"):
         stages.compare("mask", profile="smoke", seeds=[])
+
+
+def steps_in(windows, starts):
+    """All stored rows that windows starting there hold."""
+    return set((starts[:, None] + range(windows.run.cfg.max_steps)).ravel().tolist())
+
+
+@pytest.mark.parametrize(("variant", "is_shared"), [("base", False), ("split.windows", True)])
+def test_only_the_seeds_split_holds_out_steps_that_training_has_seen(chain, variant, is_shared):
+    run = runs.start("world_model", profile="smoke", games=["breakout"], variant=variant,
+                     overrides=TINY)
+    windows = world_model.Windows(run)
+    held_out, training = windows.held_out(), windows.training_starts(0)
+    assert not set(held_out.tolist()) & set(training.tolist())
+    seen = steps_in(windows, training)
+    shared = len(steps_in(windows, held_out) & seen) / len(steps_in(windows, held_out))
+    assert shared > 0.9 if is_shared else shared == 0
+
+
+def test_a_world_models_learning_curve_is_kept_with_its_training_loss_without_dropout(chain):
+    run, _ = chain["world_model"]
+    history = pd.read_csv(run.root / "results" / "world_model" / f"{run.name}-history.csv")
+    assert {"step", "codes", "train_codes", "val_codes", "val_l0_accuracy"} <= set(history)
+    assert history["step"].iloc[-1] == run.cfg.num_steps
+
+
+def test_the_arms_of_an_ablation_are_compared_with_base_and_their_curves_kept(chain, monkeypatch):
+    start = runs.start
+    monkeypatch.setattr(runs, "start", lambda stage, **chosen: start(
+        stage, **{**chosen, "overrides": TINY}))
+    table = stages.compare("loss_weights", profile="smoke", seeds=[0], games=["breakout"])
+    assert table["variant"].unique().tolist() == ["base", "loss_weights.equal"]
+    curves = stages.histories("loss_weights", profile="smoke", seed=0, games=["breakout"])
+    assert list(curves) == ["base", "loss_weights.equal"]
+    assert all(entry["exposures"] > 0 for curve in curves.values() for entry in curve)

@@ -277,6 +277,41 @@ def test_a_run_stopped_after_every_step_ends_as_one_that_was_not(stage, uninterr
     assert result(run) == uninterrupted(**settings)
 
 
+class Picture(nn.Module):
+    """A convolution whose weights lie channels last in memory, as the encoder's do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(54, 1))
+        self.to(memory_format=torch.channels_last)
+
+    def loss(self, batch) -> Loss:
+        return Loss(self.layers(batch).pow(2).mean())
+
+
+def noise(i):
+    return torch.from_numpy(runs.rng_for(i).normal(size=(3, 4, 5, 5))).float()
+
+
+@pytest.mark.parametrize("stage", ["encoder", "world_model"])
+def test_moments_of_weights_that_lie_channels_last_survive_a_stop(stage, root, monkeypatch):
+    def weights(time_limit):
+        run = start(stage, num_steps=8, accumulate=1, lr=0.01, time_limit=time_limit)
+        while True:
+            model = Picture()
+            try:
+                training.train(model, noise, run)
+                return model.layers[0].weight
+            except runs.TimeLimitReached:
+                pass
+
+    monkeypatch.setenv("HD_ARTIFACTS", str(root / "whole"))
+    whole = weights(None)
+    monkeypatch.setenv("HD_ARTIFACTS", str(root / "stopped"))
+    assert torch.equal(weights(1e-3), whole)
+
+
 def test_what_was_gathered_between_two_records_survives_a_stop():
     run = start(num_steps=400, time_limit=1e-3)
     with pytest.raises(runs.TimeLimitReached):

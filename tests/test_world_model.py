@@ -10,7 +10,8 @@ import torch
 from hd import config, runs, training, world_model
 from hd.config import PROFILES, InputError, WorldModelConfig
 from hd.tokenizer import ResidualVQ
-from hd.world_model import MASKS, TwoHot, WorldModel, hierarchical_mask, symexp, symlog
+from hd.two_hot import TwoHot, symexp, symlog
+from hd.world_model import MASKS, WorldModel, hierarchical_mask
 
 B, T, L, K, A = 2, 5, 3, 7, 6
 MAX_STEPS = 9
