@@ -166,6 +166,9 @@ def _checked_parameters(notebook, given, declared) -> dict[str, object]:
             raise InputError(f"unknown parameter {name!r} of {notebook}; allowed: "
                              f"{', '.join(free) or 'none'} ({', '.join(CORE)} are options)")
         checked[name] = value if isinstance(declared[name], str) else _value(value)
+        if isinstance(declared[name], list):  # "0" and "0,1,2" are lists too
+            alone = not isinstance(checked[name], (list, tuple))
+            checked[name] = [checked[name]] if alone else list(checked[name])
         if not _is_like(checked[name], declared[name]):
             raise InputError(f"parameter {name} of {notebook} must be like {declared[name]!r}; "
                              f"got {value!r}")

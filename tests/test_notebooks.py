@@ -76,12 +76,12 @@ def executed(tmp_path, profile="smoke"):
     ({"time_limit": 0}, "time limit must be more than 0 seconds"),
     ({"parameters": {"sed": 1}}, "unknown parameter 'sed' of 07_ablation; allowed: ablation, "),
     ({"parameters": {"profile": "smoke"}}, "profile, variant, seed, games, time_limit are options"),
-    ({"parameters": {"seeds": 3}}, "parameter seeds of 07_ablation must be like [0]; got 3"),
+    ({"parameters": {"seeds": "x"}}, "parameter seeds of 07_ablation must be like [0]; got 'x'"),
     ({"parameters": {"seeds": ["0"]}}, "must be like [0]"),
     ({"parameters": {"seeds": []}}, "must be like [0]"),
     ({"parameters": {"seeds": [0, -1]}}, "seed must be a whole number from 0"),
     ({"parameters": {"ablation": 3}}, "must be like 'mask'"),
-    ({"parameters": {"ablation": "maks"}}, "unknown ablation 'maks'; allowed: mask"),
+    ({"parameters": {"ablation": "maks"}}, "unknown ablation 'maks'; allowed: split, mask"),
 ])
 def test_bad_input_is_refused_in_one_line_before_anything_runs(book, ran, wrong, says):
     write_notebook(book / "07_ablation.ipynb",
@@ -90,6 +90,16 @@ def test_bad_input_is_refused_in_one_line_before_anything_runs(book, ran, wrong,
         notebooks.execute("07_ablation", **{"profile": "smoke", **wrong})
     assert says in str(refused.value) and "\n" not in str(refused.value)
     assert not ran
+
+
+@pytest.mark.parametrize(("given", "means"), [
+    ("1", [1]), (1, [1]), ("0,1,2", [0, 1, 2]), ((0, 2), [0, 2]), ("[3, 4]", [3, 4])])
+def test_a_list_may_be_given_as_on_a_command_line(book, given, means):
+    write_notebook(book / "07_ablation.ipynb",
+                   parameters=PARAMETERS + '\nablation = "mask"\nseeds = [0]')
+    job = notebooks.plan("07_ablation", profile="smoke", parameters={"seeds": given})
+    # papermill would hand a tuple to the notebook as text.
+    assert job.parameters["seeds"] == means
 
 
 def test_an_unknown_notebook_is_refused_with_the_list_of_the_known(book):
