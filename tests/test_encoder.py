@@ -380,10 +380,13 @@ def test_embedding_in_pieces_is_embedding_at_once(data, network, monkeypatch):
 
 @pytest.mark.parametrize("most", [64, 100, 10_000])
 def test_thinning_keeps_whole_stretches_of_held_out_steps(most, data):
-    picks = encoder._stretches(data, "all", most)
+    picks, stretches = encoder._stretches(data, "all", most)
     held_out = np.flatnonzero(~data.is_train)
     assert np.isin(picks, held_out).all() and (np.diff(picks) > 0).all()
     assert len(picks) <= max(most, encoder.STRETCH) + encoder.STRETCH
     assert len(picks) == len(held_out) if most >= len(held_out) else len(picks) < len(held_out)
+    # A seam between stretches or episodes, and nothing else, begins a new stretch.
+    seams = (np.diff(picks) != 1) | (np.diff(data.episode_ids[picks]) != 0)
+    assert (np.diff(stretches) == seams).all()
 
 
