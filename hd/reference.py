@@ -38,11 +38,14 @@ def anchors(section: str, games=None) -> pd.DataFrame:
 
 
 def seed_claims() -> pd.DataFrame:
-    """The seed document's figures: id, stage, metric, epoch, value, note, as text."""
+    """The seed document's claims: one row each, with the figures it prints (its last epoch's)."""
     table = pd.read_csv(FOLDER / "seed.csv")
-    return table.assign(
-        epoch=[report.number(epoch) for epoch in table["epoch"]],
-        value=[report.number(value, 6) for value in table["value"]]).fillna("")
+    table = table[table["id"].fillna("").str.fullmatch(r"C\d\d")]
+    table = table[table["epoch"].isna() | (table["epoch"] == table["epoch"].max())]
+    text = [f"{metric} {value:.8g}" if pd.notna(value) else metric
+            for metric, value in zip(table["metric"], table["value"])]
+    table = table.assign(figures=text).groupby(["id", "stage"], sort=False)["figures"]
+    return table.agg("; ".join).reset_index().set_index("id").rename_axis(index=None)
 
 
 def claims_measured(results_dir, profile: str) -> pd.DataFrame:
@@ -52,5 +55,4 @@ def claims_measured(results_dir, profile: str) -> pd.DataFrame:
         table = report.fresh_or_published(results_dir, profile, stage)
         found = report.over_seeds(table, [metric])
         parts.append(found.reset_index(names="metric").assign(claim=claim))
-    table = pd.concat(parts, ignore_index=True)
-    return table[["claim", *[column for column in table if column != "claim"]]]
+    return pd.concat(parts).set_index("claim").rename_axis(index=None)

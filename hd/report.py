@@ -20,6 +20,9 @@ from hd.config import GAMES, InputError
 from hd.evaluation import interval
 from hd.storage import ROOT, shown
 
+# Pages show whole tables: nothing is cut to dots.
+pd.set_option("display.max_colwidth", 400, "display.max_rows", 400, "display.max_columns", 40)
+
 KEYS = ["stage", "variant", "game", "step", "split", "metric"]
 TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
 Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
