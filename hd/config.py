@@ -108,6 +108,7 @@ class WorldModelConfig(TrainedStage):
     detach_heads: bool = True  # reward and continue heads send no gradient into the model
     actions: str = "meaning"  # "meaning": ALE ids; "index": position in the game's minimal set
     split: str = "episodes"  # "windows", the seed's: a random 5% of windows is held out
+    game_shares: tuple[float, ...] = ()  # of a batch, per game; empty: as their windows are
     windows: str = "epoch"  # each step once per epoch; "stride1": every start is a window
     lr: float = 3e-4
     weight_decay: float = 0.1
@@ -328,7 +329,8 @@ def _with_field(profile: Profile, key: str, value) -> Profile:
 def _is_like(value, example) -> bool:
     """Same type, element by element; a whole number passes for a float."""
     if isinstance(example, tuple):
-        return isinstance(value, tuple) and all(_is_like(one, example[0]) for one in value)
+        return isinstance(value, tuple) and all(
+            _is_like(one, example[0] if example else 0.0) for one in value)
     if isinstance(example, Mapping):
         return isinstance(value, Mapping)
     return type(value) is type(example) or (isinstance(example, float) and type(value) is int)

@@ -19,6 +19,7 @@ from hd.atari import GAMES, AtariGame, tracker_action
 from hd.config import InputError, allowed
 from hd.imagination import imagine, replayed
 from hd.runs import Run, row
+from hd.windows import Windows
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
 
 PARALLEL = 16  # episodes that are played side by side
@@ -177,7 +178,7 @@ def dream(run: Run, game: str, *, num_dreams: int):
     steps): context of cfg.context real steps, then min(cfg.horizon, what the model can read).
     """
     cfg, model = run.at("imagination").cfg, world_model.load(run)
-    windows = world_model.Windows(run.at("world_model"))
+    windows = Windows(run.at("world_model"))
     horizon = min(cfg.horizon, model.cfg.max_steps - cfg.context)
     if horizon < 1:
         raise InputError(f"imagination.context {cfg.context} leaves no room to dream in "

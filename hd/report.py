@@ -59,6 +59,7 @@ l{level}_accuracy | next code, given the true past | share | higher | n-gram
 reward_squared_error | predicted reward | points² | lower | mean training reward
 reward_average_precision | finding rewards by |predicted reward| | share | higher | base rate
 end_average_precision | finding episode ends by P(end) | share | higher | base rate
+window_share | training windows drawn from the game | share | - | share of training steps
 exposures | how often training saw each step | times | - | -
 dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward

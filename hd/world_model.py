@@ -7,7 +7,6 @@ symlog rewards as in DreamerV3 (Hafner et al. 2023, eqs. 8-10).
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +15,16 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from hd import replay, runs, tokenizer, training
-from hd.atari import GAMES
+from hd import runs, tokenizer, training
 from hd.baselines import NextCode, Score
 from hd.config import InputError, WorldModelConfig
 from hd.runs import Run, row
 from hd.training import Loss
 from hd.transformer import KVCache, Transformer
 from hd.two_hot import TwoHot
+from hd.windows import Windows
 
 MASKS = ("causal", "hierarchical", "seed", "strict")
-HELD_OUT_WINDOWS = 0.05  # share of windows that the seed's split holds out
 EVALUATION_WINDOWS = 64  # held-out windows scored during training, all games pooled
 
 
@@ -185,18 +183,6 @@ def _initialise(module: nn.Module) -> None:
 
 # ---- the stage
 
-def action_ids(run: Run, data) -> np.ndarray:
-    """(N,) the actions as the model reads them: ALE ids, or indices into each minimal set."""
-    if run.at("world_model").cfg.actions == "meaning":
-        return data.actions
-    ids = np.empty_like(data.actions)
-    for index, game in enumerate(run.games):
-        table = np.zeros(18, ids.dtype)
-        table[list(GAMES[game].actions)] = np.arange(len(GAMES[game].actions))
-        ids[data.game_idx == index] = table[data.actions[data.game_idx == index]]
-    return ids
-
-
 def build(run: Run) -> WorldModel:
     """An untrained world model over this run's tokenizer."""
     return WorldModel(run.at("world_model").cfg, tokenizer.load(run).codebooks.clone())
@@ -207,79 +193,15 @@ def load(run: Run) -> WorldModel:
     return runs.load_model(run.at("world_model"), build(run))
 
 
-class Windows:
-    """Training and held-out windows of one run as tensors."""
-
-    def __init__(self, run: Run):
-        self.run, self.data = run, replay.open_run(run)
-        self.tokens, self.actions = tokenizer.tokens(run), action_ids(run, self.data)
-
-    @functools.cached_property
-    def may_train(self) -> np.ndarray:
-        """(N,) bool: the rows that training, and what is counted as a baseline, may see."""
-        return self.data.is_train | (self.run.cfg.split == "windows")
-
-    def batch(self, starts, length: int) -> dict:
-        """Rows starts + 0..length-1 as tokens (B, T, 3), actions, rewards, continues (B, T)."""
-        rows = starts[:, None] + np.arange(length)
-        return {"tokens": torch.from_numpy(self.tokens[rows].astype(np.int64)),
-                "actions": torch.from_numpy(self.actions[rows].astype(np.int64)),
-                "rewards": torch.from_numpy(self.data.rewards[rows]),
-                "continues": torch.from_numpy(self.data.continues[rows])}
-
-    def training_starts(self, epoch: int) -> np.ndarray:
-        """Shuffled first rows of one epoch's windows, by cfg.split and cfg.windows."""
-        cfg, is_train = self.run.cfg, self.data.is_train
-        rng = runs.rng_for(self.run.seed, "windows", epoch)
-        if cfg.split == "windows":
-            starts = self._random_windows()[1]
-        elif cfg.windows == "stride1":
-            starts = self.data.window_starts(cfg.max_steps, is_train)
-        else:
-            starts = replay.epoch_windows(self.data.episode_ids, cfg.max_steps, rng=rng,
-                                          rows_mask=is_train)
-        return rng.permutation(self._found(starts, "training"))
-
-    def held_out(self, game: str = "all") -> np.ndarray:
-        """First rows of windows that tile the held-out episodes; the seed's: a random share."""
-        if self.run.cfg.split == "windows":
-            starts = self._random_windows()[0]
-            return self._found(starts[self.data.in_game(game)[starts]], f"held-out {game}")
-        mask = ~self.data.is_train & self.data.in_game(game)
-        starts = self.data.window_starts(self.run.cfg.max_steps, mask)
-        return self._found(replay.tiles(starts, self.run.cfg.max_steps), f"held-out {game}")
-
-    def _random_windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The seed's split: a random share of all windows is held out, the others train. Nearly
-        every held-out step stands in training windows too."""
-        starts = self.data.window_starts(self.run.cfg.max_steps)
-        rng = runs.rng_for(self.run.seed, "random windows")
-        chosen = rng.permutation(len(starts))[:max(1, round(HELD_OUT_WINDOWS * len(starts)))]
-        is_held_out = np.zeros(len(starts), bool)
-        is_held_out[chosen] = True
-        return starts[is_held_out], starts[~is_held_out]
-
-    def _found(self, starts, which: str):
-        if not len(starts):
-            raise InputError(f"no {which} episode has {self.run.cfg.max_steps} steps; lower "
-                             f"world_model.max_steps or collect more frames")
-        return starts
-
-
 def train(run: Run) -> tuple[WorldModel, dict]:
     """Train on the training episodes of all games; "history" holds the per-epoch table."""
     windows, cfg = Windows(run), run.cfg
-    per_epoch = len(windows.training_starts(0)) // cfg.batch_size or 1
-    order = functools.lru_cache(maxsize=2)(windows.training_starts)
 
     def batches(i: int):
-        first = (i % per_epoch) * cfg.batch_size
-        picks = np.arange(first, first + cfg.batch_size)
-        # An epoch may hold fewer windows than the first: its last batch begins it again.
-        return windows.batch(order(i // per_epoch).take(picks, mode="wrap"), cfg.max_steps)
+        return windows.batch(windows.batch_starts(i), cfg.max_steps)
 
     scored = {}
-    for side, starts in (("train", order(0)), ("val", windows.held_out())):
+    for side, starts in (("train", windows.epoch(0)), ("val", windows.held_out())):
         thinned = starts[::-(-len(starts) // EVALUATION_WINDOWS)]
         scored[side] = training.to_device(windows.batch(thinned, cfg.max_steps), runs.device())
     runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
@@ -324,6 +246,10 @@ def measure(run: Run, model: WorldModel) -> list[dict]:
             for name, subset in (("", slice(None)), ("changed_", last != following)):
                 rows += _code_rows(scored[level], base, subset, f"l{level}_{name}", game)
         rows += _outcome_rows(scored["reward"], scored["ends"], windows, starts, game)
+    for game, share in zip(run.games, windows.shares()):
+        steps = windows.may_train & windows.data.in_game(game)
+        rows.append(row("window_share", share, game=game, split="train",
+                        baseline=steps.sum() / windows.may_train.sum()))
     rows.append(row("exposures", exposures(windows), split="train"))
     return rows
 

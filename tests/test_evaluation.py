@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hd import evaluation, replay, runs, stages
+from hd import evaluation, replay, runs, stages, windows
 from hd.atari import GAMES
 from hd.config import InputError
 from hd.evaluation import interval, play, random_act, tracker_act
@@ -97,6 +97,33 @@ def test_the_validation_suite_notices_an_illegal_action_and_a_shared_episode(
     failed = [what for what, holds, _ in evaluation.check(frames_run) if not holds]
     assert any("legal" in what for what in failed)
     assert any("both sides" in what for what in failed)
+
+
+@pytest.mark.parametrize(("stated", "expected"), [((), None), ((3.0, 1.0), 0.75)])
+def test_training_batches_hold_the_stated_share_of_each_game(frames_run, monkeypatch, stated,
+                                                             expected):
+    data = replay.open_run(frames_run)
+    monkeypatch.setattr(windows.tokenizer, "tokens",
+                        lambda run: np.zeros((len(data), 3), np.int16))
+    section = dataclasses.replace(frames_run.profile.world_model, game_shares=stated,
+                                  batch_size=16)
+    profile = dataclasses.replace(frames_run.profile, world_model=section)
+    run = dataclasses.replace(frames_run, stage="world_model", profile=profile)
+    found = windows.Windows(run)
+    drawn = np.concatenate([found.batch_starts(i) for i in range(200)])
+    assert data.is_train[drawn].all()
+    share = (data.game_idx[drawn] == 0).mean()
+    assert share == pytest.approx(found.shares()[0] if expected is None else expected, abs=0.02)
+    assert found.shares().sum() == pytest.approx(1)
+
+
+def test_shares_that_do_not_fit_the_games_are_refused(frames_run, monkeypatch):
+    monkeypatch.setattr(windows.tokenizer, "tokens", lambda run: np.zeros((1, 3), np.int16))
+    section = dataclasses.replace(frames_run.profile.world_model, game_shares=(1.0, 1.0, 1.0))
+    profile = dataclasses.replace(frames_run.profile, world_model=section)
+    run = dataclasses.replace(frames_run, stage="world_model", profile=profile)
+    with pytest.raises(InputError, match="a number from 0 for each of pong, breakout; got"):
+        windows.Windows(run).shares()
 
 
 def test_random_play_uses_only_legal_actions():

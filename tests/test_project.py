@@ -37,6 +37,7 @@ MODULES = (
     "baselines",
     "transformer",
     "two_hot",
+    "windows",
     "world_model",
     "imagination",
     "policy",

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from hd import config, runs, stages, world_model
+from hd import config, runs, stages, windows
 from hd.config import InputError
 from hd.runs import COLUMNS
 
@@ -70,20 +70,20 @@ def test_unknown_ablations_and_no_seeds_are_refused_before_any_work():
         stages.compare("mask", profile="smoke", seeds=[])
 
 
-def steps_in(windows, starts):
+def steps_in(found, starts):
     """All stored rows that windows starting there hold."""
-    return set((starts[:, None] + range(windows.run.cfg.max_steps)).ravel().tolist())
+    return set((starts[:, None] + range(found.run.cfg.max_steps)).ravel().tolist())
 
 
 @pytest.mark.parametrize(("variant", "is_shared"), [("base", False), ("split.windows", True)])
 def test_only_the_seeds_split_holds_out_steps_that_training_has_seen(chain, variant, is_shared):
     run = runs.start("world_model", profile="smoke", games=["breakout"], variant=variant,
                      overrides=TINY)
-    windows = world_model.Windows(run)
-    held_out, training = windows.held_out(), windows.training_starts(0)
+    found = windows.Windows(run)
+    held_out, training = found.held_out(), found.training_starts(0)
     assert not set(held_out.tolist()) & set(training.tolist())
-    seen = steps_in(windows, training)
-    shared = len(steps_in(windows, held_out) & seen) / len(steps_in(windows, held_out))
+    seen = steps_in(found, training)
+    shared = len(steps_in(found, held_out) & seen) / len(steps_in(found, held_out))
     assert shared > 0.9 if is_shared else shared == 0
 
 

@@ -1,13 +1,12 @@
 """The world model: masks through the full depth, layout, cache, rewards, loss, learning."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from hd import config, runs, training, world_model
+from hd import config, training
 from hd.config import PROFILES, InputError, WorldModelConfig
 from hd.tokenizer import ResidualVQ
 from hd.two_hot import TwoHot, symexp, symlog
@@ -438,55 +437,3 @@ def test_a_clock_moved_by_actions_is_not_learned_without_learning():
 
 
 # ---- the stage
-
-def test_action_ids_are_ale_ids_or_indices_into_each_games_own_actions():
-    games = ("pong", "ms_pacman")
-    data = SimpleNamespace(actions=np.array([0, 3, 12, 9, 2], np.int8),
-                           game_idx=np.array([0, 0, 0, 1, 1]))
-    meaning = runs.start("world_model", profile="smoke", games=games)
-    assert world_model.action_ids(meaning, data).tolist() == [0, 3, 12, 9, 2]
-    index = runs.start("world_model", profile="smoke", games=games, variant="actions.index")
-    # Pong plays 0 1 3 4 11 12, Ms. Pac-Man 0 2 3 4 5 6 7 8 9.
-    assert world_model.action_ids(index, data).tolist() == [0, 2, 5, 8, 1]
-
-
-def test_training_batches_are_full_although_epochs_differ_in_length(monkeypatch):
-    class Epochs:
-        """Epoch 0 holds 2 x 32 windows, every later one half of that."""
-
-        def __init__(self, run):
-            pass
-
-        def training_starts(self, epoch):
-            return np.arange(64 if epoch == 0 else 32) + 1000 * epoch
-
-        def held_out(self):
-            return np.arange(3)
-
-        def batch(self, starts, length):
-            return {"starts": torch.from_numpy(starts)}
-
-    def first_batches(model, batches, run, **ignored):
-        return {"starts": [batches(i)["starts"].tolist() for i in range(4)]}
-
-    monkeypatch.setattr(world_model, "Windows", Epochs)
-    monkeypatch.setattr(world_model, "build", lambda run: None)
-    monkeypatch.setattr(training, "train", first_batches)
-    overrides = {"world_model.batch_size": 32}
-    run = runs.start("world_model", profile="smoke", overrides=overrides)
-    starts = world_model.train(run)[1]["starts"]
-    assert starts[:2] == [list(range(32)), list(range(32, 64))]
-    assert starts[2:] == [list(range(1000, 1032))] * 2
-
-
-@pytest.mark.parametrize("windows", ["epoch", "stride1"])
-def test_too_short_episodes_are_refused_by_name(windows):
-    run = runs.start("world_model", profile="smoke", overrides={"world_model.windows": windows})
-    empty, one_row = np.zeros(0, np.int64), np.zeros(1, np.int64)
-    found = object.__new__(world_model.Windows)
-    found.run = run
-    found.data = SimpleNamespace(
-        is_train=one_row == 0, episode_ids=one_row, in_game=lambda game: one_row == 0,
-        window_starts=lambda length, mask: empty)
-    with pytest.raises(InputError, match="no training episode has 24 steps"):
-        found.training_starts(0)

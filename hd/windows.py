@@ -1,0 +1,116 @@
+"""Windows of consecutive steps: which of them train a world model and which are held out."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+
+from hd import replay, runs, tokenizer
+from hd.atari import GAMES
+from hd.config import InputError
+from hd.runs import Run
+
+HELD_OUT_WINDOWS = 0.05  # share of windows that the seed's split holds out
+
+
+def action_ids(run: Run, data) -> np.ndarray:
+    """(N,) the actions as the model reads them: ALE ids, or indices into each minimal set."""
+    if run.at("world_model").cfg.actions == "meaning":
+        return data.actions
+    ids = np.empty_like(data.actions)
+    for index, game in enumerate(run.games):
+        table = np.zeros(18, ids.dtype)
+        table[list(GAMES[game].actions)] = np.arange(len(GAMES[game].actions))
+        ids[data.game_idx == index] = table[data.actions[data.game_idx == index]]
+    return ids
+
+
+class Windows:
+    """Training and held-out windows of one run as tensors."""
+
+    def __init__(self, run: Run):
+        self.run, self.data = run, replay.open_run(run)
+        self.tokens, self.actions = tokenizer.tokens(run), action_ids(run, self.data)
+
+    @functools.cached_property
+    def may_train(self) -> np.ndarray:
+        """(N,) bool: the rows that training, and what is counted as a baseline, may see."""
+        return self.data.is_train | (self.run.cfg.split == "windows")
+
+    def batch(self, starts, length: int) -> dict:
+        """Rows starts + 0..length-1 as tokens (B, T, 3), actions, rewards, continues (B, T)."""
+        rows = starts[:, None] + np.arange(length)
+        return {"tokens": torch.from_numpy(self.tokens[rows].astype(np.int64)),
+                "actions": torch.from_numpy(self.actions[rows].astype(np.int64)),
+                "rewards": torch.from_numpy(self.data.rewards[rows]),
+                "continues": torch.from_numpy(self.data.continues[rows])}
+
+    def training_starts(self, epoch: int) -> np.ndarray:
+        """Shuffled first rows of one epoch's windows, by cfg.split and cfg.windows."""
+        cfg, is_train = self.run.cfg, self.data.is_train
+        rng = runs.rng_for(self.run.seed, "windows", epoch)
+        if cfg.split == "windows":
+            starts = self._random_windows()[1]
+        elif cfg.windows == "stride1":
+            starts = self.data.window_starts(cfg.max_steps, is_train)
+        else:
+            starts = replay.epoch_windows(self.data.episode_ids, cfg.max_steps, rng=rng,
+                                          rows_mask=is_train)
+        return rng.permutation(self._found(starts, "training"))
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as its run
+    def epoch(self, number: int) -> np.ndarray:
+        """training_starts, kept while the epoch lasts."""
+        return self.training_starts(number)
+
+    def batch_starts(self, i: int) -> np.ndarray:
+        """First rows of the i-th training batch: the next of the epoch, or, where the config
+        states shares, each game's share of all training windows at random."""
+        cfg, size = self.run.cfg, self.run.cfg.batch_size
+        if cfg.game_shares:
+            starts = np.sort(self.epoch(0))
+            rng = runs.rng_for(self.run.seed, "shares", i)
+            return replay.sample_windows(starts, self.data.game_idx[starts], batch_size=size,
+                                         rng=rng, shares=dict(enumerate(self.shares())))
+        per_epoch = len(self.epoch(0)) // size or 1
+        first = (i % per_epoch) * size
+        # An epoch may hold fewer windows than the first: its last batch begins it again.
+        return self.epoch(i // per_epoch).take(np.arange(first, first + size), mode="wrap")
+
+    def shares(self) -> np.ndarray:
+        """(games,) the share of each game in the training batches; adds up to one."""
+        stated, games = self.run.cfg.game_shares, self.run.games
+        if not stated:
+            return np.bincount(self.data.game_idx[self.epoch(0)], minlength=len(games)) / len(
+                self.epoch(0))
+        if len(stated) != len(games) or min(stated) < 0 or sum(stated) <= 0:
+            raise InputError(f"world_model.game_shares needs a number from 0 for each of "
+                             f"{', '.join(games)}; got {stated}")
+        return np.array(stated) / sum(stated)
+
+    def held_out(self, game: str = "all") -> np.ndarray:
+        """First rows of windows that tile the held-out episodes; the seed's: a random share."""
+        if self.run.cfg.split == "windows":
+            starts = self._random_windows()[0]
+            return self._found(starts[self.data.in_game(game)[starts]], f"held-out {game}")
+        mask = ~self.data.is_train & self.data.in_game(game)
+        starts = self.data.window_starts(self.run.cfg.max_steps, mask)
+        return self._found(replay.tiles(starts, self.run.cfg.max_steps), f"held-out {game}")
+
+    def _random_windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The seed's split: a random share of all windows is held out, the others train. Nearly
+        every held-out step stands in training windows too."""
+        starts = self.data.window_starts(self.run.cfg.max_steps)
+        rng = runs.rng_for(self.run.seed, "random windows")
+        chosen = rng.permutation(len(starts))[:max(1, round(HELD_OUT_WINDOWS * len(starts)))]
+        is_held_out = np.zeros(len(starts), bool)
+        is_held_out[chosen] = True
+        return starts[is_held_out], starts[~is_held_out]
+
+    def _found(self, starts, which: str):
+        if not len(starts):
+            raise InputError(f"no {which} episode has {self.run.cfg.max_steps} steps; lower "
+                             f"world_model.max_steps or collect more frames")
+        return starts
