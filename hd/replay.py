@@ -175,13 +175,6 @@ def window_starts(episode_ids: np.ndarray, length: int,
     return _arithmetic(first, counts, 1)
 
 
-def valid_pairs(episode_ids: np.ndarray, distance: int,
-                rows_mask: np.ndarray | None = None) -> np.ndarray:
-    """Rows t with t + distance in the same episode; with rows_mask all rows from one to the other
-    must be True."""
-    return window_starts(episode_ids, distance + 1, rows_mask)
-
-
 def epoch_windows(episode_ids: np.ndarray, length: int, rng: np.random.Generator,
                   rows_mask: np.ndarray | None = None) -> np.ndarray:
     """One epoch: first rows of windows that tile each episode from a random offset, shuffled.

@@ -13,7 +13,6 @@ from hd.replay import (
     sample_windows,
     split_by_episode,
     tiles,
-    valid_pairs,
     window_starts,
 )
 
@@ -180,8 +179,6 @@ def test_windows_are_all_those_inside_one_episode(length):
     assert starts.tolist() == brute_force_starts(ids, length, np.ones(len(ids)))
     assert len(starts) == np.maximum(0, lengths - length + 1).sum()
     assert window_starts(ids, length, mask).tolist() == brute_force_starts(ids, length, mask)
-    assert valid_pairs(ids, length).tolist() == [
-        t for t in range(len(ids) - length) if ids[t] == ids[t + length]]
 
 
 def test_windows_do_not_join_equal_ids_that_are_apart():
