@@ -62,6 +62,8 @@ class TrainedStage:
 class EncoderConfig(TrainedStage):
     """CNN and temporal InfoNCE."""
 
+    objective: str = "contrastive"  # or "supervised": reads RAM coordinates, the ceiling of probes
+    commitment_costs: tuple[float, ...] = ()  # one a level: codebooks train with the encoder
     negatives: str = "single"  # "single" (the seed), "in_batch", "chunk"
     temperature: float = 0.1
     weight_decay: float = 1e-5
@@ -74,8 +76,10 @@ class EncoderConfig(TrainedStage):
 class TokenizerConfig(TrainedStage):
     """(Residual) vector quantization of frozen embeddings with EMA codebooks."""
 
+    kind: str = "residual"  # or "product": each level quantizes its own slice of the embedding
     num_levels: int = 3
     num_codes: int = 256
+    project_dim: int = 0  # of a projection (PCA) before quantization; 0 quantizes embeddings
     commitment_costs: tuple[float, ...] = (0.05, 0.25, 0.60)
     decay: float = 0.99
     kmeans_iterations: int = 10  # 0 starts from a random subset of the first batch
@@ -133,6 +137,7 @@ class PolicyConfig(TrainedStage):
 
     game: str = "pong"
     loss: str = "reinforce"  # or "ppo"
+    features: str = "codes"  # or "hidden": what the world model makes of the steps so far
     critic: str = "two_hot"  # or "scalar", the seed's
     hidden: int = 512
     context: int = 16
@@ -208,23 +213,24 @@ PROFILES = {
     "audit": Profile(
         "audit", "ablations with three seeds: few whole episodes seen many times",
         frames=FramesConfig(num_steps=4000, min_episodes=5),
-        encoder=EncoderConfig(num_steps=1000, batch_size=128),
-        tokenizer=TokenizerConfig(num_steps=500, batch_size=2048),
-        decoder=DecoderConfig(num_steps=500, batch_size=64, lr=1e-3),
+        encoder=EncoderConfig(num_steps=600, batch_size=128, eval_every=100),
+        tokenizer=TokenizerConfig(num_steps=300, batch_size=2048),
+        decoder=DecoderConfig(num_steps=400, batch_size=64, lr=1e-3),
         world_model=replace(_SMALL_WORLD_MODEL, num_layers=4, dim=128, num_heads=4, ffn_dim=512,
-                            num_steps=800, max_steps=32, eval_every=40),
-        imagination=ImaginationConfig(num_dreams=100, horizon=15),
-        policy=PolicyConfig(num_steps=600, eval_episodes=100),
-        probes=ProbeConfig(max_rows=12_000, epochs=60),
+                            num_steps=700, batch_size=16, max_steps=64, eval_every=35),
+        imagination=ImaginationConfig(num_dreams=200, horizon=48),
+        policy=PolicyConfig(num_steps=300, eval_episodes=100),
+        probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(
         "desk", "the seed's sizes on a desk machine, as much training as two hours hold",
-        encoder=EncoderConfig(num_steps=4000, batch_size=256, eval_every=1000),
-        tokenizer=TokenizerConfig(num_steps=2000, batch_size=4096),
-        decoder=DecoderConfig(num_steps=2000, batch_size=64, lr=1e-3),
-        world_model=WorldModelConfig(num_steps=1500, eval_every=150),
-        policy=PolicyConfig(num_steps=2000, eval_episodes=20),
-        probes=ProbeConfig(max_rows=30_000, epochs=60),
+        encoder=EncoderConfig(num_steps=2400, batch_size=256, eval_every=300),
+        tokenizer=TokenizerConfig(num_steps=1500, batch_size=4096),
+        decoder=DecoderConfig(num_steps=1500, batch_size=64, lr=1e-3),
+        world_model=WorldModelConfig(num_steps=300, eval_every=30, attention_dropout=0.0),
+        imagination=ImaginationConfig(num_dreams=200, horizon=48),
+        policy=PolicyConfig(num_steps=120, eval_episodes=20),
+        probes=ProbeConfig(max_rows=20_000, epochs=40),
     ),
     "paper": Profile(
         "paper", "the seed's sizes and training lengths, for one GPU",
@@ -242,13 +248,16 @@ TRAINED = ("encoder", "tokenizer", "decoder", "world_model", "policy")
 CHOICES = {
     **{f"{stage}.schedule": ("constant", "cosine") for stage in TRAINED},
     **{f"{stage}.precision": ("auto", "float32") for stage in TRAINED},
+    "encoder.objective": ("contrastive", "supervised"),
     "encoder.negatives": ("single", "in_batch", "chunk"),
+    "tokenizer.kind": ("residual", "product"),
     "world_model.mask": ("causal", "hierarchical", "seed", "strict"),
     "world_model.actions": ("meaning", "index"),
     "world_model.windows": ("epoch", "stride1"),
     "world_model.split": ("episodes", "windows"),
     "policy.game": GAMES,
     "policy.loss": ("reinforce", "ppo"),
+    "policy.features": ("codes", "hidden"),
     "policy.critic": ("two_hot", "scalar"),
 }
 

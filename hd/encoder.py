@@ -17,6 +17,7 @@ from hd.runs import Run, row
 from hd.training import Loss
 
 EMBED_ROWS = 1024
+WATCHED_ROWS = 512  # held-out rows of each game whose geometry is watched during training
 STRETCH = 64  # consecutive rows that stay together when held-out rows are thinned
 PCA_ROWS, PCA_COMPONENTS = 2000, 100
 COORDINATES = {  # read by a small MLP; ball_x is the honest one, the opponent betrays ball_y
@@ -186,10 +187,22 @@ def train(run: Run) -> tuple[AtariEncoder, dict]:
         return {"frames": torch.from_numpy(frames),
                 **{key: torch.from_numpy(value) for key, value in batch.items()}}
 
+    watched = {game: _stretches(data, game, WATCHED_ROWS) for game in data.games}
     runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
     model = AtariEncoder(run.cfg)
-    record = training.train(model, batches, run)
+    record = training.train(model, batches, run, evaluate=lambda m: _geometry(m, data, watched))
     return model, record
+
+
+def _geometry(model, data, watched: dict) -> dict:
+    """Diversity and temporal consistency within each game on held-out rows, while training."""
+    values = {}
+    for game, (picks, stretches) in watched.items():
+        found = embed(model, data, picks)
+        values[f"val_diversity[{game}]"] = probes.diversity(found, seed=0)
+        values[f"val_temporal_consistency[{game}]"] = probes.temporal_consistency(
+            found, stretches, seed=0)
+    return values
 
 
 def load(run: Run) -> AtariEncoder:

@@ -5,9 +5,24 @@ This module knows nothing of games or levels: it maps (B, S, dim) to (B, S, dim)
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def dropout(x, share: float):
+    """x (...) with a random share of elements zeroed and the others scaled up (inverted dropout).
+
+    A CPU draws torch's Bernoulli numbers one after the other; there random bytes, ten times
+    cheaper, decide, so that the share is rounded to a multiple of 1/256.
+    """
+    if share == 0 or x.device.type != "cpu":
+        return F.dropout(x, share)
+    rng = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
+    zeroed = max(1, round(256 * share))
+    noise = torch.frombuffer(bytearray(rng.bytes(x.numel())), dtype=torch.uint8).view(x.shape)
+    return x * (noise >= zeroed).to(x.dtype).mul_(256 / (256 - zeroed))
 
 
 class KVCache:
@@ -55,7 +70,7 @@ class Block(nn.Module):
     def forward(self, x, mask, cache: KVCache | None = None, layer: int = 0):
         """x (B, n, dim); mask (n, S) bool, True = may attend; S counts the cached positions too."""
         B, n, dim = x.shape
-        dropout = self.dropout if self.training else 0.0
+        share = self.dropout if self.training else 0.0
         qkv = self.attention_in(self.attention_norm(x))
         queries, keys, values = qkv.view(B, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if cache is not None:
@@ -64,8 +79,8 @@ class Block(nn.Module):
             queries, keys.to(queries.dtype), values.to(queries.dtype), attn_mask=mask,
             dropout_p=self.attention_dropout if self.training else 0.0)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(B, n, dim))
-        hidden = F.dropout(F.gelu(self.ffn_in(self.ffn_norm(x))), dropout)
-        return x + F.dropout(self.ffn_out(hidden), dropout)
+        hidden = dropout(F.gelu(self.ffn_in(self.ffn_norm(x))), share)
+        return x + dropout(self.ffn_out(hidden), share)
 
 
 class Transformer(nn.Module):
