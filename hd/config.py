@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from hd.ablations import ABLATIONS, Ablation
 
 GAMES = ("pong", "breakout", "ms_pacman")
-STAGES = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy")
+STAGES = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy",
+          "entropy_floor", "transfer")
 UPSTREAM = {
     "frames": (),
     "encoder": ("frames",),
@@ -23,6 +24,8 @@ UPSTREAM = {
     "world_model": ("tokenizer",),
     "imagination": ("world_model", "decoder"),
     "policy": ("world_model",),
+    "entropy_floor": ("world_model",),
+    "transfer": ("frames",),
 }
 
 
@@ -156,6 +159,25 @@ class PolicyConfig(TrainedStage):
 
 
 @dataclass(frozen=True)
+class EntropyFloorConfig:
+    """How much of the next code is open: branches of the emulator, and steps that look alike."""
+
+    num_states: int = 200  # per game, from which the emulator is branched
+    num_branches: int = 32  # per state
+    sticky: float = 0.25  # of the branches; without sticky actions they are all the same
+    contexts: tuple[int, ...] = (1, 2, 4, 8, 16)  # steps of codes and actions that look alike
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Pre-training on all games but one, adapting the world model to that one."""
+
+    budgets: tuple[int, ...] = (1000, 5000, 20_000)  # steps of the new game, whole episodes
+    source_steps: int = 300  # of training on the source games
+    num_steps: int = 80  # of training on the new game
+
+
+@dataclass(frozen=True)
 class ProbeConfig:
     """Linear probes by AtariARI's protocol and small MLP probes for coordinates."""
 
@@ -177,6 +199,8 @@ class Profile:
     world_model: WorldModelConfig = WorldModelConfig()
     imagination: ImaginationConfig = ImaginationConfig()
     policy: PolicyConfig = PolicyConfig()
+    entropy_floor: EntropyFloorConfig = EntropyFloorConfig()
+    transfer: TransferConfig = TransferConfig()
     probes: ProbeConfig = ProbeConfig()
 
 
@@ -197,6 +221,8 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=8, context=8, horizon=15),
         policy=PolicyConfig(num_steps=20, batch_size=16, context=8, hidden=64, eval_episodes=2,
                             precision="float32"),
+        entropy_floor=EntropyFloorConfig(num_states=8, num_branches=8),
+        transfer=TransferConfig(budgets=(300, 600), source_steps=20, num_steps=10),
         probes=ProbeConfig(max_rows=1000, epochs=5),
     ),
     "quick": Profile(
@@ -217,9 +243,10 @@ PROFILES = {
         tokenizer=TokenizerConfig(num_steps=300, batch_size=2048),
         decoder=DecoderConfig(num_steps=400, batch_size=64, lr=1e-3),
         world_model=replace(_SMALL_WORLD_MODEL, num_layers=4, dim=128, num_heads=4, ffn_dim=512,
-                            num_steps=700, batch_size=16, max_steps=64, eval_every=35),
+                            num_steps=320, batch_size=16, max_steps=64, eval_every=16),
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
+        transfer=TransferConfig(budgets=(1000, 3000)),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(
@@ -240,6 +267,7 @@ PROFILES = {
         world_model=WorldModelConfig(num_steps=60_000, eval_every=1500, windows="stride1"),
         imagination=ImaginationConfig(num_dreams=500),
         policy=PolicyConfig(num_steps=20_000, batch_size=512),
+        transfer=TransferConfig(source_steps=6000, num_steps=2000),
     ),
 }
 

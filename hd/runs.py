@@ -49,7 +49,8 @@ from hd.storage import (
 COLUMNS = ("stage", "variant", "game", "seed", "step", "split", "metric", "value", "baseline")
 NOTEBOOKS = {"frames": "01_frames", "encoder": "02_encoder", "tokenizer": "03_tokenizer",
              "decoder": "03_tokenizer", "world_model": "04_world_model",
-             "imagination": "05_imagination", "policy": "06_policy"}
+             "imagination": "05_imagination", "policy": "06_policy",
+             "entropy_floor": "08_entropy_floor", "transfer": "09_transfer"}
 PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
 LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
 
