@@ -14,38 +14,47 @@ class Ablation:
     measure: str  # the stage whose table answers the question
     metrics: tuple[str, ...]  # the metrics of that table that answer it
     arms: Mapping[str, Mapping[str, object]]
+    also: tuple[str, ...] = ()  # further stages that are measured for every arm
 
 
 _NEXT_CODE = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
 _CODES = ("l0_usage", "l2_variance_explained", "r2_ball_x")
+_OFTEN = 720  # steps: on one game of `audit`, over 200 exposures of each training step
+_SEED_COSTS, _FLAT, _ZERO = (0.05, 0.25, 0.60), (0.25, 0.25, 0.25), (0.0, 0.0, 0.0)
+
+
+def _together(costs) -> dict[str, object]:
+    """Encoder and codebooks train together; many near negatives, since one far one forgets."""
+    return {"encoder.negatives": "in_batch", "encoder.commitment_costs": costs}
+
 
 ABLATIONS = {
     "split": Ablation(
         "How much of the seed's accuracy comes from held-out windows that overlap training?",
         "world_model", ("l0_accuracy", "l0_changed_accuracy", "l0_cross_entropy"),
         {"windows": {"world_model.split": "windows"}}),
+    "exposures": Ablation(
+        "When do the two splits part, if training sees every step hundreds of times?",
+        "world_model", ("l0_accuracy", "l0_changed_accuracy", "l0_cross_entropy"),
+        {"episodes": {"world_model.num_steps": _OFTEN},
+         "windows": {"world_model.num_steps": _OFTEN, "world_model.split": "windows"}}),
+    "exposures_large": Ablation(
+        "Does a model of twice the size memorise overlapping windows sooner?",
+        "world_model", ("l0_accuracy", "l0_changed_accuracy", "l0_cross_entropy"),
+        {"episodes": {"world_model.num_steps": _OFTEN, "world_model.dim": 192,
+                      "world_model.ffn_dim": 768},
+         "windows": {"world_model.num_steps": _OFTEN, "world_model.dim": 192,
+                     "world_model.ffn_dim": 768, "world_model.split": "windows"}}),
     "mask": Ablation(
         "Does the hierarchical mask predict or dream better than plain causal attention?",
         "world_model", _NEXT_CODE,
         {"causal": {"world_model.mask": "causal"},
          "hierarchical": {"world_model.mask": "hierarchical"},
-         "strict": {"world_model.mask": "strict"}}),
-    "negatives": Ablation(
-        "Which negatives make the contrastive encoder keep the game's state?",
-        "encoder", ("temporal_consistency", "f1_overall", "r2_ball_x"),
-        {"in_batch": {"encoder.negatives": "in_batch"},
-         "chunk": {"encoder.negatives": "chunk"}}),
-    "commitment": Ablation(
-        "Can the commitment schedule change tokens when the encoder is frozen?",
-        "tokenizer", _CODES,
-        {"flat": {"tokenizer.commitment_costs": (0.25, 0.25, 0.25)},
-         "reversed": {"tokenizer.commitment_costs": (0.60, 0.25, 0.05)},
-         "zero": {"tokenizer.commitment_costs": (0.0, 0.0, 0.0)}}),
-    "codebook": Ablation(
-        "Do the k-means start and the refill of dead codes matter?",
-        "tokenizer", _CODES,
-        {"no_kmeans": {"tokenizer.kmeans_iterations": 0},
-         "no_refill": {"tokenizer.refill_below": 0.0}}),
+         "strict": {"world_model.mask": "strict"}}, also=("imagination",)),
+    "context": Ablation(
+        "How many steps of the past does the world model need?",
+        "world_model", _NEXT_CODE,
+        {"short": {"world_model.max_steps": 16, "world_model.batch_size": 64}}),
     "loss_weights": Ablation(
         "Do the weights 1.0/0.5/0.1 help the coarse level?",
         "world_model", _NEXT_CODE,
@@ -54,10 +63,47 @@ ABLATIONS = {
         "Do shared action meanings help over indices into each game's minimal set?",
         "world_model", _NEXT_CODE,
         {"index": {"world_model.actions": "index"}}),
+    "negatives": Ablation(
+        "Which negatives make the contrastive encoder keep the game's state?",
+        "encoder", ("temporal_consistency", "f1_overall", "r2_ball_x"),
+        {"in_batch": {"encoder.negatives": "in_batch"},
+         "chunk": {"encoder.negatives": "chunk"}}, also=("tokenizer",)),
     "sticky": Ablation(
         "What do the seed's sticky actions change?",
         "tokenizer", ("l0_repeat_rate", "l0_perplexity", "r2_ball_x"),
-        {"v5": {"frames.sticky": 0.25}}),
+        {"v5": {"frames.sticky": 0.25}}, also=("encoder",)),
+    "commitment": Ablation(
+        "Can the commitment schedule change tokens when the encoder is frozen?",
+        "tokenizer", (*_CODES, "l2_same_as_base"),
+        {"flat": {"tokenizer.commitment_costs": _FLAT},
+         "reversed": {"tokenizer.commitment_costs": _SEED_COSTS[::-1]},
+         "zero": {"tokenizer.commitment_costs": _ZERO}}),
+    "commitment_joint": Ablation(
+        "Can the schedule change tokens when encoder and codebooks train together?",
+        "tokenizer", (*_CODES, "l0_state_information", "l0_game_information"),
+        {"seed": _together(_SEED_COSTS), "flat": _together(_FLAT),
+         "reversed": _together(_SEED_COSTS[::-1]), "zero": _together(_ZERO)}),
+    "codebook": Ablation(
+        "Do the k-means start and the refill of dead codes matter? What does a library get?",
+        "tokenizer", _CODES,
+        {"no_kmeans": {"tokenizer.kmeans_iterations": 0},
+         "no_refill": {"tokenizer.refill_below": 0.0},
+         "neither": {"tokenizer.kmeans_iterations": 0, "tokenizer.refill_below": 0.0},
+         "library": {"tokenizer.kind": "library"}}),
+    "levels": Ablation(
+        "What does each further level of residual codes bring?",
+        "tokenizer", ("l0_variance_explained", "l0_usage", "r2_ball_x", "f1_overall"),
+        {"one": {"tokenizer.num_levels": 1, "tokenizer.commitment_costs": (0.05,)},
+         "two": {"tokenizer.num_levels": 2, "tokenizer.commitment_costs": (0.05, 0.25)},
+         "four": {"tokenizer.num_levels": 4,
+                  "tokenizer.commitment_costs": (0.05, 0.25, 0.60, 0.60)}}),
+    "quantizer": Ablation(
+        "Equal bits, other codes: product instead of residual, 128 instead of 384 columns?",
+        "tokenizer", _CODES,
+        {"product": {"tokenizer.kind": "product"},
+         "projected": {"tokenizer.project_dim": 128},
+         "projected_plain": {"tokenizer.project_dim": 128, "tokenizer.kmeans_iterations": 0,
+                             "tokenizer.refill_below": 0.0}}),
     "policy": Ablation(
         "Does the policy loss or the critic's form matter?",
         "policy", ("real_return",),

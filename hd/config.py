@@ -79,7 +79,7 @@ class EncoderConfig(TrainedStage):
 class TokenizerConfig(TrainedStage):
     """(Residual) vector quantization of frozen embeddings with EMA codebooks."""
 
-    kind: str = "residual"  # or "product": each level quantizes its own slice of the embedding
+    kind: str = "residual"  # or "product": each level its own slice; or "library": other people's
     num_levels: int = 3
     num_codes: int = 256
     project_dim: int = 0  # of a projection (PCA) before quantization; 0 quantizes embeddings
@@ -278,7 +278,7 @@ CHOICES = {
     **{f"{stage}.precision": ("auto", "float32") for stage in TRAINED},
     "encoder.objective": ("contrastive", "supervised"),
     "encoder.negatives": ("single", "in_batch", "chunk"),
-    "tokenizer.kind": ("residual", "product"),
+    "tokenizer.kind": ("residual", "product", "library"),
     "world_model.mask": ("causal", "hierarchical", "seed", "strict"),
     "world_model.actions": ("meaning", "index"),
     "world_model.windows": ("epoch", "stride1"),

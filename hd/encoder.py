@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hd import atari, probes, replay, runs, training
-from hd.config import EncoderConfig, InputError
+from hd.config import EncoderConfig, InputError, TokenizerConfig
+from hd.quantization import ResidualVQ
 from hd.runs import Run, row
 from hd.training import Loss
 
@@ -41,6 +42,9 @@ class AtariEncoder(nn.Module):
             nn.Linear(3136, 512), nn.ReLU(inplace=True), nn.Linear(512, dim), nn.LayerNorm(dim))
         self.apply(_initialise)
         self.to(memory_format=torch.channels_last)
+        costs = self.cfg.commitment_costs
+        self.quantizer = ResidualVQ(
+            len(costs), TokenizerConfig.num_codes, dim, commitment_costs=costs) if costs else None
 
     def forward(self, frames):
         """frames (N, 4, 84, 84) uint8, oldest first -> (N, 384) float32, unit length.
@@ -57,13 +61,16 @@ class AtariEncoder(nn.Module):
     def loss(self, batch) -> Loss:
         """batch: frames (M, 4, 84, 84) and for each anchor the rows of itself, its positive and
         what it must tell apart: negatives (N, 1) rows, or excluded (N, N) bool."""
-        embeddings = self(batch["frames"])
+        embeddings, commitment = self(batch["frames"]), 0.0
+        if self.quantizer is not None:  # codebooks that train along: contrast what codes keep
+            embeddings, _, commitment = self.quantizer(embeddings)
+            embeddings = F.normalize(embeddings, dim=1)
         anchors, positives = embeddings[batch["anchor"]], embeddings[batch["positive"]]
         others = {"excluded": batch["excluded"]} if "excluded" in batch else \
             {"negatives": embeddings[batch["negatives"]]}
         loss = temporal_infonce(anchors, positives, temperature=self.cfg.temperature, **others)
         similarity = (anchors * positives).sum(1).mean()
-        return Loss(loss, {"positive_similarity": similarity})
+        return Loss(loss + commitment, {"positive_similarity": similarity})
 
 
 def temporal_infonce(anchors, positives, *, temperature, negatives=None, excluded=None):
@@ -245,7 +252,7 @@ def measure(run: Run) -> list[dict]:
     """Geometry of the embeddings on held-out episodes, beside the untrained encoder's."""
     data = replay.open_run(run)
     learned, fresh = embeddings(run), untrained(run)
-    rows = []
+    rows = [row("parameters", sum(p.numel() for p in fresh.parameters()), split="train")]
     for game in ("all", *run.games):
         picks, stretches = _stretches(data, game, run.profile.probes.max_rows)
         pair = (learned[picks], embed(fresh, data, picks))

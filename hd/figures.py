@@ -168,7 +168,8 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
         for i, (name, value) in enumerate((known if isinstance(known, Mapping)
                                            else {"baseline": known}).items()):
             ax.axhline(value, color=GREY, ls=(":", "-.", "--")[i % 3], label=name)
-        ax.set(xlabel=xlabel, ylabel=_axis_label(key))
+        ax.set(xlabel=xlabel, ylabel=_axis_label(key),
+               xscale="log" if x == "exposures" else "linear")
         ax.legend()
     for ax in axes.flat[len(keys):]:
         ax.remove()

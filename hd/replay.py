@@ -288,15 +288,19 @@ def measure(run: Run) -> list[dict]:
             picks = side & data.in_game(game)
             ids = data.episode_ids[picks]
             num_episodes = len(np.unique(ids))
+            starts = data.window_starts(length, picks)
             values = {"steps": picks.sum(), "episodes": num_episodes,
-                      f"windows_of_{length}": len(data.window_starts(length, picks)),
+                      f"windows_of_{length}": len(starts),
                       "games_ended": (data.continues[picks] == 0).sum()}
             if num_episodes:
                 values |= {"episode_length": picks.sum() / num_episodes,
                            "return": data.rewards[picks].sum() / num_episodes,
                            "rewarded_share": (data.rewards[picks] != 0).mean()}
             rows += [row(name, value, game=game, split=split) for name, value in values.items()]
-    return rows
+    starts, ids = data.window_starts(length), data.episode_ids
+    anywhere = np.arange(len(data) - length + 1)
+    crossing = [(ids[x] != ids[x + length - 1]).sum() for x in (starts, anywhere)]
+    return [*rows, row("boundary_violations", crossing[0], split="train", baseline=crossing[1])]
 
 
 def check(run: Run) -> Iterator[tuple[str, bool, str]]:

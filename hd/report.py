@@ -34,6 +34,7 @@ _METRICS = """
 steps | stored agent steps | count | - | -
 episodes | whole episodes, stored or played | count | - | -
 windows_of_{length} | windows of so many steps inside episodes | count | - | -
+boundary_violations | windows that cross an episode's end | count | lower | windows cut anywhere
 games_ended | episodes that ran to their end | count | - | -
 episode_length | mean length of stored episodes | steps | - | -
 return | mean unclipped score of stored episodes | points | - | -
@@ -49,6 +50,10 @@ l{level}_perplexity | exp of the codes' entropy | codes | higher | random codes
 l{level}_repeat_rate | steps whose code equals the last | share | - | random codes
 l{level}_cosine | embedding and its codes up to here | cosine | higher | mean embedding
 l{level}_variance_explained | by the codes up to here | share | higher | mean embedding
+l{level}_shared_frames | frames on codes that every game uses | share | - | random codes
+l{level}_shared_codes | codes that every game uses | share | - | random codes
+l{level}_state_information | of code and RAM coordinates in 8 bins | nats | higher | bins shuffled
+l{level}_same_as_base | steps with the code that base gives them | share | - | chance
 l{level}_game_information | mutual information of code and game | nats | - | ceiling: H(game)
 pixel_error | decoded pixels in 0..1 | squared | lower | mean picture
 moving_pixel_error | where the game differs from its mean picture | squared | lower | mean picture
@@ -60,6 +65,9 @@ reward_squared_error | predicted reward | points² | lower | mean training rewar
 reward_average_precision | finding rewards by |predicted reward| | share | higher | base rate
 end_average_precision | finding episode ends by P(end) | share | higher | base rate
 window_share | training windows drawn from the game | share | - | share of training steps
+parameters | trained numbers of the model | count | - | -
+tokens_per_second | in training, four tokens a step | tokens/s | higher | -
+codebook_change | largest, while the world model trains | distance | - | -
 exposures | how often training saw each step | times | - | -
 dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward

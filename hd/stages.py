@@ -5,6 +5,8 @@ The notebooks call the same functions one by one; ablations and tests make whole
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from pathlib import Path
 
@@ -53,6 +55,16 @@ def measure(run: Run) -> pd.DataFrame:
                            made_seconds=made.get("wall_seconds", 0.0))
 
 
+def measured(run: Run) -> pd.DataFrame:
+    """The run's table: the one that is there if this very code made it from this run, else new."""
+    path, now = run.root / "results" / run.stage / f"{run.name}.csv", runs.git_state()
+    with contextlib.suppress(InputError, OSError, ValueError):
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if now["dirty"] is False and (record["identity"], record["git"]) == (run.identity, now):
+            return runs.load_table(path)
+    return measure(run)
+
+
 def _policy_rows(run: Run) -> list[dict]:
     rows, episodes = evaluation.measure_policy(run)
     runs.save_beside(run, "episodes", episodes)
@@ -75,7 +87,8 @@ def compare(ablation: str, *, profile: str, seeds, games=config.GAMES,
             time_limit: float | None = None) -> pd.DataFrame:
     """Make and measure base and every arm of an ablation, for all seeds; returns their tables.
 
-    Arms share the stages in which they agree. Finished arms are measured, not trained, again.
+    Arms share the stages in which they agree. Finished arms are not trained again, and not measured
+    again by the code that measured them; the tables of chosen.also are saved, not returned.
     Raises InputError for an unknown ablation or no seeds.
     """
     chosen = config.ablation(ablation)
@@ -88,9 +101,13 @@ def compare(ablation: str, *, profile: str, seeds, games=config.GAMES,
             left = max(deadline - time.monotonic(), 1e-3) if deadline else None
             run = runs.start(chosen.measure, profile=profile, variant=variant, seed=seed,
                              games=games, time_limit=left)
-            print(f"{variant}, seed {seed}")
-            make(run)
-            tables.append(measure(run))
+            print(f"{variant}, seed {seed}", flush=True)
+            for stage in (chosen.measure, *chosen.also):
+                made = run.at(stage)
+                make(made)
+                table = measured(made)
+                if stage == chosen.measure:
+                    tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -103,8 +120,16 @@ def beside(run: Run, what: str) -> pd.DataFrame:
 
 
 CURVES = {  # what to watch while a stage trains
-    "encoder": "loss", "tokenizer": "squared_error", "decoder": "loss", "world_model": "codes",
-    "policy": "imagined_return"}
+    "encoder": ("loss",), "tokenizer": ("squared_error",), "decoder": ("loss",),
+    "world_model": ("codes", "l0_accuracy", "l0_changed_accuracy"),
+    "policy": ("imagined_return",)}
+
+
+def curve_axis(stage: str) -> dict[str, str]:
+    """What a stage's curves are drawn over: keyword arguments of figures.learning_curves."""
+    if stage == "world_model":
+        return {"x": "exposures", "xlabel": "exposures of each training step"}
+    return {"x": "step", "xlabel": "training step"}
 
 
 def histories(ablation: str, *, profile: str, seed: int, games=config.GAMES) -> dict[str, list]:
@@ -115,11 +140,14 @@ def histories(ablation: str, *, profile: str, seed: int, games=config.GAMES) -> 
     chosen, curves = config.ablation(ablation), {}
     for variant in ("base", *(f"{ablation}.{arm}" for arm in chosen.arms)):
         run = runs.start(chosen.measure, profile=profile, variant=variant, seed=seed, games=games)
-        table = beside(run, "history")
+        try:
+            table = beside(run, "history")
+        except InputError:  # nothing trained here: codebooks that came with the encoder
+            continue
         path = run.root / "results" / run.stage / f"{run.name}.csv"
-        measured = runs.load_table(path).set_index("metric")["value"]
-        if "exposures" in measured.index:
-            table["exposures"] = measured["exposures"] * table["step"] / table["step"].iloc[-1]
+        found = runs.load_table(path).set_index("metric")["value"]
+        if "exposures" in found.index:
+            table["exposures"] = found["exposures"] * table["step"] / table["step"].iloc[-1]
         curves[variant] = [entry.dropna().to_dict() for _, entry in table.iterrows()]
     return curves
 

@@ -1,181 +1,42 @@
-"""(Residual) vector quantization: embeddings <-> tokens.
+"""The tokenizer stage: embeddings <-> tokens by quantization, and what the codes are worth.
 
-Each level quantizes what the levels before it left over (residual VQ: Zeghidour et al. 2021);
-codebooks follow exponential moving averages (van den Oord et al. 2017, appendix A.1), start from
-k-means and refill codes that nobody picks.
+The quantizer itself, ResidualVQ, is in hd.quantization.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 import torch
-from torch import nn
 
-from hd import encoder, replay, runs, training
+from hd import atari, config, encoder, replay, runs, training
 from hd.config import InputError
+from hd.quantization import LibraryVQ, ResidualVQ
 from hd.runs import Run, row
-from hd.training import Loss
 
 ENCODE_ROWS = 65_536
-
-
-class Quantized(NamedTuple):
-    """quantized (..., D), straight-through; tokens (..., L) int64; loss, a scalar."""
-
-    quantized: torch.Tensor
-    tokens: torch.Tensor
-    loss: torch.Tensor
-
-
-class ResidualVQ(nn.Module):
-    """Residual vector quantization with EMA codebooks; one level is plain VQ."""
-
-    def __init__(self, num_levels: int = 3, num_codes: int = 256, dim: int = 384, *,
-                 commitment_costs=(0.05, 0.25, 0.60), decay: float = 0.99,
-                 kmeans_iterations: int = 10, refill_below: float = 0.1):
-        super().__init__()
-        if len(commitment_costs) < num_levels:
-            raise InputError(f"{num_levels} levels need as many commitment costs; "
-                             f"got {tuple(commitment_costs)}")
-        self.commitment_costs = tuple(commitment_costs[:num_levels])
-        self.decay, self.kmeans_iterations = decay, kmeans_iterations
-        self.refill_below = refill_below
-        self.register_buffer("codebooks", torch.zeros(num_levels, num_codes, dim))
-        self.register_buffer("counts", torch.zeros(num_levels, num_codes))
-        self.register_buffer("sums", torch.zeros(num_levels, num_codes, dim))
-        self.register_buffer("is_initialised", torch.tensor(False))
-
-    def forward(self, embeddings) -> Quantized:
-        """embeddings (..., D) -> Quantized.
-
-        In training mode the codebooks learn, and the first forward starts them from that batch
-        (at least num_codes rows, else InputError). In eval mode nothing changes state.
-        loss: sum over levels of commitment cost x mean squared residual distance.
-        """
-        shape, dim = embeddings.shape, self.codebooks.shape[2]
-        if shape[-1] != dim:
-            raise InputError(f"embeddings must have {dim} columns; got {shape[-1]}")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            residual = flat = embeddings.reshape(-1, dim).float()
-            quantized, tokens, loss = torch.zeros_like(flat), [], flat.new_zeros(())
-            if self.training and not self.is_initialised:
-                self._start(flat.detach())
-            for level, cost in enumerate(self.commitment_costs):
-                codes = nearest(residual.detach(), self.codebooks[level])
-                vectors = self.codebooks[level][codes]
-                if self.training:
-                    self._learn(level, residual.detach(), codes)
-                loss = loss + cost * (residual - vectors).pow(2).mean()
-                quantized, residual = quantized + vectors, residual - vectors
-                tokens.append(codes)
-        # flat - flat.detach() is exactly zero, so the value is the quantized vector itself.
-        straight_through = quantized + (flat - flat.detach())
-        return Quantized(straight_through.view(shape),
-                         torch.stack(tokens, -1).view(*shape[:-1], -1), loss)
-
-    @torch.no_grad()
-    def encode(self, embeddings):
-        """embeddings (..., D) -> tokens (..., L) int64; never changes state."""
-        was_training, self.training = self.training, False
-        try:
-            return self(embeddings).tokens
-        finally:
-            self.training = was_training
-
-    def decode(self, tokens, per_level: bool = False):
-        """tokens (..., L) -> quantized (..., D), or each level's own vectors (..., L, D)."""
-        if tokens.shape[-1] != len(self.codebooks):
-            raise InputError(f"tokens must have {len(self.codebooks)} levels; "
-                             f"got {tokens.shape[-1]}")
-        vectors = [book[tokens[..., level]] for level, book in enumerate(self.codebooks)]
-        if per_level:
-            return torch.stack(vectors, -2)
-        total = torch.zeros_like(vectors[0])
-        for level in vectors:
-            total = total + level
-        return total
-
-    def loss(self, batch) -> Loss:
-        """batch {"embeddings" (N, D)} -> the commitment loss and the reconstruction error."""
-        out = self(batch["embeddings"])
-        error = (batch["embeddings"] - out.quantized).pow(2).sum(-1).mean()
-        return Loss(out.loss, {"squared_error": error})
-
-    @torch.no_grad()
-    def _start(self, rows):
-        num_codes = self.codebooks.shape[1]
-        if len(rows) < num_codes:
-            raise InputError(f"the first batch must hold at least {num_codes} rows, one for each "
-                             f"code; got {len(rows)}")
-        for level in range(len(self.codebooks)):
-            self.codebooks[level] = kmeans(rows, num_codes, iterations=self.kmeans_iterations)
-            codes = nearest(rows, self.codebooks[level])
-            self.counts[level] = torch.bincount(codes, minlength=num_codes).float()
-            self.sums[level] = self.codebooks[level] * self.counts[level, :, None]
-            rows = rows - self.codebooks[level][codes]
-        self.is_initialised.fill_(True)
-
-    @torch.no_grad()
-    def _learn(self, level, rows, codes):
-        """Move the codebook towards the mean of the rows that chose each code."""
-        counts = torch.bincount(codes, minlength=self.counts.shape[1]).float()
-        sums = torch.zeros_like(self.sums[level]).index_add_(0, codes, rows)
-        self.counts[level].lerp_(counts, 1 - self.decay)
-        self.sums[level].lerp_(sums, 1 - self.decay)
-        floor = 1e-3
-        alive = self.counts[level] > floor
-        means = self.sums[level] / self.counts[level].clamp_min(floor)[:, None]
-        self.codebooks[level] = torch.where(alive[:, None], means, self.codebooks[level])
-        if self.refill_below:
-            self._refill(level, rows, codes)
-
-    def _refill(self, level, rows, codes):
-        # Dead codes are refilled from the current batch, never from older ones: with an encoder
-        # that trains, old rows lie where no embedding is any more.
-        enough = self.refill_below * len(rows) / self.counts.shape[1]
-        dead = (self.counts[level] < enough).nonzero().squeeze(1)
-        if len(dead):
-            # Where the error is large, as k-means++ starts; a try that wins too little ends soon.
-            error = (rows - self.codebooks[level][codes]).pow(2).sum(1)
-            error = error.nan_to_num(nan=0.0, posinf=0.0).clamp_min(1e-12)
-            picks = torch.multinomial(error, len(dead), replacement=True)
-            self.codebooks[level, dead] = rows[picks]
-            self.counts[level, dead] = enough
-            self.sums[level, dead] = rows[picks] * enough
-
-
-def nearest(rows, codebook):
-    """Index of the nearest code (Euclidean) for each row: (N, D), (K, D) -> (N,) int64."""
-    return torch.addmm(codebook.pow(2).sum(1), rows, codebook.T, alpha=-2).argmin(1)
-
-
-def kmeans(rows, num_codes: int, *, iterations: int):
-    """Lloyd's k-means from random distinct rows: (N, D) -> (num_codes, D). Empty codes restart."""
-    start = torch.randperm(len(rows), device=rows.device)[:num_codes]
-    codebook = rows[start].clone()
-    for _ in range(iterations):
-        codes = nearest(rows, codebook)
-        counts = torch.bincount(codes, minlength=num_codes)
-        sums = torch.zeros_like(codebook).index_add_(0, codes, rows)
-        fresh = rows[torch.randint(len(rows), (num_codes,), device=rows.device)]
-        codebook = torch.where((counts > 0)[:, None], sums / counts.clamp_min(1)[:, None], fresh)
-    return codebook
+SHARED_FROM = (0, 0.001, 0.01)  # share of a game's frames from which on a code is that game's
+STATE_BINS = 8
 
 
 # ---- the stage
 
-def build(run: Run) -> ResidualVQ:
+def build(run: Run) -> ResidualVQ | LibraryVQ:
     """An untrained tokenizer of this run's config."""
     cfg = run.at("tokenizer").cfg
+    if cfg.kind == "library":
+        return LibraryVQ(cfg.num_levels, cfg.num_codes, decay=cfg.decay)
     return ResidualVQ(cfg.num_levels, cfg.num_codes, commitment_costs=cfg.commitment_costs,
                       decay=cfg.decay, kmeans_iterations=cfg.kmeans_iterations,
-                      refill_below=cfg.refill_below)
+                      refill_below=cfg.refill_below, kind=cfg.kind, project_dim=cfg.project_dim)
 
 
 def train(run: Run) -> tuple[ResidualVQ, dict]:
-    """Fit the codebooks to the training episodes' embeddings of all games."""
+    """Fit the codebooks to the training episodes' embeddings of all games; those that trained
+    together with the encoder are taken over as they are."""
+    if run.at("encoder").cfg.commitment_costs:
+        return _adopt(run)
     embeddings = encoder.embeddings(run.at("encoder"))
     data = replay.open_run(run)
     rows = np.flatnonzero(data.is_train)
@@ -187,6 +48,18 @@ def train(run: Run) -> tuple[ResidualVQ, dict]:
     model = build(run)
     record = training.train(model, batches, run)
     return model, record
+
+
+def _adopt(run: Run) -> tuple[ResidualVQ, dict]:
+    """The encoder's own codebooks as this stage's model."""
+    model, source = build(run), encoder.load(run).quantizer
+    if source.codebooks.shape != model.codebooks.shape:
+        raise InputError(f"the encoder trained codebooks of shape {tuple(source.codebooks.shape)}; "
+                         f"the tokenizer's config asks for {tuple(model.codebooks.shape)}")
+    model.load_state_dict(source.state_dict())
+    with runs.exclusive(run):
+        record = runs.finished_or_cleared(run) or runs.save_model(run, model, wall_seconds=0.0)
+    return model.to(runs.device()).eval(), record
 
 
 def load(run: Run) -> ResidualVQ:
@@ -226,6 +99,10 @@ def measure(run: Run, model: ResidualVQ) -> list[dict]:
             rows.append(row(f"l{level}_repeat_rate", repeats[0], game=game, baseline=repeats[1]))
         rows += _reconstruction_rows(model, embeddings[picks], game)
     held_out = np.flatnonzero(~data.is_train)
+    rows += _sharing_rows(codes[held_out].astype(np.int64), data.game_idx[held_out], run)
+    for game in run.games:
+        rows += _state_rows(codes, data, game, run.seed)
+    rows += _same_tokens_rows(run, codes)
     for level in range(codes.shape[1]):
         information = mutual_information(codes[held_out, level], data.game_idx[held_out])
         rows.append(row(f"l{level}_game_information", information,
@@ -243,6 +120,67 @@ def probe(run: Run, model: ResidualVQ) -> list[dict]:
 
     return encoder.probe_rows(run, {"quantized": quantized, "continuous": lambda x: source[x]},
                               baseline="continuous")
+
+
+def _sharing_rows(codes, game_idx, run: Run) -> list[dict]:
+    """How far the games share codes, per level: frames on shared codes, and shared codes.
+
+    A code is a game's own when at least a threshold of that game's frames use it; it is shared
+    when it is every game's. The threshold 0 is the set intersection: one stray use counts.
+    """
+    rows, games = [], np.unique(game_idx)
+    random = runs.rng_for(run.seed, "sharing").integers(0, run.cfg.num_codes, codes.shape)
+    for level in range(codes.shape[1]):
+        for threshold in SHARED_FROM:
+            found = []
+            for x in (codes[:, level], random[:, level]):
+                counts = np.stack([np.bincount(x[game_idx == game], minlength=run.cfg.num_codes)
+                                   for game in games])
+                shares = counts / counts.sum(1, keepdims=True)
+                is_shared = ((counts > 0) & (shares >= threshold)).all(0)
+                found.append((is_shared[x].mean(), is_shared.sum() / run.cfg.num_codes))
+            for name, value, base in zip(("shared_frames", "shared_codes"), *found):
+                rows.append(row(f"l{level}_{name}[from {threshold:g}]", value, baseline=base))
+    return rows
+
+
+def _state_rows(codes, data, game: str, seed: int) -> list[dict]:
+    """What each level's code tells about where things are: mutual information with RAM.
+
+    Mean over the game's coordinates, each cut into STATE_BINS equally frequent bins, on held-out
+    rows with the ball in play; the baseline is the same with the bins shuffled (counting alone
+    finds some information).
+    """
+    picks = np.flatnonzero(~data.is_train & data.in_game(game))
+    picks = picks[atari.ball_in_play(game, data.ram[picks])]
+    places = atari.labels(game, data.ram[picks])
+    found = np.zeros((2, codes.shape[1]))
+    for name in encoder.COORDINATES[game]:
+        column = places[name].astype(float)
+        edges = np.unique(np.quantile(column, np.linspace(0, 1, STATE_BINS + 1)[1:-1]))
+        bins = np.searchsorted(edges, column, side="right")
+        shuffled = runs.rng_for(seed, "state", game, name).permutation(bins)
+        for level in range(codes.shape[1]):
+            found[:, level] += [mutual_information(codes[picks, level], x)
+                                for x in (bins, shuffled)]
+    found /= len(encoder.COORDINATES[game])
+    return [row(f"l{level}_state_information", value, game=game, baseline=base)
+            for level, (value, base) in enumerate(found.T)]
+
+
+def _same_tokens_rows(run: Run, codes) -> list[dict]:
+    """Share of held-out steps whose code is that of the base variant, where both quantize the
+    same embeddings and base is made; the baseline is chance."""
+    base = dataclasses.replace(run, profile=config.resolve(run.profile.name, games=run.games),
+                               variant="base")
+    own = [run.at("encoder").identity, run.cfg.num_levels]
+    if run.variant == "base" or own != [base.at("encoder").identity, base.cfg.num_levels] or (
+            runs.finished(base) is None):
+        return []
+    held_out = ~replay.open_run(run).is_train
+    same = (codes[held_out] == tokens(base)[held_out]).mean(0)
+    return [row(f"l{level}_same_as_base", value, baseline=1 / run.cfg.num_codes)
+            for level, value in enumerate(same)]
 
 
 def _usage_rows(chosen, random, game, level, num_codes):

@@ -111,7 +111,8 @@ def train(model: torch.nn.Module, batches: Callable[[int], object], run: Run, *,
     """Train model with model.loss(batch) -> Loss until run.cfg.num_steps; returns the record.
 
     batches(i) makes the i-th batch from i alone; evaluate(model) -> {metric: number} runs every
-    cfg.eval_every steps and at the end. checkpoint_every: only multiples of it are checkpointed.
+    cfg.eval_every steps, at the first powers of two and at the end. checkpoint_every: only
+    multiples of it are checkpointed.
     The record is the stage's finished.json; its "history" holds one dict per recorded step.
     A finished stage is loaded and not trained again; an interrupted one continues.
     Raises TimeLimitReached after writing a checkpoint, NonFiniteLoss, InputError.
@@ -246,8 +247,11 @@ def _flush(pending, step) -> dict:
 
 
 def _is_due(done: int, cfg: TrainedStage, *, evaluation: bool = False) -> bool:
-    """Whether step `done` is recorded; with evaluation, whether it is also evaluated."""
+    """Whether step `done` is recorded; with evaluation, whether it is also evaluated: every
+    eval_every steps, at the end, and at powers of two before the first, when much changes."""
     if done == cfg.num_steps or (cfg.eval_every and done % cfg.eval_every == 0):
+        return True
+    if done < cfg.eval_every and done & (done - 1) == 0:
         return True
     return not evaluation and done % max(1, cfg.num_steps // NUM_RECORDS) == 0
 

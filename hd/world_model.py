@@ -212,14 +212,19 @@ def train(run: Run) -> tuple[WorldModel, dict]:
 
 def _evaluate(model, scored: dict) -> dict:
     """Loss over codes on training and on held-out windows, both without dropout, and next-code
-    accuracy per level on the held-out ones."""
+    accuracy per level on the held-out ones, on all and on changed codes."""
     losses = {f"{side}_codes": model.loss(batch).parts["codes"].item()
               for side, batch in scored.items()}
-    batch = scored["val"]
-    logits = model(batch["tokens"], batch["actions"]).code_logits
-    right = [(x.argmax(-1) == batch["tokens"][:, 1:, level]).float().mean().item()
-             for level, x in enumerate(logits)]
-    return losses | {f"val_l{level}_accuracy": value for level, value in enumerate(right)}
+    tokens = scored["val"]["tokens"]
+    logits = model(tokens, scored["val"]["actions"]).code_logits
+    accuracy = {}
+    for level, x in enumerate(logits):
+        last, following = tokens[:, :-1, level], tokens[:, 1:, level]
+        right = (x.argmax(-1) == following).float()
+        accuracy[f"val_l{level}_accuracy"] = right.mean().item()
+        if (last != following).any():
+            accuracy[f"val_l{level}_changed_accuracy"] = right[last != following].mean().item()
+    return losses | accuracy
 
 
 def exposures(windows: Windows) -> float:
@@ -251,7 +256,17 @@ def measure(run: Run, model: WorldModel) -> list[dict]:
         rows.append(row("window_share", share, game=game, split="train",
                         baseline=steps.sum() / windows.may_train.sum()))
     rows.append(row("exposures", exposures(windows), split="train"))
-    return rows
+    return rows + _cost_rows(run, model)
+
+
+def _cost_rows(run: Run, model: WorldModel) -> list[dict]:
+    """Size, training speed, and how far the frozen codebooks moved (not at all)."""
+    cfg, made = run.cfg, runs.require(run)
+    trained = cfg.num_steps * cfg.accumulate * cfg.batch_size * cfg.max_steps * 4
+    moved = (model.codebooks - tokenizer.load(run).codebooks).abs().max()
+    return [row("parameters", sum(p.numel() for p in model.parameters()), split="train"),
+            row("tokens_per_second", trained / made["wall_seconds"], split="train"),
+            row("codebook_change", moved, split="train")]
 
 
 def _score_windows(model, windows, starts) -> dict:

@@ -31,6 +31,7 @@ MODULES = (
     "collection",
     "replay",
     "probes",
+    "quantization",
     "encoder",
     "tokenizer",
     "decoder",

@@ -8,7 +8,8 @@ import torch
 
 from hd import tokenizer
 from hd.config import InputError
-from hd.tokenizer import ResidualVQ, entropy, kmeans, mutual_information, nearest
+from hd.quantization import kmeans, nearest
+from hd.tokenizer import ResidualVQ, entropy, mutual_information
 
 L, K, D = 3, 7, 5
 COSTS = (0.05, 0.25, 0.60)

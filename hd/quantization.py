@@ -1,0 +1,244 @@
+"""(Residual) vector quantization as a module: vectors <-> code numbers.
+
+Each level quantizes what the levels before it left over (residual VQ: Zeghidour et al. 2021), or,
+as a control with equally many bits, a slice of its own (product quantization: Jegou et al. 2011).
+Codebooks follow exponential moving averages (van den Oord et al. 2017, appendix A.1), start from
+k-means and refill codes that nobody picks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from hd.config import InputError
+from hd.training import Loss
+
+
+class Quantized(NamedTuple):
+    """quantized (..., D), straight-through; tokens (..., L) int64; loss, a scalar."""
+
+    quantized: torch.Tensor
+    tokens: torch.Tensor
+    loss: torch.Tensor
+
+
+class ResidualVQ(nn.Module):
+    """Residual vector quantization with EMA codebooks; one level is plain VQ.
+
+    kind "product" gives each level its own slice of the vector instead of what is left over.
+    project_dim: quantize that many principal components (of the first batch) instead of the vector.
+    """
+
+    def __init__(self, num_levels: int = 3, num_codes: int = 256, dim: int = 384, *,
+                 commitment_costs=(0.05, 0.25, 0.60), decay: float = 0.99,
+                 kmeans_iterations: int = 10, refill_below: float = 0.1,
+                 kind: str = "residual", project_dim: int = 0):
+        super().__init__()
+        if project_dim > dim:
+            raise InputError(f"project_dim must be at most {dim}; got {project_dim}")
+        self.dim, dim = dim, project_dim or dim
+        if kind == "product" and dim % num_levels:
+            raise InputError(f"product quantization of {dim} columns needs a number of levels that "
+                             f"divides it; got {num_levels}")
+        if len(commitment_costs) < num_levels:
+            raise InputError(f"{num_levels} levels need as many commitment costs; "
+                             f"got {tuple(commitment_costs)}")
+        self.commitment_costs = tuple(commitment_costs[:num_levels])
+        self.decay, self.kmeans_iterations = decay, kmeans_iterations
+        self.refill_below = refill_below
+        self.register_buffer("codebooks", torch.zeros(num_levels, num_codes, dim))
+        self.register_buffer("counts", torch.zeros(num_levels, num_codes))
+        self.register_buffer("sums", torch.zeros(num_levels, num_codes, dim))
+        self.register_buffer("is_initialised", torch.tensor(False))
+        slices = torch.eye(num_levels).repeat_interleave(dim // num_levels, dim=1)
+        self.register_buffer("slices", slices if kind == "product" else None, persistent=False)
+        self.register_buffer("basis", torch.zeros(dim, self.dim) if project_dim else None)
+        self.register_buffer("centre", torch.zeros(self.dim) if project_dim else None)
+
+    def forward(self, embeddings) -> Quantized:
+        """embeddings (..., D) -> Quantized.
+
+        In training mode the codebooks learn, and the first forward starts them from that batch
+        (at least num_codes rows, else InputError). In eval mode nothing changes state.
+        loss: sum over levels of commitment cost x mean squared residual distance.
+        """
+        shape = embeddings.shape
+        if shape[-1] != self.dim:
+            raise InputError(f"embeddings must have {self.dim} columns; got {shape[-1]}")
+        with torch.autocast(embeddings.device.type, enabled=False):
+            flat = embeddings.reshape(-1, self.dim).float()
+            if self.training and not self.is_initialised:
+                self._start(flat.detach())
+            residual = self._project(flat)
+            quantized, tokens, loss = torch.zeros_like(residual), [], flat.new_zeros(())
+            for level, cost in enumerate(self.commitment_costs):
+                part = self._part(residual, level)
+                codes = nearest(part.detach(), self.codebooks[level])
+                vectors = self.codebooks[level][codes]
+                if self.training:
+                    self._learn(level, part.detach(), codes)
+                loss = loss + cost * (part - vectors).pow(2).mean()
+                quantized, residual = quantized + vectors, residual - vectors
+                tokens.append(codes)
+            quantized = self._unproject(quantized)
+        # flat - flat.detach() is exactly zero, so the value is the quantized vector itself.
+        straight_through = quantized + (flat - flat.detach())
+        return Quantized(straight_through.view(shape),
+                         torch.stack(tokens, -1).view(*shape[:-1], -1), loss)
+
+    @torch.no_grad()
+    def encode(self, embeddings):
+        """embeddings (..., D) -> tokens (..., L) int64; never changes state."""
+        was_training, self.training = self.training, False
+        try:
+            return self(embeddings).tokens
+        finally:
+            self.training = was_training
+
+    def decode(self, tokens, per_level: bool = False):
+        """tokens (..., L) -> quantized (..., D), or each level's own vectors (..., L, D)."""
+        if tokens.shape[-1] != len(self.codebooks):
+            raise InputError(f"tokens must have {len(self.codebooks)} levels; "
+                             f"got {tokens.shape[-1]}")
+        vectors = [book[tokens[..., level]] for level, book in enumerate(self.codebooks)]
+        if per_level:
+            apart = [self._unproject(vector) for vector in vectors]
+            if self.basis is not None:  # the centre once, so that the levels add up
+                apart[1:] = [vector - self.centre for vector in apart[1:]]
+            return torch.stack(apart, -2)
+        total = torch.zeros_like(vectors[0])
+        for level in vectors:
+            total = total + level
+        return self._unproject(total)
+
+    def _part(self, rows, level):
+        """What a level quantizes of rows (N, D): all of it, or its own slice."""
+        return rows if self.slices is None else rows * self.slices[level]
+
+    def _project(self, rows):
+        return rows if self.basis is None else (rows - self.centre) @ self.basis.T
+
+    def _unproject(self, rows):
+        return rows if self.basis is None else rows @ self.basis + self.centre
+
+    def loss(self, batch) -> Loss:
+        """batch {"embeddings" (N, D)} -> the commitment loss and the reconstruction error."""
+        out = self(batch["embeddings"])
+        error = (batch["embeddings"] - out.quantized).pow(2).sum(-1).mean()
+        return Loss(out.loss, {"squared_error": error})
+
+    @torch.no_grad()
+    def _start(self, rows):
+        num_codes = self.codebooks.shape[1]
+        if len(rows) < num_codes:
+            raise InputError(f"the first batch must hold at least {num_codes} rows, one for each "
+                             f"code; got {len(rows)}")
+        if self.basis is not None:
+            self.centre.copy_(rows.mean(0))
+            directions = torch.linalg.svd(rows - self.centre, full_matrices=False).Vh
+            self.basis.copy_(directions[:len(self.basis)])
+        rows = self._project(rows)
+        for level in range(len(self.codebooks)):
+            part = self._part(rows, level)
+            self.codebooks[level] = kmeans(part, num_codes, iterations=self.kmeans_iterations)
+            codes = nearest(part, self.codebooks[level])
+            self.counts[level] = torch.bincount(codes, minlength=num_codes).float()
+            self.sums[level] = self.codebooks[level] * self.counts[level, :, None]
+            rows = rows - self.codebooks[level][codes]
+        self.is_initialised.fill_(True)
+
+    @torch.no_grad()
+    def _learn(self, level, rows, codes):
+        """Move the codebook towards the mean of the rows that chose each code."""
+        counts = torch.bincount(codes, minlength=self.counts.shape[1]).float()
+        sums = torch.zeros_like(self.sums[level]).index_add_(0, codes, rows)
+        self.counts[level].lerp_(counts, 1 - self.decay)
+        self.sums[level].lerp_(sums, 1 - self.decay)
+        floor = 1e-3
+        alive = self.counts[level] > floor
+        means = self.sums[level] / self.counts[level].clamp_min(floor)[:, None]
+        self.codebooks[level] = torch.where(alive[:, None], means, self.codebooks[level])
+        if self.refill_below:
+            self._refill(level, rows, codes)
+
+    def _refill(self, level, rows, codes):
+        # Dead codes are refilled from the current batch, never from older ones: with an encoder
+        # that trains, old rows lie where no embedding is any more.
+        enough = self.refill_below * len(rows) / self.counts.shape[1]
+        dead = (self.counts[level] < enough).nonzero().squeeze(1)
+        if len(dead):
+            # Where the error is large, as k-means++ starts; a try that wins too little ends soon.
+            error = (rows - self.codebooks[level][codes]).pow(2).sum(1)
+            error = error.nan_to_num(nan=0.0, posinf=0.0).clamp_min(1e-12)
+            picks = torch.multinomial(error, len(dead), replacement=True)
+            self.codebooks[level, dead] = rows[picks]
+            self.counts[level, dead] = enough
+            self.sums[level, dead] = rows[picks] * enough
+
+
+def nearest(rows, codebook):
+    """Index of the nearest code (Euclidean) for each row: (N, D), (K, D) -> (N,) int64."""
+    return torch.addmm(codebook.pow(2).sum(1), rows, codebook.T, alpha=-2).argmin(1)
+
+
+def kmeans(rows, num_codes: int, *, iterations: int):
+    """Lloyd's k-means from random distinct rows: (N, D) -> (num_codes, D). Empty codes restart."""
+    start = torch.randperm(len(rows), device=rows.device)[:num_codes]
+    codebook = rows[start].clone()
+    for _ in range(iterations):
+        codes = nearest(rows, codebook)
+        counts = torch.bincount(codes, minlength=num_codes)
+        sums = torch.zeros_like(codebook).index_add_(0, codes, rows)
+        fresh = rows[torch.randint(len(rows), (num_codes,), device=rows.device)]
+        codebook = torch.where((counts > 0)[:, None], sums / counts.clamp_min(1)[:, None], fresh)
+    return codebook
+
+
+class LibraryVQ(nn.Module):
+    """vector-quantize-pytorch's ResidualVQ behind the interface of ours, as a cross-check.
+
+    Its own defaults but for the sizes, the decay, the k-means start and the dead-code threshold of
+    2 that its README advises. Raises InputError where the library is not installed.
+    """
+
+    def __init__(self, num_levels: int, num_codes: int, *, dim: int = 384, decay: float = 0.99):
+        super().__init__()
+        try:
+            from vector_quantize_pytorch import ResidualVQ as Theirs
+        except ImportError:
+            raise InputError('tokenizer.kind "library" needs the package vector-quantize-pytorch: '
+                             "install the dev extra") from None
+        self.theirs = Theirs(dim=dim, num_quantizers=num_levels, codebook_size=num_codes,
+                             decay=decay, kmeans_init=True, threshold_ema_dead_code=2)
+
+    @property
+    def codebooks(self) -> torch.Tensor:
+        """(L, K, D)."""
+        return self.theirs.codebooks
+
+    def forward(self, embeddings) -> Quantized:
+        """embeddings (N, D) -> Quantized; learns in training mode."""
+        quantized, tokens, losses = self.theirs(embeddings.float())
+        return Quantized(quantized, tokens, losses.sum())
+
+    @torch.no_grad()
+    def encode(self, embeddings):
+        """embeddings (N, D) -> tokens (N, L) int64."""
+        was_training = self.training
+        tokens = self.eval()(embeddings).tokens
+        self.train(was_training)
+        return tokens
+
+    def decode(self, tokens, per_level: bool = False):
+        """tokens (..., L) -> quantized (..., D), or each level's own vectors (..., L, D)."""
+        vectors = [book[tokens[..., level]] for level, book in enumerate(self.codebooks)]
+        return torch.stack(vectors, -2) if per_level else sum(vectors)
+
+    def loss(self, batch) -> Loss:
+        """batch {"embeddings" (N, D)} -> its commitment loss and the reconstruction error."""
+        out = self(batch["embeddings"])
+        error = (batch["embeddings"] - out.quantized).pow(2).sum(-1).mean()
+        return Loss(out.loss, {"squared_error": error})
