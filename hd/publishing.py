@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hd import config
+from hd import claims, config
 from hd.config import GAMES, InputError
 from hd.report import (
     TITLES,
@@ -120,7 +120,8 @@ def write_headline(root: Path = ROOT) -> None:
 
 def publish(profile: str, variant: str = "base", seed: int | None = None, *,
             root: Path = ROOT) -> list[Path]:
-    """Copy a profile's fresh tables and figures into root's results/ and figures/; write headline.
+    """Copy a profile's fresh tables and figures into root's results/ and figures/; write the
+    headline and the audit's table of claims.
 
     variant: one, or "all". Returns the copies. Before anything is copied, raises InputError when
     the tree is dirty, nothing is there, a table is damaged or was made from a dirty tree. Tables
@@ -154,6 +155,7 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
     for target, path in targets.items():
         write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
     write_headline(root)
+    claims.write(root)
     return sorted(targets)
 
 

@@ -56,3 +56,15 @@ def claims_measured(results_dir, profile: str) -> pd.DataFrame:
         found = report.over_seeds(table, [metric])
         parts.append(found.reset_index(names="metric").assign(claim=claim))
     return pd.concat(parts).set_index("claim").rename_axis(index=None)
+
+
+def seed_value(claim: str, metric: str) -> float:
+    """The number that the seed document prints for a claim (its last epoch's); nan for words only.
+
+    Raises KeyError for a metric that seed.csv does not hold.
+    """
+    table = pd.read_csv(FOLDER / "seed.csv")
+    rows = table[(table["id"] == claim) & (table["metric"] == metric)]
+    if rows.empty:
+        raise KeyError(f"{claim} {metric}")
+    return float(rows.sort_values("epoch")["value"].iloc[-1])

@@ -371,7 +371,7 @@ def save_table(run: Run, rows: list[dict], *, wall_seconds: float = 0.0,
     table = pd.DataFrame(rows)
     table = table.assign(stage=run.stage, variant=run.variant, seed=run.seed)[list(COLUMNS)]
     path = run.root / "results" / run.stage / f"{run.name}.csv"
-    write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.6g"))
+    write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.8g"))
     write_json(path.with_suffix(".json"),
                {**provenance(run, wall_seconds=wall_seconds), **extra, "sha256": sha256_of(path)})
     return table
