@@ -15,6 +15,7 @@ from hd import (
     config,
     decoder,
     encoder,
+    entropy_floor,
     evaluation,
     policy,
     replay,
@@ -68,6 +69,7 @@ ROWS = {
     "world_model": lambda run: world_model.measure(run, world_model.load(run)),
     "imagination": evaluation.measure_dreams,
     "policy": _policy_rows,
+    "entropy_floor": entropy_floor.measure,
 }
 
 
