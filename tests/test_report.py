@@ -285,6 +285,21 @@ def test_the_epoch_table_keeps_the_last_evaluation_and_skips_other_rows():
         "0.100", "0.0500", "0.150", "0.500", "0.250", "0.125"]
 
 
+def test_costs_leave_out_what_was_not_asked_for_and_miss_no_stage_of_the_chain(tmp_path):
+    chain = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy")
+    measured = {"made_seconds": 7.0, "peak_memory_mb": 90.0, "profile": "quick"}
+    for stage in chain:
+        write_table(tmp_path / "quick", [row("steps", 1)], stage=stage, **measured)
+    assert report.costs(tmp_path, "quick")["stage"].tolist() == [*chain]
+    write_table(tmp_path / "quick", [row("steps", 1)], stage="entropy_floor", **measured)
+    found = report.costs(tmp_path, "quick")
+    assert found["stage"].tolist() == [*chain, "entropy_floor"]
+    assert found["making (s)"].tolist() == ["7"] * 8
+    (tmp_path / "quick" / "tokenizer" / "base-seed0.csv").unlink()
+    with pytest.raises(InputError, match="no table of stage tokenizer"):
+        report.costs(tmp_path, "quick")
+
+
 # ---- headline
 
 def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
