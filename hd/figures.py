@@ -1,7 +1,7 @@
 """Every picture of the study: figures beside their baselines, and videos of dreams.
 
-The only module that imports matplotlib. A figure is drawn on white in colours that colour-blind
-readers can tell apart (Okabe and Ito 2008); baselines are grey.
+With hd.figures_audit the only module that imports matplotlib. A figure is drawn on white in
+colours that colour-blind readers can tell apart (Okabe and Ito 2008); baselines are grey.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _show(fig: Figure, picture: bytes) -> None:
     plt.close(fig)
 
 
-def _panels(rows: int, columns: int, *, width: float = 2.6, height: float = 2.2, **settings):
+def panels(rows: int, columns: int, *, width: float = 2.6, height: float = 2.2, **settings):
     """A figure and its axes (rows, columns)."""
     return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False,
                         **settings)
@@ -110,7 +110,7 @@ def frame_strip(data, game: str, rows: Sequence[int]) -> Figure:
     frames, ram = data.stack(rows), data.ram[rows]
     labels, in_play = atari.labels(game, ram), atari.ball_in_play(game, ram)
     x_name, y_name, dx, dy = PLACES[game]
-    fig, axes = _panels(len(rows), 5, width=1.5, height=1.6)
+    fig, axes = panels(len(rows), 5, width=1.5, height=1.6)
     for i, line in enumerate(axes):
         for j, ax in enumerate(line):
             ax.imshow(frames[i, min(j, 3)], cmap="gray", vmin=0, vmax=255)
@@ -129,7 +129,7 @@ def frame_strip(data, game: str, rows: Sequence[int]) -> Figure:
 @styled
 def episode_lengths(data) -> Figure:
     """A dot per stored episode of a Replay: its number of steps. Dashed: the game's mean."""
-    fig, (axes,) = _panels(1, len(data.games), height=2.4)
+    fig, (axes,) = panels(1, len(data.games), height=2.4)
     for ax, game in zip(axes, data.games):
         rows = np.flatnonzero(data.in_game(game))
         _, first, lengths = np.unique(data.episode_ids[rows], return_index=True,
@@ -156,7 +156,7 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
     """
     histories = history if isinstance(history, Mapping) else {"": history}
     columns = min(3, len(keys))
-    fig, axes = _panels(-(-len(keys) // columns), columns)
+    fig, axes = panels(-(-len(keys) // columns), columns)
     for ax, key in zip(axes.flat, keys):
         for colour, (name, entries) in zip(COLOURS * len(histories), histories.items()):
             for metric, dash, side in ((key, "-", "training"), (f"val_{key}", "--", "held out")):
@@ -185,7 +185,7 @@ def embedding_map(embeddings: np.ndarray, colour_by: Mapping[str, Sequence]) -> 
     every = -(-len(embeddings) // MAX_POINTS)
     fitted = PCA(2, svd_solver="full").fit(embeddings[::every])
     places = fitted.transform(embeddings[::every])
-    fig, (axes,) = _panels(1, len(colour_by), width=3.3, height=2.8)
+    fig, (axes,) = panels(1, len(colour_by), width=3.3, height=2.8)
     for ax, (name, values) in zip(axes, colour_by.items()):
         values = np.asarray(values)[::every]
         if values.dtype.kind in "OUS":
@@ -211,7 +211,7 @@ def code_usage(tokens: Mapping[str, np.ndarray], num_codes: int) -> Figure:
     tokens: game -> (N, L). Dashed: every code equally often.
     """
     num_levels = next(iter(tokens.values())).shape[1]
-    fig, axes = _panels(num_levels, len(tokens), height=1.8, sharex=True)
+    fig, axes = panels(num_levels, len(tokens), height=1.8, sharex=True)
     for column, (game, codes) in zip(axes.T, tokens.items()):
         for level, ax in enumerate(column):
             counts = np.bincount(codes[:, level], minlength=num_codes)
@@ -232,8 +232,8 @@ def game_information(table: pd.DataFrame) -> Figure:
     """Bars of the information (nats) that each level's code holds about the game, from a
     tokenizer table, below the ceiling H(game); 95% interval over seeds if there are several."""
     found = summarise(table, ["l{level}_game_information"])
-    fig, ((ax,),) = _panels(1, 1, width=3.4, height=2.7)
-    _bars(ax, found, np.arange(len(found)), 0.6, COLOURS[0])
+    fig, ((ax,),) = panels(1, 1, width=3.4, height=2.7)
+    bars(ax, found, np.arange(len(found)), 0.6, COLOURS[0])
     ax.axhline(found["baseline"].mean(), color=GREY, ls="--", label="H(game), the most possible")
     ax.set_xticks(range(len(found)), LEVELS[:len(found)])
     ax.set(ylabel="what codes tell of the game (nats)", ylim=(0, found["baseline"].mean() * 1.15))
@@ -245,7 +245,7 @@ def game_information(table: pd.DataFrame) -> Figure:
 def attention_masks(num_steps: int = 3) -> Figure:
     """The four masks side by side: row = query, column = key, dark = may attend."""
     names = ["L0", "L1", "L2", "a"] * num_steps
-    fig, (axes,) = _panels(1, len(world_model.MASKS), width=2.9, height=3.1)
+    fig, (axes,) = panels(1, len(world_model.MASKS), width=2.9, height=3.1)
     for ax, kind in zip(axes, world_model.MASKS):
         mask = world_model.hierarchical_mask(num_steps, kind).numpy()
         ax.imshow(mask, cmap="Blues", vmin=0, vmax=1.3)
@@ -264,7 +264,7 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
     """Next-code accuracy (or cross_entropy) per level beside n-gram, repeat-last and frequency:
     games down, all codes left and changed codes right. table: the world model's long table."""
     games = [game for game in GAMES if game in set(table["game"])]
-    fig, axes = _panels(len(games), 2, width=3.6, height=2.1, sharey="row")
+    fig, axes = panels(len(games), 2, width=3.6, height=2.1, sharey="row")
     for line, game in zip(axes, games):
         own = summarise(table[table["game"] == game]).set_index("metric")
         for ax, infix, words in zip(line, ("", "changed_"), ("all codes", "codes that change")):
@@ -275,7 +275,7 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
                 bars[suffix.replace("_", " ")] = own.loc[[f"{n}[{suffix}]" for n in names]]
             for i, (name, found) in enumerate(bars.items()):
                 colour = COLOURS[0] if i == 0 else ("", "#555555", "#8f8f8f", "#c8c8c8")[i]
-                _bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
+                bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
             ax.set_xticks(range(3), LEVELS)
             ax.set_title(f"{TITLES[game]}, {words}")
             ax.margins(y=0.25)
@@ -288,17 +288,17 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
 def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """A panel per metric: value beside baseline for each game; 95% interval over seeds, n."""
     columns = min(3, len(metrics))
-    fig, axes = _panels(-(-len(metrics) // columns), columns, width=3.0, height=2.8)
+    fig, axes = panels(-(-len(metrics) // columns), columns, width=3.0, height=2.8)
     for ax, metric in zip(axes.flat, metrics):
         found = summarise(table, [metric])
         if found["game"].duplicated().any():
             raise InputError(f"{metric} has several rows for a game: choose one stage, variant, "
                              f"split and step")
         place = np.arange(len(found))
-        _bars(ax, found, place - 0.2, 0.38, COLOURS[0], label="measured")
+        bars(ax, found, place - 0.2, 0.38, COLOURS[0], label="measured")
         words = METRICS[key_of(metric)].baseline or "baseline"
         if found["baseline"].notna().any():
-            _bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan), place + 0.2,
+            bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan), place + 0.2,
                   0.38, "#a8a8a8", label=words.partition(";")[0])
         ax.set_xticks(place, [TITLES[game] for game in found["game"]], fontsize=8)
         ax.set(ylabel=_axis_label(metric), title=f"n={found['n'].max()}")
@@ -309,7 +309,7 @@ def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     return fig
 
 
-def _bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
+def bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
     """Bars of summarise's rows with their value written on them, and whiskers where n > 1."""
     drawn = ax.bar(place, found["mean"], width, color=colour, label=label)
     ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], fontsize=6, padding=2,
@@ -327,7 +327,7 @@ def film_strip(lines: Mapping[str, np.ndarray],
     lines: name -> (n, 84, 84) uint8, all of the same n. For a dream index 0 is the last real step.
     """
     steps = [step for step in steps if step < min(map(len, lines.values()))]
-    fig, axes = _panels(len(lines), len(steps), width=1.3, height=1.4)
+    fig, axes = panels(len(lines), len(steps), width=1.3, height=1.4)
     for line, (name, frames) in zip(axes, lines.items()):
         for ax, step in zip(line, steps):
             ax.imshow(frames[step], cmap="gray", vmin=0, vmax=255)
@@ -345,7 +345,7 @@ def arm_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     table: long, several variants of one stage. Dashed: base's baseline column, where it has one.
     """
     arms = list(dict.fromkeys(table["variant"]))
-    fig, (axes,) = _panels(1, len(metrics), width=3.6, height=2.6)
+    fig, (axes,) = panels(1, len(metrics), width=3.6, height=2.6)
     width = 0.8 / len(arms)
     for ax, metric in zip(axes, metrics):
         found = summarise(table, [metric])
@@ -353,7 +353,7 @@ def arm_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         for i, arm in enumerate(arms):
             own = found[found["variant"] == arm].set_index("game").reindex(games)
             place = np.arange(len(games)) + (i - (len(arms) - 1) / 2) * width
-            _bars(ax, own, place, 0.9 * width, COLOURS[i % len(COLOURS)], label=arm, turn=90)
+            bars(ax, own, place, 0.9 * width, COLOURS[i % len(COLOURS)], label=arm, turn=90)
             if arm == "base":
                 left = np.arange(len(games)) - 0.45
                 ax.hlines(own["baseline"], left, left + 0.9, GREY, "--", label="baseline")
@@ -373,7 +373,7 @@ def returns_plot(episodes, anchors: Mapping[str, float] | None = None) -> Figure
     """
     table = pd.DataFrame(episodes)
     games = [game for game in GAMES if game in set(table["game"])]
-    fig, (axes,) = _panels(1, len(games), width=3.6, height=2.9)
+    fig, (axes,) = panels(1, len(games), width=3.6, height=2.9)
     for ax, game in zip(axes, games):
         here = table[table["game"] == game]
         players = list(dict.fromkeys(here["player"]))

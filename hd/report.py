@@ -23,6 +23,7 @@ from hd.storage import ROOT, shown
 # Pages show whole tables: nothing is cut to dots.
 pd.set_option("display.max_colwidth", 400, "display.max_rows", 400, "display.max_columns", 40)
 
+BESIDE_CHAIN = ("entropy_floor", "transfer")  # stages that are made only when asked for
 KEYS = ["stage", "variant", "game", "step", "split", "metric"]
 TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
 Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
@@ -72,6 +73,12 @@ exposures | how often training saw each step | times | - | -
 dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
 dreams | dreams scored | count | - | -
+states | states from which the emulator was branched | count | - | -
+branching_states | states whose branches differ in frame, RAM or reward | share | - | other sticky
+l{level}_state_floor | open given state, action, earlier levels | nats | - | level over all states
+l{level}_state_error | best guess from all that is wrong | share | - | one guess for all states
+twin_share | steps whose last k steps another episode had too | share | - | -
+l{level}_twin_disagreement | such steps that differ in the next code | share | - | any two steps
 real_return | mean unclipped score of real episodes | points | higher | random play
 real_length | mean length of real episodes | steps | - | -
 loss | what the stage minimises | nats | lower | -
@@ -163,13 +170,17 @@ def load_with_record(path: Path) -> tuple[pd.DataFrame, dict]:
 
 def _found(results_dir, profile, stage, variant, seed) -> list[Path]:
     config.allowed("profile", profile, config.PROFILES)
-    root = Path(results_dir or ROOT / "results")
-    for folder in (root / profile / stage, root / stage):
-        if paths := tables_of(folder, variant, seed):
-            return paths
-    made_by = runs.NOTEBOOKS.get(stage, "all")
+    if paths := _there(results_dir, profile, stage, variant, seed):
+        return paths
+    made_by, root = runs.NOTEBOOKS.get(stage, "all"), Path(results_dir or ROOT / "results")
     raise InputError(f"no table of stage {stage} below {shown(root)}; make it: python -m hd run "
                      f"{made_by} --profile {profile} --variant {variant} --seed {seed or 0}")
+
+
+def _there(results_dir, profile, stage, variant="base", seed=None) -> list[Path]:
+    root = Path(results_dir or ROOT / "results")
+    return (tables_of(root / profile / stage, variant, seed)
+            or tables_of(root / stage, variant, seed))
 
 
 def tables_of(folder: Path, variant: str, seed: int | None = None) -> list[Path]:
@@ -293,9 +304,15 @@ def with_baseline(text: str, baseline, digits: int = 3) -> str:
 
 
 def costs(results_dir, profile: str) -> pd.DataFrame:
-    """What measuring each stage of base took, from the provenance beside its tables, as text."""
+    """What measuring each stage of base took, from the provenance beside its tables, as text.
+
+    Stages beside the chain are left out where nobody made them; a missing one of the chain raises
+    InputError.
+    """
     rows = []
     for stage in config.STAGES:
+        if stage in BESIDE_CHAIN and not _there(results_dir, profile, stage):
+            continue
         for record in fresh_or_published(results_dir, profile, stage).attrs["records"]:
             rows.append({"stage": stage, "seed": record["seed"],
                          "making (s)": number(record["made_seconds"]),

@@ -17,6 +17,7 @@ from hd import (
     config,
     decoder,
     encoder,
+    entropy_floor,
     evaluation,
     policy,
     replay,
@@ -80,6 +81,7 @@ ROWS = {
     "world_model": lambda run: world_model.measure(run, world_model.load(run)),
     "imagination": evaluation.measure_dreams,
     "policy": _policy_rows,
+    "entropy_floor": entropy_floor.measure,
 }
 
 

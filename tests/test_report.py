@@ -45,6 +45,10 @@ COMPOSED = {
                         "l0_changed_cross_entropy"],
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],
     "f'l{level}_{name}'": ["l0_usage", "l2_perplexity"],
+    "f'l{level}_state_floor{suffix}'": ["l0_state_floor[sticky 0.25]",
+                                        "l2_state_floor[sticky 0.25, ball in play]"],
+    "f'l{level}_state_error{suffix}'": ["l1_state_error[sticky 0]"],
+    "f'branching_states[sticky {sticky:g}]'": ["branching_states[sticky 0]"],
     "f'{name}_average_precision'": ["reward_average_precision", "end_average_precision"],
     "name": ["steps", "episodes", "windows_of_24", "games_ended", "episode_length", "return",
              "rewarded_share"],
@@ -279,6 +283,21 @@ def test_the_epoch_table_keeps_the_last_evaluation_and_skips_other_rows():
     assert table.index.tolist() == ["epoch 1.50", "epoch 3", "epoch 5"]
     assert table.loc["epoch 5"].tolist() == [
         "0.100", "0.0500", "0.150", "0.500", "0.250", "0.125"]
+
+
+def test_costs_leave_out_what_was_not_asked_for_and_miss_no_stage_of_the_chain(tmp_path):
+    chain = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy")
+    measured = {"made_seconds": 7.0, "peak_memory_mb": 90.0, "profile": "quick"}
+    for stage in chain:
+        write_table(tmp_path / "quick", [row("steps", 1)], stage=stage, **measured)
+    assert report.costs(tmp_path, "quick")["stage"].tolist() == [*chain]
+    write_table(tmp_path / "quick", [row("steps", 1)], stage="entropy_floor", **measured)
+    found = report.costs(tmp_path, "quick")
+    assert found["stage"].tolist() == [*chain, "entropy_floor"]
+    assert found["making (s)"].tolist() == ["7"] * 8
+    (tmp_path / "quick" / "tokenizer" / "base-seed0.csv").unlink()
+    with pytest.raises(InputError, match="no table of stage tokenizer"):
+        report.costs(tmp_path, "quick")
 
 
 # ---- headline

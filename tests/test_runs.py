@@ -67,16 +67,20 @@ def test_identity_and_folder_are_the_same_in_another_process():
     assert start("policy").identity[:10] in start("policy").folder.name
 
 
+READ_THE_ENCODER = ("encoder", "tokenizer", "decoder", "world_model", "imagination", "policy",
+                    "entropy_floor")
 CHANGES = [
     ({"seed": 1}, config.STAGES),
     ({"games": ("pong",)}, config.STAGES),
     ({"overrides": {"frames.sticky": 0.25}}, config.STAGES),
     ({"overrides": {"frames.sources": {"repeat": 1.0}}}, config.STAGES),
-    ({"overrides": {"encoder.lr": 1e-2}}, config.STAGES[1:]),
-    ({"overrides": {"tokenizer.decay": 0.9}}, config.STAGES[2:]),
+    ({"overrides": {"encoder.lr": 1e-2}}, READ_THE_ENCODER),
+    ({"overrides": {"tokenizer.decay": 0.9}}, READ_THE_ENCODER[1:]),
     ({"overrides": {"decoder.width": 8}}, ("decoder", "imagination")),
-    ({"overrides": {"world_model.dropout": 0.0}}, ("world_model", "imagination", "policy")),
+    ({"overrides": {"world_model.dropout": 0.0}}, 
+     ("world_model", "imagination", "policy", "entropy_floor")),
     ({"overrides": {"imagination.horizon": 3}}, ("imagination",)),
+    ({"overrides": {"entropy_floor.num_states": 3}}, ("entropy_floor",)),
     ({"overrides": {"policy.hidden": 8}}, ("policy",)),
     ({"overrides": {"probes.epochs": 3}}, ()),
     ({"time_limit": 50}, ()),

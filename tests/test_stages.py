@@ -14,7 +14,8 @@ TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0
         "tokenizer.batch_size": 300, "decoder.num_steps": 2, "world_model.num_steps": 2,
         "world_model.max_steps": 12, "imagination.context": 4, "imagination.num_dreams": 3,
         "policy.num_steps": 2, "policy.context": 4, "policy.horizon": 5,
-        "policy.eval_episodes": 1, "probes.max_rows": 300, "probes.epochs": 2}
+        "policy.eval_episodes": 1, "entropy_floor.num_states": 2,
+        "entropy_floor.num_branches": 3, "probes.max_rows": 300, "probes.epochs": 2}
 
 
 @pytest.fixture(scope="module")
