@@ -22,6 +22,7 @@ from hd import (
     replay,
     runs,
     tokenizer,
+    transfer,
     world_model,
 )
 from hd.config import InputError
@@ -29,7 +30,8 @@ from hd.runs import Run
 from hd.storage import artifacts_root, shown
 
 MAKE = {"frames": collection.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
-        "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train}
+        "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train,
+        "transfer": transfer.train}
 
 
 def make(run: Run) -> None:
@@ -80,6 +82,7 @@ ROWS = {
     "world_model": lambda run: world_model.measure(run, world_model.load(run)),
     "imagination": evaluation.measure_dreams,
     "policy": _policy_rows,
+    "transfer": transfer.measure,
 }
 
 
