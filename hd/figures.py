@@ -1,7 +1,7 @@
 """Every picture of the study: figures beside their baselines, and videos of dreams.
 
-The only module that imports matplotlib. A figure is drawn on white in colours that colour-blind
-readers can tell apart (Okabe and Ito 2008); baselines are grey.
+Only this module and figures_audit import matplotlib. A figure is drawn on white in colours that
+colour-blind readers can tell apart (Okabe and Ito 2008); baselines are grey.
 """
 
 from __future__ import annotations

@@ -75,9 +75,11 @@ CHANGES = [
     ({"overrides": {"encoder.lr": 1e-2}}, config.STAGES[1:]),
     ({"overrides": {"tokenizer.decay": 0.9}}, config.STAGES[2:]),
     ({"overrides": {"decoder.width": 8}}, ("decoder", "imagination")),
-    ({"overrides": {"world_model.dropout": 0.0}}, ("world_model", "imagination", "policy")),
+    ({"overrides": {"world_model.dropout": 0.0}},
+     ("world_model", "imagination", "policy", "entropy_floor", "transfer")),
     ({"overrides": {"imagination.horizon": 3}}, ("imagination",)),
     ({"overrides": {"policy.hidden": 8}}, ("policy",)),
+    ({"overrides": {"transfer.num_steps": 3}}, ("transfer",)),
     ({"overrides": {"probes.epochs": 3}}, ()),
     ({"time_limit": 50}, ()),
 ]
