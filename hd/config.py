@@ -27,6 +27,7 @@ UPSTREAM = {
     "entropy_floor": ("world_model",),
     "transfer": ("frames",),
 }
+INSIDE = {"transfer": ("encoder", "tokenizer", "world_model")}  # what a stage trains by itself
 
 
 class InputError(ValueError):

@@ -98,7 +98,7 @@ def panels(rows: int, columns: int, *, width: float = 2.6, height: float = 2.2, 
                         **settings)
 
 
-def _axis_label(metric: str) -> str:
+def axis_label(metric: str) -> str:
     return f"{metric} ({METRICS[key_of(metric)].unit})"
 
 
@@ -168,7 +168,7 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
         for i, (name, value) in enumerate((known if isinstance(known, Mapping)
                                            else {"baseline": known}).items()):
             ax.axhline(value, color=GREY, ls=(":", "-.", "--")[i % 3], label=name)
-        ax.set(xlabel=xlabel, ylabel=_axis_label(key),
+        ax.set(xlabel=xlabel, ylabel=axis_label(key),
                xscale="log" if x == "exposures" else "linear")
         ax.legend()
     for ax in axes.flat[len(keys):]:
@@ -279,7 +279,7 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
             ax.set_xticks(range(3), LEVELS)
             ax.set_title(f"{TITLES[game]}, {words}")
             ax.margins(y=0.25)
-        line[0].set_ylabel(_axis_label(f"l0_{metric}").replace("l0_", "").replace("_", " "))
+        line[0].set_ylabel(axis_label(f"l0_{metric}").replace("l0_", "").replace("_", " "))
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
@@ -301,7 +301,7 @@ def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
             bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan), place + 0.2,
                   0.38, "#a8a8a8", label=words.partition(";")[0])
         ax.set_xticks(place, [TITLES[game] for game in found["game"]], fontsize=8)
-        ax.set(ylabel=_axis_label(metric), title=f"n={found['n'].max()}")
+        ax.set(ylabel=axis_label(metric), title=f"n={found['n'].max()}")
         ax.margins(y=0.1)
         ax.legend(**BELOW)
     for ax in axes.flat[len(metrics):]:
@@ -358,7 +358,7 @@ def arm_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
                 left = np.arange(len(games)) - 0.45
                 ax.hlines(own["baseline"], left, left + 0.9, GREY, "--", label="baseline")
         ax.set_xticks(range(len(games)), [TITLES.get(game, game) for game in games])
-        ax.set(title=f"n={found['n'].min()}", ylabel=_axis_label(metric))
+        ax.set(title=f"n={found['n'].min()}", ylabel=axis_label(metric))
         ax.margins(y=0.2)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hd.config import GAMES, InputError
-from hd.figures import BELOW, COLOURS, GREY, LEVELS, bars, panels, styled
-from hd.report import TITLES, summarise
+from hd.figures import BELOW, COLOURS, GREY, LEVELS, axis_label, bars, panels, styled
+from hd.report import TITLES, number, summarise
 
 FLOOR = re.compile(r"l0_state_floor\[(sticky [\d.]+)\]")
 
@@ -77,4 +77,33 @@ def twin_curves(table: pd.DataFrame) -> Figure:
         ax.set(title=f"{TITLES[game]}, n={own['n'].min()}", xlabel="last steps that are equal",
                ylabel="share of steps", ylim=(-0.03, 1.03))
         ax.legend(**BELOW)
+    return fig
+
+
+@styled
+def transfer_curves(table: pd.DataFrame) -> Figure:
+    """A panel per target game: L0 cross-entropy over the steps of it that adaptation saw.
+
+    table: transfer's long table. Pre-trained and from scratch, three levels and one; dashed: the
+    n-gram of the same steps. Budgets stand evenly. 95% interval over seeds if there are several.
+    """
+    name = "transfer_l0_cross_entropy"
+    games = [game for game in GAMES if game in set(table["game"])]
+    fig, (axes,) = panels(1, len(games), width=3.2, height=3.0)
+    for ax, game in zip(axes, games):
+        own = table[table["game"] == game]
+        for suffix, words, dash in (("", "three levels", "o-"), ("[one_level]", "one level", "s:")):
+            found = summarise(own, [name + suffix]).sort_values("step")
+            place = np.arange(len(found))
+            bounds = np.abs(found[["low", "high"]].to_numpy().T - found["mean"].to_numpy())
+            ax.errorbar(place, found["mean"], bounds if found["n"].min() > 1 else None, fmt=dash,
+                        color=COLOURS[0], capsize=2, ms=4, label=f"pre-trained, {words}")
+            ax.plot(place, found["baseline"], dash, color=COLOURS[1], ms=4,
+                    label=f"from scratch, {words}")
+        counted = summarise(own, [f"{name}[ngram]"]).sort_values("step")
+        ax.plot(place, counted["mean"], "--", color=GREY, label="n-gram")
+        ax.set_xticks(place, [number(step) for step in found["step"]])
+        ax.set(title=f"to {TITLES[game]}, n={found['n'].min()}", xlabel="steps of the new game")
+    axes[0].set_ylabel(axis_label(name))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig

@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 from collections import namedtuple
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +23,6 @@ from hd.storage import ROOT, shown
 # Pages show whole tables: nothing is cut to dots.
 pd.set_option("display.max_colwidth", 400, "display.max_rows", 400, "display.max_columns", 40)
 
-BESIDE_CHAIN = ("entropy_floor", "transfer")  # stages that are made only when asked for
 KEYS = ["stage", "variant", "game", "step", "split", "metric"]
 TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
 Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
@@ -70,6 +69,12 @@ parameters | trained numbers of the model | count | - | -
 tokens_per_second | in training, four tokens a step | tokens/s | higher | -
 codebook_change | largest, while the world model trains | distance | - | -
 exposures | how often training saw each step | times | - | -
+transfer_l{level}_cross_entropy | next code of a game new to it | nats | lower | from scratch
+transfer_l{level}_accuracy | next code of a game new to it | share | higher | from scratch
+transfer_l{level}_changed_cross_entropy | that where the code changes | nats | lower | from scratch
+transfer_l{level}_changed_accuracy | that where the code changes | share | higher | from scratch
+transfer_l0_gain | nats that pre-training saves on L0 codes | nats | higher | no gain
+transfer_steps | steps of the new game that adapting saw | count | - | -
 dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
 dreams | dreams scored | count | - | -
@@ -166,6 +171,26 @@ def episodes(results_dir, profile: str, variant: str = "base",
 def load_with_record(path: Path) -> tuple[pd.DataFrame, dict]:
     """A checked table and the provenance beside it."""
     return runs.load_table(path), json.loads(path.with_suffix(".json").read_text("utf-8"))
+
+
+def has_table(results_dir, profile: str, stage: str) -> bool:
+    """Whether there is a table of base of this stage."""
+    return bool(_there(results_dir, profile, stage))
+
+
+def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
+                   view: Callable | None = None) -> pd.DataFrame | None:
+    """view (over_seeds by default) of a stage that not every profile has, after its provenance.
+
+    Where there is no table it prints a line that says so, and returns None.
+    """
+    if not has_table(results_dir, profile, stage):
+        print(f"No table of stage {stage} at profile {profile}. To make one: python -m hd run "
+              f"{runs.NOTEBOOKS[stage]} --profile {profile}")
+        return None
+    table = fresh_or_published(results_dir, profile, stage)
+    print(provenance_line(table))
+    return (view or over_seeds)(table, metrics)
 
 
 def _found(results_dir, profile, stage, variant, seed) -> list[Path]:
@@ -306,13 +331,11 @@ def with_baseline(text: str, baseline, digits: int = 3) -> str:
 def costs(results_dir, profile: str) -> pd.DataFrame:
     """What measuring each stage of base took, from the provenance beside its tables, as text.
 
-    Stages beside the chain are left out where nobody made them; a missing one of the chain raises
-    InputError.
+    Stages without a table are left out; raises InputError when there is none at all.
     """
     rows = []
-    for stage in config.STAGES:
-        if stage in BESIDE_CHAIN and not _there(results_dir, profile, stage):
-            continue
+    there = [stage for stage in config.STAGES if has_table(results_dir, profile, stage)]
+    for stage in there or config.STAGES:
         for record in fresh_or_published(results_dir, profile, stage).attrs["records"]:
             rows.append({"stage": stage, "seed": record["seed"],
                          "making (s)": number(record["made_seconds"]),

@@ -15,12 +15,10 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +31,8 @@ from tqdm import tqdm
 
 from hd import config
 from hd.config import InputError
+from hd.machine import device, device_name, git_state, peak_memory_mb
 from hd.storage import (
-    ROOT,
     artifacts_root,
     check_writable,
     read_record,
@@ -69,6 +67,8 @@ class Run:
     seed: int = 0
     games: tuple[str, ...] = config.GAMES
     deadline: float | None = None  # time.monotonic() at which to stop
+    part: str = ""  # of a training inside another stage: all that decides it and its config lacks
+    parent: Run | None = None  # the run inside which this one is made
 
     @property
     def cfg(self):
@@ -77,9 +77,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Table name: variant and seed, and the games when they are not all of them."""
+        """Table name: variant and seed, games when they are not all of them, and the part."""
         games = "" if self.games == config.GAMES else "-" + "+".join(self.games)
-        return f"{self.variant}{games}-seed{self.seed}"
+        return f"{self.variant}{games}{self.part and '-' + self.part}-seed{self.seed}"
 
     @property
     def root(self) -> Path:
@@ -87,26 +87,37 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return self.root / self.stage / f"seed{self.seed}-{self.identity[:10]}"
+        name = f"seed{self.seed}-{self.identity[:10]}{self.part and '-' + self.part}"
+        return self.root / self.stage / name
+
+    @property
+    def settings(self) -> dict:
+        """All that decides this stage's content beside seed, games and inputs."""
+        inside = {stage: dataclasses.asdict(getattr(self.profile, stage))
+                  for stage in config.INSIDE.get(self.stage, ())}
+        settings = {"config": dataclasses.asdict(self.cfg), "inside": inside, "part": self.part}
+        return {name: value for name, value in settings.items() if name == "config" or value}
 
     @property
     def identity(self) -> str:
         """sha256 over all that decides this stage's content."""
-        own = {"stage": self.stage, "seed": self.seed, "games": self.games,
-               "config": dataclasses.asdict(self.cfg),
+        own = {"stage": self.stage, "seed": self.seed, "games": self.games, **self.settings,
                "inputs": [self.at(stage).identity for stage in config.UPSTREAM[self.stage]]}
         return hashlib.sha256(json.dumps(own, sort_keys=True, default=dict).encode()).hexdigest()
 
     @property
     def command(self) -> str:
         """The command that makes this stage."""
+        if self.parent:
+            return self.parent.command
         games = "" if self.games == config.GAMES else f" --games {','.join(self.games)}"
         return (f"python -m hd run {NOTEBOOKS[self.stage]} --profile {self.profile.name} "
                 f"--variant {self.variant} --seed {self.seed}{games}")
 
     def at(self, stage: str) -> Run:
         """The run of another stage in the same chain."""
-        return dataclasses.replace(self, stage=stage)
+        return dataclasses.replace(self, stage=stage,
+                                   part=self.part if stage == self.stage else "")
 
     def must_stop(self, *, margin: float = 0.0) -> bool:
         """True when less than margin seconds are left, or this is a kernel whose parent is gone."""
@@ -146,27 +157,9 @@ def rng_for(*keys) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(words))
 
 
-def device() -> torch.device:
-    """The accelerator if there is one, else the CPU; HD_DEVICE overrides."""
-    chosen = os.environ.get("HD_DEVICE")
-    return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def progress(steps, what: str):
     """A progress bar with an estimate over a sequence; silent under TQDM_DISABLE."""
     return tqdm(steps, desc=what, mininterval=2.0, file=sys.stdout, leave=False)
-
-
-@lru_cache
-def device_name() -> str:
-    """What made the numbers: the accelerator's or the processor's name, with the core count."""
-    if device().type == "cuda":
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"{name}, {os.cpu_count()} cores"
 
 
 @contextlib.contextmanager
@@ -311,33 +304,6 @@ def cached_array(run: Run, name: str, make) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-@lru_cache
-def git_state() -> dict:
-    """Commit and whether the tree was dirty; None outside a checkout."""
-    def ask(*words):
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-    try:
-        commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
-    except OSError:
-        commit = status = None
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process (and of the accelerator, added), in MB."""
-    try:
-        import resource
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-    except ImportError:  # Windows
-        import psutil
-        peak = psutil.Process().memory_info().peak_wset / 2**20
-    if torch.cuda.is_available():
-        peak += torch.cuda.max_memory_allocated() / 2**20
-    return round(peak, 1)
-
-
 def provenance(run: Run, *, wall_seconds: float) -> dict:
     """What made a table or an artefact; paths are relative, nothing of the environment is kept."""
     inputs = {}
@@ -347,7 +313,7 @@ def provenance(run: Run, *, wall_seconds: float) -> dict:
             inputs[marker.relative_to(run.root).as_posix()] = sha256_of(marker)
     return {"stage": run.stage, "profile": run.profile.name, "variant": run.variant,
             "seed": run.seed, "games": list(run.games), "identity": run.identity,
-            "config": dataclasses.asdict(run.cfg), "git": git_state(),
+            **run.settings, "git": git_state(),
             "python": platform.python_version(), "platform": platform.system(),
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "device": device_name(), "threads": torch.get_num_threads(),

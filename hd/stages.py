@@ -23,6 +23,7 @@ from hd import (
     replay,
     runs,
     tokenizer,
+    transfer,
     world_model,
 )
 from hd.config import InputError
@@ -30,7 +31,8 @@ from hd.runs import Run
 from hd.storage import artifacts_root, shown
 
 MAKE = {"frames": collection.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
-        "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train}
+        "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train,
+        "transfer": transfer.train}
 
 
 def make(run: Run) -> None:
@@ -82,6 +84,7 @@ ROWS = {
     "imagination": evaluation.measure_dreams,
     "policy": _policy_rows,
     "entropy_floor": entropy_floor.measure,
+    "transfer": transfer.measure,
 }
 
 

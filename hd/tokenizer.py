@@ -72,12 +72,16 @@ def tokens(run: Run) -> np.ndarray:
     run = run.at("tokenizer")
 
     def make():
-        model, source = load(run), encoder.embeddings(run.at("encoder"))
-        parts = [model.encode(torch.tensor(source[i:i + ENCODE_ROWS]).to(runs.device()))
-                 for i in range(0, len(source), ENCODE_ROWS)]
-        return torch.cat(parts).to(torch.int16).cpu().numpy()
+        return encode_all(load(run), encoder.embeddings(run.at("encoder")))
 
     return runs.cached_array(run, "tokens", make)
+
+
+def encode_all(model: ResidualVQ, embeddings) -> np.ndarray:
+    """embeddings (N, D) -> codes (N, L) int16, in pieces that fit the memory."""
+    parts = [model.encode(torch.tensor(embeddings[i:i + ENCODE_ROWS]).to(runs.device()))
+             for i in range(0, len(embeddings), ENCODE_ROWS)]
+    return torch.cat(parts).to(torch.int16).cpu().numpy()
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ def action_ids(run: Run, data) -> np.ndarray:
     if run.at("world_model").cfg.actions == "meaning":
         return data.actions
     ids = np.empty_like(data.actions)
-    for index, game in enumerate(run.games):
+    for index, game in enumerate(data.games):
         table = np.zeros(18, ids.dtype)
         table[list(GAMES[game].actions)] = np.arange(len(GAMES[game].actions))
         ids[data.game_idx == index] = table[data.actions[data.game_idx == index]]
@@ -28,16 +28,23 @@ def action_ids(run: Run, data) -> np.ndarray:
 
 
 class Windows:
-    """Training and held-out windows of one run as tensors."""
+    """Training and held-out windows of one run as tensors.
 
-    def __init__(self, run: Run):
-        self.run, self.data = run, replay.open_run(run)
-        self.tokens, self.actions = tokenizer.tokens(run), action_ids(run, self.data)
+    data, tokens (N, 3): other steps than the run's own, with their codes. only: (N,) bool, the
+    training steps that may be used; all by default.
+    """
+
+    only: np.ndarray | bool = True
+
+    def __init__(self, run: Run, *, data=None, tokens=None, only=True):
+        self.run, self.data = run, replay.open_run(run) if data is None else data
+        self.tokens = tokenizer.tokens(run) if tokens is None else tokens
+        self.actions, self.only = action_ids(run, self.data), only
 
     @functools.cached_property
     def may_train(self) -> np.ndarray:
         """(N,) bool: the rows that training, and what is counted as a baseline, may see."""
-        return self.data.is_train | (self.run.cfg.split == "windows")
+        return (self.data.is_train | (self.run.cfg.split == "windows")) & self.only
 
     def batch(self, starts, length: int) -> dict:
         """Rows starts + 0..length-1 as tokens (B, T, 3), actions, rewards, continues (B, T)."""
@@ -49,7 +56,7 @@ class Windows:
 
     def training_starts(self, epoch: int) -> np.ndarray:
         """Shuffled first rows of one epoch's windows, by cfg.split and cfg.windows."""
-        cfg, is_train = self.run.cfg, self.data.is_train
+        cfg, is_train = self.run.cfg, self.data.is_train & self.only
         rng = runs.rng_for(self.run.seed, "windows", epoch)
         if cfg.split == "windows":
             starts = self._random_windows()[1]
@@ -81,7 +88,7 @@ class Windows:
 
     def shares(self) -> np.ndarray:
         """(games,) the share of each game in the training batches; adds up to one."""
-        stated, games = self.run.cfg.game_shares, self.run.games
+        stated, games = self.run.cfg.game_shares, self.data.games
         if not stated:
             return np.bincount(self.data.game_idx[self.epoch(0)], minlength=len(games)) / len(
                 self.epoch(0))

@@ -193,9 +193,19 @@ def load(run: Run) -> WorldModel:
     return runs.load_model(run.at("world_model"), build(run))
 
 
-def train(run: Run) -> tuple[WorldModel, dict]:
-    """Train on the training episodes of all games; "history" holds the per-epoch table."""
-    windows, cfg = Windows(run), run.cfg
+def untrained(run: Run) -> WorldModel:
+    """The same network before training, as train starts it."""
+    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
+    return build(run).to(runs.device()).eval()
+
+
+def train(run: Run, *, windows: Windows | None = None,
+          start: WorldModel | None = None) -> tuple[WorldModel, dict]:
+    """Train on the training episodes of all games; "history" holds the per-epoch table.
+
+    windows: others than the run's own; start: a model that goes on learning, instead of a new one.
+    """
+    windows, cfg = windows or Windows(run), run.cfg
 
     def batches(i: int):
         return windows.batch(windows.batch_starts(i), cfg.max_steps)
@@ -204,8 +214,7 @@ def train(run: Run) -> tuple[WorldModel, dict]:
     for side, starts in (("train", windows.epoch(0)), ("val", windows.held_out())):
         thinned = starts[::-(-len(starts) // EVALUATION_WINDOWS)]
         scored[side] = training.to_device(windows.batch(thinned, cfg.max_steps), runs.device())
-    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
-    model = build(run)
+    model = start or untrained(run)
     record = training.train(model, batches, run, evaluate=lambda m: _evaluate(m, scored))
     return model, record
 
@@ -244,10 +253,10 @@ def measure(run: Run, model: WorldModel) -> list[dict]:
     windows, rows = Windows(run), []
     for game in run.games:
         starts = windows.held_out(game)
-        scored = _score_windows(model, windows, starts)
+        scored = score_windows(model, windows, starts)
         for level in range(3):
-            base = _baselines(run, windows, game, level, starts)
-            last, following = _pairs(windows, starts, level)
+            base = baselines(run, windows, game, level, starts)
+            last, following = pairs(windows, starts, level)
             for name, subset in (("", slice(None)), ("changed_", last != following)):
                 rows += _code_rows(scored[level], base, subset, f"l{level}_{name}", game)
         rows += _outcome_rows(scored["reward"], scored["ends"], windows, starts, game)
@@ -269,7 +278,7 @@ def _cost_rows(run: Run, model: WorldModel) -> list[dict]:
             row("codebook_change", moved, split="train")]
 
 
-def _score_windows(model, windows, starts) -> dict:
+def score_windows(model, windows, starts) -> dict:
     """The model's Score per level over all windows, and its rewards and P(end), flattened."""
     cfg, out = windows.run.cfg, {0: [], 1: [], 2: [], "reward": [], "ends": []}
     for i in range(0, len(starts), cfg.batch_size):
@@ -287,20 +296,20 @@ def _score_windows(model, windows, starts) -> dict:
     return scores | {key: torch.cat(out[key]).flatten().numpy() for key in ("reward", "ends")}
 
 
-def _pairs(windows, starts, level) -> tuple[np.ndarray, np.ndarray]:
+def pairs(windows, starts, level) -> tuple[np.ndarray, np.ndarray]:
     """Code at t and at t+1 for every prediction made inside the windows."""
     codes = windows.tokens[starts[:, None] + np.arange(windows.run.cfg.max_steps), level]
     return codes[:, :-1].ravel(), codes[:, 1:].ravel()
 
 
-def _baselines(run, windows, game, level, starts) -> dict[str, Score]:
+def baselines(run, windows, game, level, starts) -> dict[str, Score]:
     """Trivial predictors, counted on the game's training steps, scored on the same pairs."""
     data = windows.data
     fit = np.flatnonzero(windows.may_train & data.has_next & data.in_game(game))
     codes = windows.tokens[:, level].astype(np.int64)
     counted = NextCode.fit(codes[fit], codes[fit + 1], windows.actions[fit],
                            num_codes=run.cfg.num_codes, num_actions=run.cfg.num_actions)
-    last, following = _pairs(windows, starts, level)
+    last, following = pairs(windows, starts, level)
     acted = windows.actions[starts[:, None] + np.arange(run.cfg.max_steps - 1)].ravel()
     return counted.scores(last, following.astype(np.int64), acted)
 

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 import hd.book
-from hd import config, notebooks, report, runs, storage
+from hd import config, notebooks, runs, storage
 from hd.config import InputError
 from hd.notebooks import NotebookError
 
@@ -231,10 +231,9 @@ def test_the_chain_shares_one_time_limit_and_says_where_it_stands(book, ran, cap
         notebooks.execute_all(profile="smoke", time_limit=1, force=True)
 
 
-def test_the_chain_is_every_notebook_that_makes_a_stage_not_only_on_request():
-    made_by = [notebook for stage, notebook in runs.NOTEBOOKS.items()
-               if stage not in report.BESIDE_CHAIN]
-    assert tuple(dict.fromkeys(made_by)) == notebooks.CHAIN
+def test_the_chain_is_every_notebook_that_makes_a_stage_up_to_the_policy():
+    stages = config.STAGES[:config.STAGES.index("policy") + 1]
+    assert tuple(dict.fromkeys(runs.NOTEBOOKS[stage] for stage in stages)) == notebooks.CHAIN
 
 
 # ---- the book
@@ -303,8 +302,8 @@ def tags(cell):
     return cell.metadata.get("tags", [])
 
 
-def test_the_book_has_the_chain_the_ablation_and_the_audits_own_measurements():
-    assert [path.stem for path in PIPELINE] == [*notebooks.CHAIN, "07_ablation", "08_entropy_floor"]
+def test_the_book_has_the_ablation_and_a_notebook_for_every_stage():
+    assert {path.stem for path in PIPELINE} == {"07_ablation", *runs.NOTEBOOKS.values()}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -41,6 +41,9 @@ COMPOSED = {
                      *(f"f1_{name}" for name in probes.CATEGORIES),
                      *(f"{kind}_{name}[untrained]" for kind in ("r2", "error")
                        for names in encoder.COORDINATES.values() for name in names)],
+    "prefix + metric + suffix": ["transfer_l2_accuracy", "transfer_l0_changed_accuracy[one_level]",
+                                 "transfer_l1_cross_entropy", "transfer_l1_changed_cross_entropy"],
+    "f'{prefix}{metric}[ngram]'": ["transfer_l0_cross_entropy[ngram]"],
     "prefix + metric": ["l0_accuracy", "l2_changed_accuracy", "l1_cross_entropy",
                         "l0_changed_cross_entropy"],
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],

@@ -11,7 +11,7 @@ from hd.config import InputError
 
 def test_action_ids_are_ale_ids_or_indices_into_each_games_own_actions():
     games = ("pong", "ms_pacman")
-    data = SimpleNamespace(actions=np.array([0, 3, 12, 9, 2], np.int8),
+    data = SimpleNamespace(games=games, actions=np.array([0, 3, 12, 9, 2], np.int8),
                            game_idx=np.array([0, 0, 0, 1, 1]))
     meaning = runs.start("world_model", profile="smoke", games=games)
     assert windows.action_ids(meaning, data).tolist() == [0, 3, 12, 9, 2]

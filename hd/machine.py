@@ -1,0 +1,60 @@
+"""What made the numbers: the device, the commit, the memory it took."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from hd.storage import ROOT
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU; HD_DEVICE overrides."""
+    chosen = os.environ.get("HD_DEVICE")
+    return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@lru_cache
+def device_name() -> str:
+    """What made the numbers: the accelerator's or the processor's name, with the core count."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {os.cpu_count()} cores"
+
+
+@lru_cache
+def git_state() -> dict:
+    """Commit and whether the tree was dirty; None outside a checkout."""
+    def ask(*words):
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+    try:
+        commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+    except OSError:
+        commit = status = None
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process (and of the accelerator, added), in MB."""
+    try:
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    except ImportError:  # Windows
+        import psutil
+        peak = psutil.Process().memory_info().peak_wset / 2**20
+    if torch.cuda.is_available():
+        peak += torch.cuda.max_memory_allocated() / 2**20
+    return round(peak, 1)

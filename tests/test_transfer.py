@@ -1,0 +1,257 @@
+"""hd.transfer: a tiny run of all rotations, what its parts share, how they stop and continue."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hd import config, figures_audit, runs, stages, tokenizer, transfer, world_model
+from hd.config import InputError
+from hd.quantization import ResidualVQ
+from hd.transfer import LEVELS, STARTS, Rotation
+
+TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
+        "encoder.num_steps": 1, "encoder.batch_size": 8, "tokenizer.num_steps": 1,
+        "tokenizer.batch_size": 300, "tokenizer.kmeans_iterations": 1,
+        "world_model.max_steps": 12, "world_model.batch_size": 4, "transfer.budgets": (100, 900),
+        "transfer.source_steps": 2, "transfer.num_steps": 3}
+
+
+def start(stage="transfer", **chosen):
+    overrides = {**TINY, **chosen.pop("overrides", {})}
+    return runs.start(stage, profile="smoke", overrides=overrides, **chosen)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run made with one stop after each third part, and its table: (run, table, stops)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HD_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
+        patch.setenv("WANDB_MODE", "disabled")
+        run, stops, looks = start(), 0, []
+
+        def must_stop(self, *, margin=0.0):
+            looks.append(self)
+            return self.stage == "transfer" and len(looks) % 60 == 0
+        while True:
+            try:
+                with pytest.MonkeyPatch.context() as limited:
+                    limited.setattr(runs.Run, "must_stop", must_stop)
+                    stages.make(run)
+                break
+            except runs.TimeLimitReached:
+                stops += 1
+        yield run, stages.measure(run), stops
+
+
+def value(table, metric, *, game="pong", step=100, column="value"):
+    chosen = table[(table["metric"] == metric) & (table["game"] == game) & (table["step"] == step)]
+    return chosen[column].item()
+
+
+# ---- what is refused, counted and cut
+
+@pytest.mark.parametrize("games", ["pong", "pong,breakout"])
+def test_fewer_than_three_games_are_refused_in_one_line(games):
+    with pytest.raises(InputError, match="two source games and a target: three games; got pong"):
+        transfer.train(start(games=games))
+
+
+# Five episodes of 3, 5, 2, 4, 6 steps; the second is held out.
+EPISODES = SimpleNamespace(episode_ids=np.repeat(np.arange(5), [3, 5, 2, 4, 6]))
+EPISODES.is_train = EPISODES.episode_ids != 1
+
+
+@pytest.mark.parametrize(("budget", "episodes"), [
+    (0, []), (1, [0]), (3, [0]), (4, [0, 2]), (5, [0, 2]), (6, [0, 2, 3]), (99, [0, 2, 3, 4])])
+def test_a_budget_is_filled_with_the_first_whole_training_episodes(budget, episodes):
+    chosen = transfer.within_budget(EPISODES, budget)
+    assert chosen.tolist() == np.isin(EPISODES.episode_ids, episodes).tolist()
+
+
+def test_a_model_of_one_level_sees_nothing_of_the_finer_codes():
+    codes = np.arange(12, dtype=np.int16).reshape(4, 3)
+    assert transfer.first_levels(codes, 1).tolist() == [[0, 0, 0], [3, 0, 0], [6, 0, 0], [9, 0, 0]]
+    assert (transfer.first_levels(codes, 3) == codes).all()
+    assert transfer.first_levels(codes, 1).dtype == codes.dtype
+
+
+def test_level_0_of_three_is_exactly_a_tokenizer_of_one_level():
+    books = []
+    for levels in (1, 3):
+        model = ResidualVQ(levels, 7, 5, commitment_costs=(0.05, 0.25, 0.6)).train()
+        for step in range(20):
+            torch.manual_seed(step)  # as hd.training does
+            model(torch.randn(40, 5))
+        books.append(model.codebooks[0])
+    assert torch.equal(*books)
+
+
+# ---- what decides a part
+
+def test_the_sources_encoder_and_codes_are_those_of_a_run_without_the_target():
+    rotation = Rotation(start(), "breakout")
+    assert rotation.source.games == ("pong", "ms_pacman")
+    for stage in ("frames", "encoder", "tokenizer"):
+        alone = start(stage, games=["pong", "ms_pacman"])
+        assert rotation.source.at(stage).folder == alone.folder
+
+
+def test_every_part_has_a_folder_of_its_own():
+    run = start()
+    folders = [part.folder for target in config.GAMES
+               for _, part, _ in transfer._parts(Rotation(run, target))]
+    assert len(set(folders)) == len(folders) == 3 * (3 + 2 + 2 * 2 * 2)
+
+
+def test_more_source_steps_make_new_pretrained_models_and_keep_those_from_scratch():
+    one = Rotation(start(), "pong")
+    more = Rotation(start(overrides={"transfer.source_steps": 9}), "pong")
+    for levels in LEVELS:
+        assert one.pretraining(levels).folder != more.pretraining(levels).folder
+        same = {name: one.adaptation(levels, 100, name).folder ==
+                more.adaptation(levels, 100, name).folder for name in STARTS}
+        assert same == {"pretrained": False, "scratch": True}
+
+
+def test_a_part_names_the_command_of_its_run_and_belongs_to_its_stage_only():
+    run = start(seed=3)
+    part = Rotation(run, "pong").adaptation(1, 100, "scratch")
+    assert part.command == run.command and "09_transfer" in part.command
+    assert part.at("world_model").folder == part.folder and part.part in part.folder.name
+    assert part.at("tokenizer").part == ""
+
+
+def test_a_variant_of_split_and_shares_still_holds_out_whole_episodes():
+    run = start(overrides={"world_model.split": "windows", "world_model.game_shares": (1., 2., 3.)})
+    cfg = Rotation(run, "pong").source.cfg
+    assert cfg.split == "episodes" and cfg.game_shares == ()
+
+
+# ---- a whole run
+
+def test_a_run_that_was_stopped_between_parts_continues_and_is_finished(made):
+    run, _, stops = made
+    assert stops >= 1
+    assert runs.finished(run)["wall_seconds"] > 0
+
+
+def test_the_source_games_are_not_played_again(made):
+    run, _, _ = made
+    for rotation in transfer.rotations(run):
+        folder = rotation.source.at("frames").folder
+        assert {path.name.split("-")[1].split(".")[0] for path in folder.glob("frames-*.npy")} == \
+            set(rotation.source.games)
+        for game in rotation.source.games:
+            name = f"frames-{game}.npy"
+            assert (folder / name).samefile(run.at("frames").folder / name)
+
+
+def test_the_table_has_every_target_budget_level_and_condition_once(made):
+    run, table, _ = made
+    assert not table.duplicated(["game", "step", "metric"]).any()
+    kinds = ["cross_entropy", "accuracy", "changed_cross_entropy", "changed_accuracy"]
+    expected = {"transfer_steps", "transfer_l0_gain", "transfer_l0_gain[one_level]",
+                *(f"transfer_l{level}_{kind}{suffix}" for kind in kinds
+                  for level in range(3) for suffix in ("", "[ngram]")),
+                *(f"transfer_l0_{kind}[one_level]" for kind in kinds)}
+    for _, own in table.groupby(["game", "step"]):
+        assert set(own["metric"]) == expected
+    assert set(zip(table["game"], table["step"])) == {
+        (game, step) for game in run.games for step in (0, 100, 900)}
+    assert np.isfinite(table["value"]).all()
+
+
+def test_before_adapting_from_scratch_and_ngram_know_nothing(made):
+    _, table, _ = made
+    for game in config.GAMES:
+        assert value(table, "transfer_l1_cross_entropy[ngram]", game=game, step=0) == \
+            pytest.approx(math.log(256))
+        untrained = value(table, "transfer_l0_cross_entropy", game=game, step=0, column="baseline")
+        assert untrained == pytest.approx(math.log(256), rel=0.05)  # small initial weights
+        assert value(table, "transfer_steps", game=game, step=0) == 0
+
+
+def test_the_gain_is_what_the_pretrained_model_saves_against_the_one_from_scratch(made):
+    _, table, _ = made
+    for suffix in ("", "[one_level]"):
+        name = f"transfer_l0_cross_entropy{suffix}"
+        saved = value(table, name, column="baseline") - value(table, name)
+        assert value(table, f"transfer_l0_gain{suffix}") == pytest.approx(saved, abs=1e-4)
+
+
+def test_the_steps_used_reach_the_budget_or_are_all_there_are(made):
+    run, table, _ = made
+    for rotation in transfer.rotations(run):
+        used = value(table, "transfer_steps", game=rotation.target)
+        assert used >= 100
+        assert value(table, "transfer_steps", game=rotation.target, step=900) == max(
+            used, min(rotation.data.is_train.sum(), transfer.within_budget(
+                rotation.data, 900).sum()))
+
+
+def test_adapting_reads_only_the_budgets_steps_of_the_target_in_the_sources_codes(made):
+    run, _, _ = made
+    rotation = Rotation(run, "ms_pacman")
+    windows = rotation.target_windows(3, 100)
+    rows = windows.batch_starts(0)[:, None] + np.arange(12)
+    assert rotation.data.games == ("ms_pacman",)
+    assert transfer.within_budget(rotation.data, 100)[rows].all()
+    assert rotation.data.is_train[rows].all()
+    assert not rotation.data.is_train[windows.held_out()].any()
+    assert (rotation.codes[windows.held_out()] == windows.tokens[windows.held_out()]).all()
+    assert len(tokenizer.tokens(rotation.source)) != len(rotation.codes)
+
+
+def test_both_models_of_a_pair_get_the_same_batches_and_only_the_first_weights_differ(
+        made, monkeypatch):
+    run, _, _ = made
+    seen = []
+    monkeypatch.setattr(world_model, "train", lambda part, *, windows, start: seen.append(
+        (windows.batch(windows.batch_starts(2), 12), start.state_dict())))
+    for start_ in STARTS:
+        transfer._adapt(Rotation(run, "pong"), 1, 100, start_)
+    (first, learned), (second, fresh) = seen
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(learned["code_heads.0.weight"], fresh["code_heads.0.weight"])
+    assert (first["tokens"][..., 1:] == 0).all() and first["tokens"][..., 0].any()
+    trained = world_model.load(Rotation(run, "pong").pretraining(1)).state_dict()
+    assert all(torch.equal(learned[key], trained[key]) for key in trained)
+
+
+def test_making_a_finished_run_again_trains_nothing_and_a_damaged_part_is_made_again(
+        made, monkeypatch, capsys):
+    run, table, _ = made
+    made_again, train = [], world_model.train
+    monkeypatch.setattr(world_model, "train", lambda part, **chosen: made_again.append(
+        part.part) or train(part, **chosen))
+    transfer.train(run)
+    assert made_again == []
+    part = Rotation(run, "breakout").adaptation(3, 900, "pretrained")
+    weights = part.folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(InputError, match="rebuild it: python -m hd run 09_transfer"):
+        transfer.measure(run)
+    transfer.train(run)
+    assert made_again == [part.part]
+    assert "is damaged: making it again" in capsys.readouterr().err
+    again = pd.DataFrame(transfer.measure(run))
+    assert np.allclose(again["value"], table["value"], rtol=1e-4)  # the table has six digits
+
+
+def test_the_curves_show_every_condition_of_every_target(made):
+    _, table, _ = made
+    fig = figures_audit.transfer_curves(table)
+    assert [ax.get_title() for ax in fig.axes] == [
+        "to Pong, n=1", "to Breakout, n=1", "to MsPacman, n=1"]
+    (words,) = [[text.get_text() for text in legend.get_texts()] for legend in fig.legends]
+    assert sorted(words) == sorted([
+        "n-gram", *(f"{how}, {what}" for how in ("pre-trained", "from scratch")
+                    for what in ("three levels", "one level"))])
+    drawn = [line.get_ydata().tolist() for line in fig.axes[0].get_lines()]
+    wanted = [value(table, "transfer_l0_cross_entropy", step=step) for step in (0, 100, 900)]
+    assert wanted in drawn
+    assert [text.get_text() for text in fig.axes[0].get_xticklabels()] == ["0", "100", "900"]
