@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hd import dynamics_claims as about_dynamics
+from hd import report
 from hd import representation_claims as about_codes
 from hd.evidence import Tables
 from hd.storage import ROOT, write_atomically
@@ -114,3 +116,35 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     """One row a claim: the leading row's verdict, indexed by id."""
     leading = found.groupby("id", sort=False).first()
     return leading[["claim", "verdict"]].rename_axis(index=None)
+
+
+def agrees(stored: pd.DataFrame, results: Path | None = None) -> bool:
+    """Whether the stored table is what the published tables give: words equal, numbers to 1e-7."""
+    fresh = table(results)
+    if len(stored) != len(fresh):
+        return False
+    words = ["id", "claim", "metric", "definition", "verdict", "evidence", "notebook"]
+    numbers = ["seed_value", "ours_seed_protocol", "ours_honest", "baseline", "n", "ci_low"]
+    same = (stored[words].fillna("") == fresh[words].fillna("")).all(axis=None)
+    return bool(same) and np.allclose(stored[numbers].astype(float), fresh[numbers].astype(float),
+                                      rtol=1e-7, equal_nan=True)
+
+
+def numbers(found: pd.DataFrame) -> pd.DataFrame:
+    """The audit's numbers as text, a row each, indexed by claim."""
+    number = report.number
+    shown = pd.DataFrame({
+        "metric": found["metric"], "seed": [number(x) for x in found["seed_value"]],
+        "its protocol": [number(x) for x in found["ours_seed_protocol"]],
+        "honest": [number(x) for x in found["ours_honest"]],
+        "95% interval": [f"{number(low)} to {number(high)}" if n > 1 else "–" for low, high, n in
+                         zip(found["ci_low"], found["ci_high"], found["n"])],
+        "baseline": [number(x) for x in found["baseline"]], "n": found["n"].astype(int),
+        "profile": found["profile"], "verdict": found["verdict"]})
+    return shown.set_axis(found["id"], axis=0).rename_axis(index=None)
+
+
+def sources(found: pd.DataFrame) -> pd.DataFrame:
+    """What each row compares, on which device, from which tables, on which page."""
+    shown = found[["metric", "definition", "device", "evidence", "notebook"]]
+    return shown.set_axis(found["id"], axis=0).rename_axis(index=None)

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hd.config import GAMES, InputError
-from hd.figures import BELOW, COLOURS, GREY, LEVELS, axis_label, bars, panels, styled
-from hd.report import TITLES, number, summarise
+from hd.figures import BELOW, COLOURS, GREY, LEVELS, axis_label, bars, panels, show, styled
+from hd.report import TITLES, load_with_record, number, summarise, tables_of
+from hd.storage import ROOT
 
 FLOOR = re.compile(r"l0_state_floor\[(sticky [\d.]+)\]")
 
@@ -107,3 +108,66 @@ def transfer_curves(table: pd.DataFrame) -> Figure:
     axes[0].set_ylabel(axis_label(name))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
+
+
+SPLITS = {"exposures.episodes": "whole episodes held out",
+          "exposures.windows": "overlapping windows held out"}
+
+
+def show_split_curves(profile: str) -> None:
+    """Show, where they are published, the curves of both splits over exposures; else say so."""
+    curves = split_curves_of(profile)
+    if len(curves) < len(SPLITS):
+        print(f"The ablation exposures is not published at profile {profile}. To make it: python "
+              f"-m hd run 07_ablation --profile {profile} --games pong -p ablation exposures")
+        return
+    show(split_curves(curves))
+
+
+def split_curves_of(profile: str) -> dict[str, pd.DataFrame]:
+    """Words for the split -> its published learning curves of all seeds, with exposures."""
+    found = {}
+    for variant, words in SPLITS.items():
+        parts = []
+        for path in tables_of(ROOT / "results" / profile / "world_model", f"{variant}-pong"):
+            table, record = load_with_record(path)
+            curve = pd.read_csv(path.with_name(f"{path.stem}-history.csv"))
+            exposures = table.set_index("metric")["value"]["exposures"]
+            parts.append(curve.assign(seed=record["seed"], exposures=exposures * curve["step"]
+                                      / curve["step"].iloc[-1]))
+        if parts:
+            found[words] = pd.concat(parts, ignore_index=True)
+    return found
+
+
+@styled
+def split_curves(curves: dict[str, pd.DataFrame]) -> Figure:
+    """Next-code accuracy per level, and the losses, over exposures of each training step.
+
+    curves: split -> rows with seed, exposures, val_l{level}_accuracy, val_codes, train_codes and
+    codes (dropout on). Thin lines are seeds, thick ones their mean.
+    """
+    fig, axes = panels(1, 4, width=2.9, height=2.9)
+    for level, ax in enumerate(axes[0][:3]):
+        for colour, (name, curve) in zip(COLOURS, curves.items()):
+            _seeds_and_mean(ax, curve, f"val_l{level}_accuracy", colour, "-", name)
+        ax.set(title=f"{LEVELS[level]}: next code, held out", xscale="log",
+               xlabel="exposures of each step", ylabel="accuracy", ylim=(0, 1))
+    for colour, (name, curve) in zip(COLOURS, curves.items()):
+        for key, dash, words in (("val_codes", "-", "held out"), ("train_codes", "--", "training"),
+                                 ("codes", ":", "training, dropout on")):
+            _seeds_and_mean(axes[0][3], curve, key, colour, dash, f"{name}: {words}")
+    axes[0][3].set(title="loss over codes", xscale="log", xlabel="exposures of each step",
+                   ylabel="nats, levels weighted")
+    handles = {label: line for ax in axes[0] for line, label in
+               zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    return fig
+
+
+def _seeds_and_mean(ax, curve: pd.DataFrame, key: str, colour: str, dash: str, label: str) -> None:
+    known = curve.dropna(subset=[key])
+    for _, own in known.groupby("seed"):
+        ax.plot(own["exposures"], own[key], dash, color=colour, lw=0.6, alpha=0.5)
+    mean = known.groupby("step")[["exposures", key]].mean()
+    ax.plot(mean["exposures"], mean[key], dash, color=colour, lw=1.8, label=label)

@@ -54,6 +54,7 @@ MODULES = (
     "representation_claims",
     "dynamics_claims",
     "claims",
+    "ablation_tables",
     "publishing",
     "figures",
     "figures_audit",

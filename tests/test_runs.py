@@ -68,7 +68,7 @@ def test_identity_and_folder_are_the_same_in_another_process():
 
 
 READ_THE_ENCODER = ("encoder", "tokenizer", "decoder", "world_model", "imagination", "policy",
-                    "entropy_floor")
+                    "entropy_floor", "transfer")
 CHANGES = [
     ({"seed": 1}, config.STAGES),
     ({"games": ("pong",)}, config.STAGES),
