@@ -63,6 +63,9 @@ window_share | training windows drawn from the game | share | - | share of train
 exposures | how often training saw each step | times | - | -
 dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
+dream_reward_average_precision | finding dreams that score | share | higher | base rate
+dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lower | last true one
+dreams_in_play | dreams with the ball in play at start and step | count | - | -
 dreams | dreams scored | count | - | -
 real_return | mean unclipped score of real episodes | points | higher | random play
 real_length | mean length of real episodes | steps | - | -

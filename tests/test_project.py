@@ -41,6 +41,7 @@ MODULES = (
     "world_model",
     "imagination",
     "policy",
+    "play",
     "evaluation",
     "stages",
     "report",
