@@ -109,6 +109,15 @@ ABLATIONS = {
         "policy", ("real_return",),
         {"ppo": {"policy.loss": "ppo"},
          "scalar_critic": {"policy.critic": "scalar"}}),
+    "policy_horizon": Ablation(
+        "How far should the dreams go that a policy learns from?",
+        "policy", ("real_return",),
+        {"short": {"policy.horizon": 5},
+         "long": {"policy.horizon": 30}}),
+    "policy_features": Ablation(
+        "Does a policy play better when it sees what the world model makes of the past?",
+        "policy", ("real_return",),
+        {"hidden": {"policy.features": "hidden"}}),
     "policy_game": Ablation(
         "Can the other two games be learned in the dream?",
         "policy", ("real_return",),

@@ -1,132 +1,25 @@
-"""Play the real games, compare with baselines, put intervals around means, check the pipeline.
-
-Scores follow DIAMOND's protocol (Alonso et al. 2024): whole episodes, rewards unclipped, no end on
-a lost life, up to 30 no-ops at the start, sticky actions stated; at most 27,000 agent steps.
-"""
+"""Real play beside other players, dreams beside the truth, intervals, the validation suite."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
-from hd import decoder, encoder, policy, replay, runs, tokenizer, world_model
-from hd.atari import GAMES, AtariGame, tracker_action
-from hd.config import InputError, allowed
+from hd import atari, decoder, encoder, probes, replay, runs, tokenizer, world_model
+from hd.atari import GAMES
+from hd.config import InputError
 from hd.imagination import imagine, replayed
+from hd.play import play, policy_act, random_act, reference_episodes, tracker_act
 from hd.runs import Run, row
 from hd.windows import Windows
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
 
-PARALLEL = 16  # episodes that are played side by side
 RESAMPLES = 9999
-
-
-@dataclass
-class Observation:
-    """What a policy may look at: frames (B, 4, 84, 84) uint8, oldest first; ram (B, 128) uint8."""
-
-    frames: np.ndarray
-    ram: np.ndarray
-
-
-def play(act: Callable, game: str, *, num_episodes: int, seed: int, sticky: float,
-         noop_max: int = 30, watch: Callable | None = None) -> list[dict]:
-    """Play whole real episodes: rows game, seed, episode, return, length, sticky.
-
-    act(observation, generator) -> ALE action ids (B,), one for each running episode. Episode k is
-    started from (seed, k). watch(episode, frame, reward), if given, sees every step.
-    Raises InputError for an unknown game or no episodes.
-    """
-    allowed("game", game, GAMES)
-    if num_episodes < 1:
-        raise InputError(f"num_episodes must be at least 1; got {num_episodes}")
-    generator = torch.Generator().manual_seed(seed)
-    starts = np.random.SeedSequence([seed, list(GAMES).index(game)]).generate_state(num_episodes)
-    games = [AtariGame(game, sticky=sticky, noop_max=noop_max)
-             for _ in range(min(PARALLEL, num_episodes))]
-    waiting = list(range(num_episodes))
-    running = [_Episode(env, waiting.pop(0), starts) for env in games]
-    rows, bar = [], runs.progress(range(num_episodes), f"playing {game}")
-    # Batches are tiny here: a second thread would only wait for the first.
-    with _threads(1):
-        while running:
-            seen = Observation(np.stack([e.frames for e in running]),
-                               np.stack([e.ram for e in running]))
-            ids = np.atleast_1d(np.asarray(act(seen, generator)))
-            for episode, action in zip(list(running), ids):
-                reward = episode.step(int(action))
-                if watch:
-                    watch(episode.number, episode.frames[-1], reward)
-                if episode.is_over:
-                    bar.update()
-                    rows.append({"game": game, "seed": seed, "episode": episode.number,
-                                 "return": episode.total, "length": episode.length,
-                                 "sticky": sticky})
-                    running.remove(episode)
-                    if waiting:
-                        running.append(_Episode(episode.env, waiting.pop(0), starts))
-    bar.close()
-    return sorted(rows, key=lambda r: r["episode"])
-
-
-@contextlib.contextmanager
-def _threads(count: int):
-    """Let torch use so many threads inside the with block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Episode:
-    """One running episode with its stack of frames."""
-
-    def __init__(self, env: AtariGame, number: int, starts):
-        self.env, self.number = env, number
-        frame, info = env.reset(seed=int(starts[number]))
-        self.frames, self.ram = np.repeat(frame[None], 4, 0), info["ram"]
-        self.total, self.length, self.is_over = 0.0, 0, False
-
-    def step(self, action: int) -> float:
-        frame, reward, terminated, truncated, info = self.env.step(action)
-        self.frames = np.concatenate([self.frames[1:], frame[None]])
-        self.ram = info["ram"]
-        self.total, self.length = self.total + reward, self.length + 1
-        self.is_over = terminated or truncated
-        return reward
-
-
-def random_act(game: str) -> Callable:
-    """Uniform over the game's legal actions."""
-    legal = torch.tensor(GAMES[game].actions)
-    return lambda seen, generator: legal[
-        torch.randint(len(legal), (len(seen.ram),), generator=generator)]
-
-
-def tracker_act(game: str) -> Callable:
-    """The scripted ball tracker that reads RAM (Pong and Breakout)."""
-    return lambda seen, generator: [tracker_action(game, ram) for ram in seen.ram]
-
-
-def policy_act(run: Run) -> Callable:
-    """The trained policy in the real game: frames -> embedding -> codes -> features -> action."""
-    eyes, codes, agent = encoder.load(run), tokenizer.load(run), policy.load(run)
-    dream_in = world_model.load(run)
-
-    @torch.no_grad()
-    def act(seen: Observation, generator):
-        frames = torch.from_numpy(seen.frames).to(runs.device())
-        features = dream_in.features(codes.encode(eyes(frames)))
-        return agent.actor.act(features, generator).cpu()
-
-    return act
+DREAM_STEPS = (1, 5, 15, 48)  # steps into a dream at which it is compared with the truth
 
 
 def interval(values, *, seed: int = 0) -> tuple[float, float]:
@@ -147,20 +40,21 @@ def measure_policy(run: Run) -> tuple[list[dict], list[dict]]:
     The baseline column is random play under the same protocol and the same episode starts.
     """
     cfg, game = run.cfg, run.cfg.game
-    protocol = {"num_episodes": cfg.eval_episodes, "seed": run.seed, "sticky": cfg.eval_sticky}
-    players = {"policy": policy_act(run), "random": random_act(game)}
-    if game != "ms_pacman":
-        players["tracker"] = tracker_act(game)
-    episodes = [{"player": name, **played} for name, act in players.items()
-                for played in play(act, game, **protocol)]
+    protocol = {"game": game, "num_episodes": cfg.eval_episodes, "seed": run.seed,
+                "sticky": cfg.eval_sticky}
+    played = {"policy": play(policy_act(run), **protocol)}
+    makers = {"random": random_act, "tracker": tracker_act}
+    for name in ("random",) if game == "ms_pacman" else ("random", "tracker"):
+        played[name] = reference_episodes(run, name, make=makers[name], protocol=protocol)
+    episodes = [{"player": name, **episode} for name, rows in played.items() for episode in rows]
     rows = []
-    returns = {name: [e["return"] for e in episodes if e["player"] == name] for name in players}
-    lengths = [e["length"] for e in episodes if e["player"] == "policy"]
+    returns = {name: [e["return"] for e in rows] for name, rows in played.items()}
+    lengths = [e["length"] for e in played["policy"]]
     rows.append(row("real_return", np.mean(returns["policy"]), game=game, split="real",
                     baseline=np.mean(returns["random"])))
     for name, bound in zip(("low", "high"), interval(returns["policy"], seed=run.seed)):
         rows.append(row(f"real_return[ci_{name}]", bound, game=game, split="real"))
-    if "tracker" in players:
+    if "tracker" in played:
         rows.append(row("real_return[tracker]", np.mean(returns["tracker"]), game=game,
                         split="real"))
     rows += [row("real_length", np.mean(lengths), game=game, split="real"),
@@ -199,24 +93,78 @@ def dream(run: Run, game: str, *, num_dreams: int):
 
 
 def measure_dreams(run: Run) -> list[dict]:
-    """Share of dreamed codes equal to the true ones after 1, 5, 15, ... steps, beside copying the
-    last real step; rewards summed over a dream beside the truth."""
+    """What dreams keep of the truth, per game, after 1, 5, 15, ... steps.
+
+    The share of dreamed codes equal to the true ones, beside copying the last real step; where a
+    probe sees the ball in them; rewards summed over a dream, and whether it scores.
+    """
     rows = []
     for game in run.games:
-        rollout, truth, rewards, _ = dream(run, game, num_dreams=run.cfg.num_dreams)
+        rollout, truth, rewards, stored = dream(run, game, num_dreams=run.cfg.num_dreams)
         dreamed = rollout.tokens.cpu()
-        for step in (k for k in (1, 5, 15, 50) if k < truth.shape[1]):
+        for step in (k for k in DREAM_STEPS if k < truth.shape[1]):
             for level in range(3):
                 right = (dreamed[:, step, level] == truth[:, step, level]).float().mean()
                 copied = (truth[:, 0, level] == truth[:, step, level]).float().mean()
                 rows.append(row(f"dream_l{level}_accuracy", right, game=game, step=step,
                                 baseline=copied))
-        total = rollout.rewards.sum(1).cpu().numpy()
-        rows += [row("dream_reward_error", np.abs(total - rewards.sum(1).numpy()).mean(),
-                     game=game, step=truth.shape[1] - 1,
-                     baseline=np.abs(rewards.sum(1).numpy()).mean()),
-                 row("dreams", len(truth), game=game)]
+        rows += _coordinate_rows(run, game, dreamed, stored)
+        rows += _reward_rows(rollout.rewards.cpu().numpy(), rewards.numpy(), game)
+        rows.append(row("dreams", len(truth), game=game))
     return rows
+
+
+def _reward_rows(dreamed, true, game: str) -> list[dict]:
+    """dreamed, true: (B, H) rewards. Without a reward in the sample nothing can be found."""
+    total, horizon = true.sum(1), true.shape[1]
+    rows = [row("dream_reward_error", np.abs(dreamed.sum(1) - total).mean(), game=game,
+                step=horizon, baseline=np.abs(total).mean())]
+    scores = (true != 0).any(1)
+    if scores.any():
+        found = average_precision_score(scores, np.abs(dreamed).sum(1))
+        rows.append(row("dream_reward_average_precision", found, game=game, step=horizon,
+                        baseline=scores.mean()))
+    return rows
+
+
+def _coordinate_rows(run: Run, game: str, dreamed, stored) -> list[dict]:
+    """Median absolute error, in RAM units, of coordinates read by a probe from dreamed codes.
+
+    dreamed (B, H+1, 3) codes; stored (B, H+1) the rows of the true steps. The baseline copies the
+    true position at the last real step; [re-encoded] reads the codes of the truth, all that a
+    perfect dream could show. Scored are dreams with the ball in play at both of these steps.
+    """
+    data, model = replay.open_run(run), tokenizer.load(run)
+    probe, rows = _coordinate_probe(run, game, data, model), []
+    labels = atari.labels(game, data.ram[stored])
+    in_play, truth = atari.ball_in_play(game, data.ram[stored]), tokenizer.tokens(run)[stored]
+    for step in (k for k in DREAM_STEPS if k < stored.shape[1]):
+        scored = in_play[:, 0] & in_play[:, step]
+        rows.append(row("dreams_in_play", scored.sum(), game=game, step=step))
+        if not scored.any():
+            continue
+        read = {suffix: probe.predict(tokenizer.quantized(model, codes[scored, step]))
+                for suffix, codes in (("", dreamed.numpy()), ("[re-encoded]", truth))}
+        for name in encoder.COORDINATES[game]:
+            last, true = (labels[name][scored, k].astype(np.float64) for k in (0, step))
+            rows += [row(f"dream_error_{name}{suffix}", np.median(np.abs(values[name] - true)),
+                         game=game, step=step,
+                         baseline=None if suffix else np.median(np.abs(last - true)))
+                     for suffix, values in read.items()]
+    return rows
+
+
+def _coordinate_probe(run: Run, game: str, data, model) -> probes.Probe:
+    """Reads the game's coordinates from quantized vectors; fitted on training episodes."""
+    cfg = run.profile.probes
+    picks = np.flatnonzero(data.in_game(game))
+    picks = picks[::-(-len(picks) // cfg.max_rows)]
+    labels = atari.labels(game, data.ram[picks])
+    split = probes.Split(data.is_train[picks], ~data.is_train[picks], data.episode_ids[picks])
+    return probes.fit_coordinate_probe(
+        tokenizer.quantized(model, tokenizer.tokens(run)[picks]),
+        {name: labels[name] for name in encoder.COORDINATES[game]}, split,
+        rows=atari.ball_in_play(game, data.ram[picks]), cfg=cfg, seed=run.seed)
 
 
 def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:

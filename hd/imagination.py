@@ -1,7 +1,9 @@
 """Roll the world model forward from real context under any policy callable.
 
 The dream never knows what acts in it: `act(features, generator) -> ids` is all it asks of a
-policy. DreamEnv is the same dream as a gymnasium environment.
+policy. Features are either "codes", the codebook vectors of a step side by side (F = 3 D), or
+"hidden", the transformer's output at the step's L2 position, behind all of its codes and before
+its action (F = cfg.dim). DreamEnv is the same dream as a gymnasium environment.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from hd.config import InputError
+from hd.config import CHOICES, InputError, allowed
 
 
 @dataclass
@@ -31,10 +33,11 @@ class Rollout:
 class Dreamer:
     """The world model's state during a dream: its cache and the step it stands at."""
 
-    def __init__(self, world_model, tokens, actions, *, horizon: int):
+    def __init__(self, world_model, tokens, actions, *, horizon: int, features: str = "codes"):
         """tokens (B, T, 3), actions (B, T-1) int64: real context, the last step still to be acted
-        on. Raises InputError on shapes that do not fit, no horizon, or T + horizon beyond
-        cfg.max_steps."""
+        on. Raises InputError on shapes that do not fit, no horizon, T + horizon beyond
+        cfg.max_steps, or unknown features."""
+        allowed("features", features, CHOICES["policy.features"])
         if horizon < 1:
             raise InputError(f"the horizon must be at least one step; got {horizon}")
         if tokens.shape[1] != actions.shape[1] + 1:
@@ -44,8 +47,17 @@ class Dreamer:
         self.cache = world_model.make_cache(B, T + horizon)
         self.tokens = tokens[:, -1]
         filled = torch.cat([actions, actions.new_zeros(B, 1)], 1)
-        context = world_model.embed(tokens, filled)[:, :-2]
-        world_model.transformer(context, world_model.mask[:4 * T - 2, :4 * T - 2], self.cache)
+        # The last L2 is fed together with the action, unless its output is asked for before.
+        known = 4 * T - 1 if features == "hidden" else 4 * T - 2
+        context = world_model.embed(tokens, filled)[:, :known]
+        out = world_model.transformer(context, world_model.mask[:known, :known], self.cache)
+        self.hidden = out[:, -1] if features == "hidden" else None
+
+    def features(self):
+        """(B, F) float32: what the policy sees of the step the dream stands at."""
+        if self.hidden is not None:
+            return self.hidden.float()
+        return self.model.features(self.tokens)
 
     def step(self, actions, generator, greedy: bool = False):
         """actions (B,) -> reward (B,), continue probability (B,); self.tokens is the next step.
@@ -53,15 +65,27 @@ class Dreamer:
         Codes are sampled with the generator, or the most likely are taken.
         """
         model = self.model
-        pair = torch.cat([model.token(2, self.tokens[:, 2]), model.token(3, actions)], 1)
-        hidden = model.extend(pair, self.cache)[:, -1]
+        fed = model.token(3, actions)
+        if self.hidden is None:
+            fed = torch.cat([model.token(2, self.tokens[:, 2]), fed], 1)
+        hidden = model.extend(fed, self.cache)[:, -1]
         _, reward, keep = model.outcome(hidden)
         codes = [_pick(model.code_heads[0](hidden), generator, greedy)]
         for level in (0, 1):
             hidden = model.extend(model.token(level, codes[level]), self.cache)[:, -1]
             codes.append(_pick(model.code_heads[level + 1](hidden), generator, greedy))
         self.tokens = torch.stack(codes, -1)
+        if self.hidden is not None:
+            self.hidden = model.extend(model.token(2, codes[2]), self.cache)[:, -1]
         return reward, keep.float().sigmoid()
+
+
+def num_features(world_model, features: str) -> int:
+    """F, the width of the features of this kind, "codes" or "hidden"."""
+    allowed("features", features, CHOICES["policy.features"])
+    if features == "hidden":
+        return world_model.cfg.dim
+    return world_model.codebooks.shape[0] * world_model.codebooks.shape[2]
 
 
 def _pick(logits, generator, greedy):
@@ -74,21 +98,22 @@ def _pick(logits, generator, greedy):
 
 @torch.no_grad()
 def imagine(world_model, tokens, actions, act: Callable, *, horizon: int,
-            generator: torch.Generator, greedy: bool = False) -> Rollout:
+            generator: torch.Generator, greedy: bool = False, features: str = "codes") -> Rollout:
     """tokens (B, T, 3), actions (B, T-1) real context -> Rollout of `horizon` imagined steps.
 
-    act(features (B, F), generator) -> action ids (B,). T + horizon must fit cfg.max_steps.
+    act(features (B, F), generator) -> action ids (B,), features "codes" or "hidden".
+    T + horizon must fit cfg.max_steps.
     """
-    dream = Dreamer(world_model, tokens, actions, horizon=horizon)
-    steps, features = [dream.tokens], [world_model.features(dream.tokens)]
+    dream = Dreamer(world_model, tokens, actions, horizon=horizon, features=features)
+    steps, seen = [dream.tokens], [dream.features()]
     outcomes: list[tuple] = []
     for _ in range(horizon):
-        chosen = act(features[-1], generator)
+        chosen = act(seen[-1], generator)
         outcomes.append((chosen, *dream.step(chosen, generator, greedy)))
         steps.append(dream.tokens)
-        features.append(world_model.features(dream.tokens))
+        seen.append(dream.features())
     acted, rewards, continues = (torch.stack(column, 1) for column in zip(*outcomes))
-    return Rollout(torch.stack(steps, 1), torch.stack(features, 1), acted, rewards, continues)
+    return Rollout(torch.stack(steps, 1), torch.stack(seen, 1), acted, rewards, continues)
 
 
 def replayed(actions):
@@ -103,16 +128,18 @@ class DreamEnv(gymnasium.Env):
     contexts: tokens (N, T, 3) and actions (N, T-1) of real play to start from. An episode ends
     when a sampled continue says so, and is truncated after `horizon` steps. Without a decoder
     render() returns None; with one, the decoded newest frame as (84, 84, 3) uint8.
+    features: "codes" or "hidden", as in imagine.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
-    def __init__(self, world_model, tokens, actions, *, horizon: int = 15, decode=None):
+    def __init__(self, world_model, tokens, actions, *, horizon: int = 15, decode=None,
+                 features: str = "codes"):
         self.world_model, self.contexts = world_model, (tokens, actions)
-        self.horizon, self.decode = horizon, decode
+        self.horizon, self.decode, self.features = horizon, decode, features
         self.render_mode = "rgb_array" if decode else None
         self.action_space = gymnasium.spaces.Discrete(world_model.cfg.num_actions)
-        width = world_model.codebooks.shape[0] * world_model.codebooks.shape[2]
+        width = num_features(world_model, features)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
 
     def reset(self, *, seed=None, options=None):
@@ -122,7 +149,8 @@ class DreamEnv(gymnasium.Env):
         pick = int(self.np_random.integers(len(self.contexts[0])))
         tokens, actions = (part[pick:pick + 1] for part in self.contexts)
         with torch.no_grad():
-            self.dream = Dreamer(self.world_model, tokens, actions, horizon=self.horizon)
+            self.dream = Dreamer(self.world_model, tokens, actions, horizon=self.horizon,
+                                 features=self.features)
         self.steps = 0
         return self._observation(), self._info()
 
@@ -144,7 +172,7 @@ class DreamEnv(gymnasium.Env):
         return np.repeat(np.asarray(grey, np.uint8)[..., None], 3, -1)
 
     def _observation(self):
-        return self.world_model.features(self.dream.tokens)[0].float().cpu().numpy()
+        return self.dream.features()[0].float().cpu().numpy()
 
     def _info(self):
         return {"tokens": self.dream.tokens[0].cpu().numpy().copy()}

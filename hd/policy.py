@@ -15,7 +15,7 @@ from torch import nn
 from hd import replay, runs, tokenizer, training, world_model
 from hd.atari import GAMES
 from hd.config import InputError, PolicyConfig
-from hd.imagination import Rollout, imagine
+from hd.imagination import Rollout, imagine, num_features
 from hd.runs import Run
 from hd.training import Loss
 from hd.two_hot import TwoHot
@@ -110,12 +110,18 @@ class ActorCritic(nn.Module):
             self._kept = (rollout, old_log_probs, returns, weights)
         return self._score(rollout, old_log_probs, returns, weights)
 
+    @property
+    def dream_in(self):
+        """The frozen world model, reading ALE ids."""
+        return self._dream_in[0]
+
     def dream(self, tokens, actions) -> Rollout:
         """A rollout of cfg.horizon steps under the present policy, from real context."""
         seed = int(torch.randint(2**31, ()))
         generator = torch.Generator().manual_seed(seed)
-        return imagine(self._dream_in[0], tokens, actions, self.actor.act,
-                       horizon=self.cfg.horizon, generator=generator)
+        return imagine(self.dream_in, tokens, actions, self.actor.act,
+                       horizon=self.cfg.horizon, generator=generator,
+                       features=self.cfg.features)
 
     @torch.no_grad()
     def _targets(self, rollout):
@@ -180,8 +186,8 @@ def _mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
 def build(run: Run, dream_in) -> ActorCritic:
     """An untrained actor-critic for run's game, dreaming in the given world model."""
     cfg = run.at("policy").cfg
-    num_features = dream_in.codebooks.shape[0] * dream_in.codebooks.shape[2]
-    return ActorCritic(cfg, dream_in, GAMES[cfg.game].actions, num_features)
+    return ActorCritic(cfg, dream_in, GAMES[cfg.game].actions,
+                       num_features(dream_in, cfg.features))
 
 
 def with_ale_ids(model: WorldModel, game: str) -> WorldModel:

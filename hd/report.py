@@ -77,6 +77,9 @@ transfer_l0_gain | nats that pre-training saves on L0 codes | nats | higher | no
 transfer_steps | steps of the new game that adapting saw | count | - | -
 dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
+dream_reward_average_precision | finding dreams that score | share | higher | base rate
+dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lower | last true one
+dreams_in_play | dreams with the ball in play at start and step | count | - | -
 dreams | dreams scored | count | - | -
 states | states from which the emulator was branched | count | - | -
 branching_states | states whose branches differ in frame, RAM or reward | share | - | other sticky

@@ -117,12 +117,8 @@ def measure(run: Run, model: ResidualVQ) -> list[dict]:
 def probe(run: Run, model: ResidualVQ) -> list[dict]:
     """Probes of the true state on quantized vectors, beside the continuous embeddings."""
     source, codes = encoder.embeddings(run.at("encoder")), tokens(run)
-
-    def quantized(picks):
-        chosen = torch.from_numpy(codes[picks].astype(np.int64)).to(runs.device())
-        return model.decode(chosen).cpu().numpy()
-
-    return encoder.probe_rows(run, {"quantized": quantized, "continuous": lambda x: source[x]},
+    return encoder.probe_rows(run, {"quantized": lambda picks: quantized(model, codes[picks]),
+                                    "continuous": lambda picks: source[picks]},
                               baseline="continuous")
 
 
@@ -185,6 +181,12 @@ def _same_tokens_rows(run: Run, codes) -> list[dict]:
     same = (codes[held_out] == tokens(base)[held_out]).mean(0)
     return [row(f"l{level}_same_as_base", value, baseline=1 / run.cfg.num_codes)
             for level, value in enumerate(same)]
+
+
+def quantized(model: ResidualVQ, codes: np.ndarray) -> np.ndarray:
+    """codes (..., L) -> quantized vectors (..., D) float32."""
+    chosen = torch.from_numpy(codes.astype(np.int64)).to(runs.device())
+    return model.decode(chosen).cpu().numpy()
 
 
 def _usage_rows(chosen, random, game, level, num_codes):

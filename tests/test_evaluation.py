@@ -1,15 +1,15 @@
-"""hd.evaluation: real episodes, intervals, dreams against the truth, the validation suite."""
+"""hd.evaluation: intervals, dreams against the truth, the validation suite."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 import torch
 
-from hd import evaluation, replay, runs, stages, windows
-from hd.atari import GAMES
+from hd import evaluation, replay, runs, stages, tokenizer, windows
 from hd.config import InputError
-from hd.evaluation import interval, play, random_act, tracker_act
+from hd.evaluation import interval
 
 
 @pytest.fixture(scope="module")
@@ -22,50 +22,6 @@ def frames_run(tmp_path_factory):
                                     "frames.val_share": 0.5})
         stages.make(run)
         yield run
-
-
-def test_play_returns_one_row_per_whole_episode():
-    rows = play(random_act("breakout"), "breakout", num_episodes=3, seed=5, sticky=0.25)
-    assert [row["episode"] for row in rows] == [0, 1, 2]
-    assert all(set(row) == {"game", "seed", "episode", "return", "length", "sticky"}
-               for row in rows)
-    assert all(row["length"] > 50 and row["return"] >= 0 for row in rows)
-    assert {(row["game"], row["seed"], row["sticky"]) for row in rows} == {("breakout", 5, 0.25)}
-
-
-def test_playing_twice_from_the_same_seed_gives_the_same_episodes_and_another_seed_others():
-    first, again, other = (play(random_act("breakout"), "breakout", num_episodes=2, seed=seed,
-                                sticky=0.0) for seed in (1, 1, 2))
-    assert first == again
-    assert [row["length"] for row in first] != [row["length"] for row in other]
-
-
-def test_a_policy_sees_its_own_episode_with_the_newest_frame_last():
-    seen = []
-
-    def act(observation, generator):
-        seen.append(observation.frames.copy())
-        return np.ones(len(observation.ram), int)
-
-    watched = []
-    play(act, "breakout", num_episodes=1, seed=0, sticky=0.0,
-         watch=lambda episode, frame, reward: watched.append(frame.copy()))
-    assert (seen[0] == seen[0][:, :1]).all(), "an episode starts with its first frame four times"
-    assert (seen[7][0, 3] == watched[6]).all() and (seen[7][0, 2] == watched[5]).all()
-
-
-def test_the_scripted_tracker_beats_random_play_in_pong():
-    tracked = play(tracker_act("pong"), "pong", num_episodes=1, seed=0, sticky=0.0)
-    chance = play(random_act("pong"), "pong", num_episodes=1, seed=0, sticky=0.0)
-    assert tracked[0]["return"] > 0 > chance[0]["return"]
-
-
-@pytest.mark.parametrize(("game", "episodes", "message"), [
-    ("doom", 1, "unknown game 'doom'; allowed: pong, breakout, ms_pacman"),
-    ("pong", 0, "num_episodes must be at least 1; got 0")])
-def test_play_refuses_what_it_cannot_do_in_one_line(game, episodes, message):
-    with pytest.raises(InputError, match=message):
-        play(lambda seen, generator: 0, game, num_episodes=episodes, seed=0, sticky=0.0)
 
 
 def test_an_interval_contains_the_mean_narrows_with_n_and_is_nan_for_one_value():
@@ -126,9 +82,70 @@ def test_shares_that_do_not_fit_the_games_are_refused(frames_run, monkeypatch):
         windows.Windows(run).shares()
 
 
-def test_random_play_uses_only_legal_actions():
-    act = random_act("breakout")
-    seen = evaluation.Observation(np.zeros((500, 4, 84, 84), np.uint8),
-                                  np.zeros((500, 128), np.uint8))
-    ids = act(seen, torch.Generator().manual_seed(0))
-    assert set(ids.tolist()) == set(GAMES["breakout"].actions)
+# ---- what dreams keep
+
+def values(rows):
+    return {(r["metric"], r["step"]): (r["value"], r["baseline"]) for r in rows}
+
+
+def test_a_dream_that_scores_is_found_by_its_rewards_whatever_their_sign_and_order():
+    true = np.array([[0, 1, 0], [0, 0, 0], [-1, 1, 0], [0, 0, 0]], np.float32)
+    dreamed = np.array([[0.5, 0, 0], [0.1, 0, 0.1], [-0.4, 0.4, 0], [0.6, 0, 0]], np.float32)
+    found = values(evaluation._reward_rows(dreamed, true, "pong"))
+    # Sums of |reward| 0.5, 0.2, 0.8, 0.6: dreams 2 and 0 score and are ranked first and third.
+    value, base = found["dream_reward_average_precision", 3]
+    assert (value, base) == (pytest.approx((1 / 1 + 2 / 3) / 2), 0.5)
+    error, no_reward = found["dream_reward_error", 3]
+    assert error == pytest.approx((0.5 + 0.2 + 0 + 0.6) / 4)
+    assert no_reward == pytest.approx(1 / 4)
+
+
+def test_without_a_reward_in_the_sample_nothing_is_said_about_finding_them():
+    rows = evaluation._reward_rows(np.ones((2, 3)), np.zeros((2, 3)), "pong")
+    assert [r["metric"] for r in rows] == ["dream_reward_error"]
+
+
+@pytest.fixture
+def plain_eyes(monkeypatch):
+    """Pong in three stretches of six steps whose codes are player_y, ball_x and ball_y themselves,
+    off by one each: the probe just reads them. Returns the rows, as dream gives them."""
+    rng = np.random.default_rng(0)
+    ram = np.zeros((18, 128), np.uint8)
+    for address in (50, 51, 49, 54):
+        ram[:, address] = rng.integers(20, 200, 18)
+    ram[8, 54] = 0  # out of play when the second dream begins
+    ram[17, 54] = 0  # and at the end of the third
+    codes = ram[:, [51, 49, 54]].astype(np.int64) + 1
+    data = types.SimpleNamespace(ram=ram)
+    monkeypatch.setattr(replay, "open_run", lambda run: data)
+    monkeypatch.setattr(tokenizer, "load", lambda run: None)
+    monkeypatch.setattr(tokenizer, "tokens", lambda run: codes.astype(np.int16))
+    monkeypatch.setattr(tokenizer, "quantized", lambda model, codes: codes.astype(np.float32))
+    probe = types.SimpleNamespace(predict=lambda x: {
+        "player_y": x[:, 0], "enemy_y": x[:, 0], "ball_x": x[:, 1], "ball_y": x[:, 2]})
+    monkeypatch.setattr(evaluation, "_coordinate_probe", lambda *inputs: probe)
+    return ram, codes, np.array([[0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13],
+                                 [12, 13, 14, 15, 16, 17]])
+
+
+def test_the_ball_is_read_from_dreamed_and_true_codes_beside_its_last_true_place(plain_eyes):
+    ram, codes, stored = plain_eyes
+    dreamed = torch.from_numpy(codes[stored]).clone()
+    dreamed[..., 1] += 7
+    found = values(evaluation._coordinate_rows(None, "pong", dreamed, stored))
+    ball_x = ram[:, 49].astype(float)
+    moved = np.median(np.abs([ball_x[0] - ball_x[1], ball_x[12] - ball_x[13]]))
+    assert found["dreams_in_play", 1] == (2, None)
+    assert found["dream_error_ball_x", 1] == (8, moved)
+    assert found["dream_error_ball_x[re-encoded]", 1] == (1, None)
+    assert found["dream_error_ball_y", 1][0] == found["dream_error_player_y", 1][0] == 1
+
+
+def test_only_dreams_with_the_ball_in_play_at_both_steps_are_scored(plain_eyes):
+    ram, codes, stored = plain_eyes
+    dreamed = torch.from_numpy(codes[stored]).clone()
+    dreamed[1:, 5] += 100  # neither dream is looked at
+    found = values(evaluation._coordinate_rows(None, "pong", dreamed, stored))
+    assert found["dreams_in_play", 5] == (1, None)
+    assert found["dream_error_ball_x", 5] == (1, abs(float(ram[5, 49]) - float(ram[0, 49])))
+    assert {step for _, step in found} == {1, 5}

@@ -161,6 +161,41 @@ def test_a_greedy_dream_is_what_the_full_forward_says(kind, batch_size, num_step
     assert rollout.rewards.std() > 1e-2  # or the comparison would compare nothing
 
 
+@pytest.mark.parametrize("num_steps", [1, T])
+@pytest.mark.parametrize("kind", MASKS)
+def test_hidden_features_are_the_full_forwards_at_l2_before_the_action(kind, num_steps):
+    model = lively_model(mask=kind).double()
+    tokens, actions = any_context(B, num_steps)
+    acted = torch.randint(A, (B, H))
+    rollout = imagine(model, tokens, actions, replayed(acted), horizon=H, generator=seeded(),
+                      features="hidden")
+    assert rollout.features.shape == (B, H + 1, model.cfg.dim)
+    assert rollout.features.dtype == torch.float32
+    whole = torch.cat([tokens, rollout.tokens[:, 1:]], 1)
+    done = torch.cat([actions, acted, acted[:, :1]], 1)
+    with torch.no_grad():
+        hidden = model.hidden(whole, done)[:, num_steps - 1:, 2].float()
+        first = model.hidden(tokens, done[:, :num_steps] * 0)[:, -1, 2].float()
+    torch.testing.assert_close(rollout.features, hidden)
+    torch.testing.assert_close(rollout.features[:, 0], first)
+    assert rollout.features.std(1).min() > 1e-3  # or the comparison would compare nothing
+
+
+def test_what_the_policy_sees_does_not_change_what_is_dreamed():
+    model, context, acted = lively_model().double(), any_context(), torch.randint(A, (B, H))
+    codes, hidden = (imagine(model, *context, replayed(acted), horizon=H, generator=seeded(),
+                             features=features) for features in ("codes", "hidden"))
+    assert torch.equal(codes.tokens, hidden.tokens)
+    torch.testing.assert_close(codes.rewards, hidden.rewards, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(codes.continues, hidden.continues)
+
+
+def test_unknown_features_are_refused():
+    with pytest.raises(InputError, match="unknown features 'pixels'; allowed: codes, hidden"):
+        imagine(tiny_model(), *any_context(), any_act, horizon=H, generator=seeded(),
+                features="pixels")
+
+
 def test_sampled_codes_follow_the_models_joint_distribution_of_l0_and_l1():
     num_dreams, model = 4000, lively_model()
     tokens, actions = any_context(1)
@@ -219,10 +254,11 @@ def test_a_dream_of_no_step_is_refused():
         imagine(tiny_model(), *any_context(), any_act, horizon=0, generator=seeded())
 
 
+@pytest.mark.parametrize("features", ["codes", "hidden"])
 @pytest.mark.parametrize("horizon", [H, MAX_STEPS - T])
-def test_a_dream_that_is_over_takes_no_further_step(horizon):
+def test_a_dream_that_is_over_takes_no_further_step(horizon, features):
     with torch.no_grad():
-        dream = Dreamer(tiny_model(), *any_context(), horizon=horizon)
+        dream = Dreamer(tiny_model(), *any_context(), horizon=horizon, features=features)
         for _ in range(horizon):
             dream.step(torch.zeros(B, dtype=torch.long), seeded())
         with pytest.raises(InputError, match="all taken"):
@@ -261,6 +297,17 @@ def test_the_environment_shows_the_features_of_its_tokens_and_the_models_reward(
         np.testing.assert_array_equal(features, shown)
         # Bin 34 stands three steps of 20/62 above zero in symlog space.
         assert reward == pytest.approx(np.expm1(3 * 20 / 62), rel=1e-4)
+
+
+def test_the_environment_can_show_what_the_model_makes_of_the_past():
+    model, (tokens, actions) = lively_model(), any_context(1)
+    env = DreamEnv(model, tokens, actions, horizon=H, features="hidden")
+    features, _ = env.reset(seed=0)
+    assert features in env.observation_space and features.shape == (model.cfg.dim,)
+    with torch.no_grad():
+        hidden = model.hidden(tokens, torch.cat([actions, actions[:, :1]], 1))[0, -1, 2]
+    np.testing.assert_allclose(features, hidden, rtol=0, atol=1e-4)
+    assert env.step(2)[0].shape == (model.cfg.dim,)
 
 
 def test_the_seed_decides_the_context_and_the_dream():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hd import policy, training
+from hd import config, policy, training
 from hd.atari import GAMES
-from hd.config import PolicyConfig, WorldModelConfig
-from hd.imagination import Rollout
+from hd.config import InputError, PolicyConfig, WorldModelConfig
+from hd.imagination import Rollout, num_features
 from hd.policy import Actor, ActorCritic, Critic, lambda_returns, ppo_objective
 from hd.two_hot import TwoHot
 from hd.world_model import WorldModel
@@ -356,6 +356,33 @@ def test_the_global_seed_decides_the_dream():
         dreams.append(agent.dream(batch["tokens"], batch["actions"]).tokens)
     assert torch.equal(dreams[0], dreams[1])
     assert not torch.equal(dreams[0], dreams[2])
+
+
+def test_an_agent_that_sees_the_hidden_state_dreams_and_learns_from_features_of_that_width():
+    dream = tiny_dream()
+    agent = ActorCritic(tiny_config(features="hidden"), dream, LEGAL,
+                        num_features(dream, "hidden"))
+    batch = contexts()
+    assert agent.dream(batch["tokens"], batch["actions"]).features.shape == (B, H + 1, 12)
+    agent.loss(batch).total.backward()
+    assert all(p.grad is not None for p in agent.actor.parameters())
+
+
+@pytest.mark.parametrize("variant", ["base", "policy_horizon.short", "policy_horizon.long"])
+def test_a_dream_longer_than_the_smoke_model_reads_is_refused_in_one_line(variant):
+    profile = config.resolve("smoke", variant)
+    dream = WorldModel(profile.world_model, torch.randn(3, 256, D)).eval()
+    agent = ActorCritic(profile.policy, dream, LEGAL, FEATURES)
+    context = profile.policy.context
+    batch = {"tokens": torch.randint(K, (B, context, 3)),
+             "actions": torch.randint(18, (B, context - 1)), "pass": 0}
+    if variant == "policy_horizon.long":
+        with pytest.raises(InputError, match="together are 38 steps; the world model "
+                                             "reads at most 24") as refused:
+            agent.loss(batch)
+        assert "\n" not in str(refused.value)
+    else:
+        assert torch.isfinite(agent.loss(batch).total)
 
 
 # ---- can it learn?

@@ -43,6 +43,7 @@ MODULES = (
     "world_model",
     "imagination",
     "policy",
+    "play",
     "evaluation",
     "entropy_floor",
     "transfer",

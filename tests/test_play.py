@@ -1,0 +1,236 @@
+"""hd.play: whole real episodes, what a policy sees of them, players that are remembered."""
+
+import numpy as np
+import pytest
+import torch
+
+from hd import encoder, policy, runs, tokenizer
+from hd import play as playing
+from hd.atari import GAMES
+from hd.config import InputError, PolicyConfig, WorldModelConfig
+from hd.play import Memory, Observation, play, random_act, remembered, tracker_act
+from hd.world_model import MASKS, WorldModel
+
+K, D, DIM, CONTEXT = 7, 3, 24, 4
+
+
+def test_play_returns_one_row_per_whole_episode():
+    rows = play(random_act("breakout"), "breakout", num_episodes=3, seed=5, sticky=0.25)
+    assert [row["episode"] for row in rows] == [0, 1, 2]
+    assert all(set(row) == {"game", "seed", "episode", "return", "length", "sticky"}
+               for row in rows)
+    assert all(row["length"] > 50 and row["return"] >= 0 for row in rows)
+    assert {(row["game"], row["seed"], row["sticky"]) for row in rows} == {("breakout", 5, 0.25)}
+
+
+def test_playing_twice_from_the_same_seed_gives_the_same_episodes_and_another_seed_others():
+    first, again, other = (play(random_act("breakout"), "breakout", num_episodes=2, seed=seed,
+                                sticky=0.0) for seed in (1, 1, 2))
+    assert first == again
+    assert [row["length"] for row in first] != [row["length"] for row in other]
+
+
+def test_a_policy_sees_its_own_episode_with_the_newest_frame_last():
+    seen = []
+
+    def act(observation, generator):
+        seen.append(observation.frames.copy())
+        return np.ones(len(observation.ram), int)
+
+    watched = []
+    play(act, "breakout", num_episodes=1, seed=0, sticky=0.0,
+         watch=lambda episode, frame, reward: watched.append(frame.copy()))
+    assert (seen[0] == seen[0][:, :1]).all(), "an episode starts with its first frame four times"
+    assert (seen[7][0, 3] == watched[6]).all() and (seen[7][0, 2] == watched[5]).all()
+
+
+def test_the_scripted_tracker_beats_random_play_in_pong():
+    tracked = play(tracker_act("pong"), "pong", num_episodes=1, seed=0, sticky=0.0)
+    chance = play(random_act("pong"), "pong", num_episodes=1, seed=0, sticky=0.0)
+    assert tracked[0]["return"] > 0 > chance[0]["return"]
+
+
+@pytest.mark.parametrize(("game", "episodes", "message"), [
+    ("doom", 1, "unknown game 'doom'; allowed: pong, breakout, ms_pacman"),
+    ("pong", 0, "num_episodes must be at least 1; got 0")])
+def test_play_refuses_what_it_cannot_do_in_one_line(game, episodes, message):
+    with pytest.raises(InputError, match=message):
+        play(lambda seen, generator: 0, game, num_episodes=episodes, seed=0, sticky=0.0)
+
+
+def test_random_play_uses_only_legal_actions():
+    act = random_act("breakout")
+    seen = Observation(np.zeros((500, 4, 84, 84), np.uint8), np.zeros((500, 128), np.uint8),
+                       np.arange(500), np.zeros(500, int))
+    ids = act(seen, torch.Generator().manual_seed(0))
+    assert set(ids.tolist()) == set(GAMES["breakout"].actions)
+
+
+# ---- what the policy remembers
+
+def lively_model(**changes):
+    """A tiny world model whose outputs depend on every token that they may see."""
+    sizes = {"num_codes": K, "num_layers": 2, "dim": DIM, "num_heads": 2, "ffn_dim": 40,
+             "max_steps": 9}
+    model = WorldModel(WorldModelConfig(**sizes | changes), torch.randn(3, K, D)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.double()
+
+
+def plain_features(model, tokens, actions):
+    """Of the last step, from a plain forward over tokens (n, 3) and the n - 1 actions between."""
+    filled = torch.cat([actions, actions.new_tensor([5])])  # what is done next must not matter
+    return model.hidden(tokens[None], filled[None])[0, -1, 2].float()
+
+
+def seen_by(episodes, steps):
+    return Observation(np.zeros((len(episodes), 4, 84, 84), np.uint8),
+                       np.zeros((len(episodes), 128), np.uint8), np.array(episodes),
+                       np.array(steps))
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@torch.no_grad()
+def test_episodes_of_different_ages_each_see_a_plain_forward_over_their_own_last_steps(kind):
+    model = lively_model(mask=kind)
+    memory = Memory(model, context=CONTEXT)
+    tokens, actions = torch.randint(K, (3, 9, 3)), torch.randint(18, (3, 9))
+    begins, ends = (0, 2, 6), (9, 6, 9)
+    for now in range(9):
+        running = [k for k in range(3) if begins[k] <= now < ends[k]]
+        ages = [now - begins[k] for k in running]
+        found = memory.features(seen_by(running, ages), tokens[running, now])
+        memory.keep(actions[running, now])
+        for k, age, features in zip(running, ages, found):
+            past = slice(now - min(age, CONTEXT - 1), now)
+            expected = plain_features(model, tokens[k, past.start:now + 1], actions[k, past])
+            torch.testing.assert_close(features, expected)
+
+
+@torch.no_grad()
+def test_an_episode_that_begins_again_has_forgotten_what_was_before():
+    model, tokens = lively_model(), torch.randint(K, (2, 3))
+    memory = Memory(model, context=CONTEXT)
+    memory.features(seen_by([0], [0]), tokens[:1])
+    memory.keep(torch.tensor([3]))
+    found = memory.features(seen_by([0], [0]), tokens[1:])[0]
+    torch.testing.assert_close(found, plain_features(model, tokens[1:],
+                                                     torch.zeros(0, dtype=torch.long)))
+
+
+class Eyes:
+    """Stands for encoder and tokenizer: three codes that are a function of the frames."""
+
+    def __call__(self, frames):
+        return frames.double().mean((2, 3))
+
+    def encode(self, means):
+        return (means[:, 1:] * 100).long() % K
+
+
+def test_the_actor_in_the_real_game_sees_what_a_plain_forward_on_the_same_steps_says(monkeypatch):
+    model, cfg = lively_model(), PolicyConfig(hidden=8, features="hidden", context=CONTEXT)
+    agent = policy.ActorCritic(cfg, model, GAMES["breakout"].actions, DIM).eval()
+    shown = {}
+
+    def act(features, generator):
+        chosen = torch.randint(4, (len(features),), generator=generator)
+        shown["features"], shown["actions"] = features, chosen
+        return chosen
+
+    monkeypatch.setattr(agent.actor, "act", act)
+    for module, part in ((encoder, Eyes()), (tokenizer, Eyes()), (policy, agent)):
+        monkeypatch.setattr(module, "load", lambda run, part=part: part)
+    monkeypatch.setattr(playing, "PARALLEL", 2)
+    real_act, history, compared = playing.policy_act(None), {}, []
+
+    def watched(seen, generator):
+        ids = real_act(seen, generator)
+        codes = Eyes().encode(Eyes()(torch.from_numpy(seen.frames)))
+        for k, age, code, features, action in zip(
+                seen.episodes.tolist(), seen.steps.tolist(), codes, *shown.values()):
+            tokens, actions = history.setdefault(k, ([], []))
+            assert age == len(tokens), "every episode counts its own steps"
+            tokens.append(code)
+            if age < 12 or age % 25 == 0:
+                past = torch.stack(actions[-CONTEXT + 1:]) if actions else torch.zeros(0).long()
+                with torch.no_grad():
+                    expected = plain_features(model, torch.stack(tokens[-CONTEXT:]), past)
+                torch.testing.assert_close(features, expected)
+                compared.append((k, age))
+            actions.append(action)
+        return ids
+
+    play(watched, "breakout", num_episodes=3, seed=0, sticky=0.0)
+    assert {k for k, _ in compared} == {0, 1, 2}
+    assert len({tuple(code.tolist()) for tokens, _ in history.values() for code in tokens}) > 5
+
+
+# ---- players that are played once
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    return runs.start("policy", profile="smoke")
+
+
+def counting(calls, made):
+    def make():
+        calls.append(1)
+        return made
+    return make
+
+
+def test_a_player_is_played_once_for_all_arms_and_gives_the_same_rows(run):
+    protocol = {"game": "breakout", "num_episodes": 1, "seed": 3, "sticky": 0.25}
+    first = playing.reference_episodes(run, "random", make=random_act, protocol=protocol)
+    assert first == play(random_act("breakout"), **protocol)
+    arm = runs.start("policy", profile="smoke", variant="policy.ppo")
+
+    def never(game):
+        raise AssertionError("played again")
+
+    again = playing.reference_episodes(arm, "random", make=never, protocol=protocol)
+    assert again == first
+    assert [list(map(type, r.values())) for r in again] == [list(map(type, r.values()))
+                                                            for r in first]
+
+
+def test_another_setting_player_version_or_code_is_played_afresh(run, monkeypatch, tmp_path):
+    calls = []
+    remembered(run, "random", {"seed": 1}, counting(calls, [1]))
+    remembered(run, "random", {"seed": 2}, counting(calls, [2]))
+    remembered(run, "tracker", {"seed": 1}, counting(calls, [3]))
+    code = tmp_path / "code.py"
+    for text in ("one", "another"):
+        code.write_text(text)
+        remembered(run, "random", {"seed": 1}, counting(calls, [4]), code=[code])
+    version = playing.importlib.metadata.version
+    monkeypatch.setattr(playing.importlib.metadata, "version",
+                        lambda name: "0.0" if name == "ale-py" else version(name))
+    remembered(run, "random", {"seed": 1}, counting(calls, [5]))
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("damage", [
+    lambda text: text[:-30], lambda text: text.replace("1.5", "9.5"), lambda text: "{}",
+    lambda text: ""])
+def test_a_damaged_file_is_played_again(run, damage):
+    calls, settings = [], {"seed": 1, "widths": (2, 3)}
+    remembered(run, "random", settings, counting(calls, [1.5]))
+    path, = (run.root / "players").glob("*.json")
+    path.write_text(damage(path.read_text()))
+    assert remembered(run, "random", settings, counting(calls, [1.5])) == [1.5]
+    assert len(calls) == 2
+    assert remembered(run, "random", settings, counting(calls, [1.5])) == [1.5]
+    assert len(calls) == 2, "a file that is whole is believed, tuples in its settings or not"
+
+
+def test_a_file_of_other_settings_under_the_same_name_is_not_believed(run):
+    remembered(run, "random", {"seed": 1}, lambda: [1])
+    one, = (run.root / "players").glob("*.json")
+    remembered(run, "random", {"seed": 2}, lambda: [2])
+    other, = set((run.root / "players").glob("*.json")) - {one}
+    one.write_text(other.read_text())
+    assert remembered(run, "random", {"seed": 1}, lambda: [3]) == [3]
