@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hd import replay, runs, tokenizer, training
+from hd import encoder, replay, runs, tokenizer, training
 from hd.config import DecoderConfig
 from hd.runs import Run, row
 from hd.training import Loss
@@ -19,6 +19,7 @@ MOVING = 0.1  # a pixel moves where it differs this much from the game's mean pi
 MOVING_WEIGHT = 20.0
 BACKGROUND_ROWS = 500
 DECODE_ROWS = 256
+NEAREST_ROWS = 5000  # of each game, among which the frame nearest to a code is looked for
 
 
 class Decoder(nn.Module):
@@ -128,3 +129,29 @@ def measure(run: Run, model: Decoder) -> list[dict]:
                  row("moving_pixel_error", totals[2] / max(totals[4], 1), game=game,
                      baseline=totals[3] / max(totals[4], 1))]
     return rows
+
+
+def most_shared_codes(run: Run, *, count: int = 3) -> list[dict]:
+    """The coarse codes that all games use most evenly, with what they look like.
+
+    Ranked by the smallest share of frames that any game gives the code. Each: code, its shares
+    (games,), the frame that its level 0 alone decodes to (84, 84) uint8, and each game's real
+    frame whose embedding lies nearest to it, by game.
+    """
+    data, codes = replay.open_run(run), tokenizer.tokens(run)[:, 0].astype(np.int64)
+    book, source = tokenizer.load(run).codebooks[0], encoder.embeddings(run)
+    shares = np.stack([np.bincount(codes[data.in_game(game)], minlength=len(book))
+                       / data.in_game(game).sum() for game in run.games])
+    model, found = load(run), []
+    for code in np.argsort(-shares.min(0), kind="stable")[:count]:
+        with torch.no_grad():
+            drawn = (model(book[code][None]) * 255).round().to(torch.uint8)[0].cpu().numpy()
+        nearest = {}
+        for game in run.games:
+            rows = np.flatnonzero(data.in_game(game))
+            rows = rows[::-(-len(rows) // NEAREST_ROWS)]
+            distances = np.linalg.norm(source[rows] - book[code].cpu().numpy(), axis=1)
+            nearest[game] = data.newest(rows[[distances.argmin()]])[0]
+        found.append({"code": int(code), "shares": shares[:, code], "decoded": drawn,
+                      "nearest": nearest})
+    return found

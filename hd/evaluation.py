@@ -177,6 +177,22 @@ def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:
             "dream": decoder.decode_tokens(run, rollout.tokens[0])}
 
 
+def ranked_dreams(run: Run, game: str, *, count: int = 10) -> tuple[np.ndarray, dict]:
+    """Dreams chosen by rule, not by taste: of all seeded dreams, ordered by how many of their
+    first 15 coarse codes are true, those at `count` evenly spaced ranks, the best first.
+
+    Returns (count,) the share of true codes and {"real game", "its codes", "dream"}: frames
+    (count, H+1, 84, 84) uint8; index 0 of a dream is the last real step.
+    """
+    rollout, truth, _, rows = dream(run, game, num_dreams=run.cfg.num_dreams)
+    dreamed, near = rollout.tokens.cpu(), slice(1, 16)
+    share = (dreamed[:, near, 0] == truth[:, near, 0]).float().mean(1).numpy()
+    ranks = np.linspace(0, len(share) - 1, min(count, len(share))).round().astype(int)
+    picks = np.argsort(-share, kind="stable")[ranks]
+    return share[picks], {**decoder.beside_truth(run, rows[picks]),
+                          "dream": decoder.decode_tokens(run, dreamed[picks])}
+
+
 # ---- the validation suite
 
 def check(run: Run) -> Iterator[tuple[str, bool, str]]:

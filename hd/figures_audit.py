@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -171,3 +172,41 @@ def _seeds_and_mean(ax, curve: pd.DataFrame, key: str, colour: str, dash: str, l
         ax.plot(own["exposures"], own[key], dash, color=colour, lw=0.6, alpha=0.5)
     mean = known.groupby("step")[["exposures", key]].mean()
     ax.plot(mean["exposures"], mean[key], dash, color=colour, lw=1.8, label=label)
+
+
+@styled
+def ten_dreams(shares: np.ndarray, frames: Mapping[str, np.ndarray], *,
+               steps: Sequence[int] = (5, 15)) -> Figure:
+    """Dreams beside each other, the best left: at each step the truth, its codes, the dream.
+
+    shares (n,): of true coarse codes; frames: name -> (n, H+1, 84, 84), of
+    hd.evaluation.ranked_dreams.
+    """
+    steps = [step for step in steps if step < next(iter(frames.values())).shape[1]]
+    lines = [(step, name) for step in steps for name in frames]
+    fig, axes = panels(len(lines), len(shares), width=0.9, height=0.95)
+    for line, (step, name) in zip(axes, lines):
+        for ax, film in zip(line, frames[name]):
+            ax.imshow(film[step], cmap="gray", vmin=0, vmax=255)
+            ax.set(xticks=[], yticks=[])
+        line[0].set_ylabel(f"step {step}\n{name}", fontsize=6)
+    for ax, share in zip(axes[0], shares):
+        ax.set_title(f"{share:.0%} true", fontsize=7)
+    return fig
+
+
+@styled
+def shared_codes(found: Sequence[dict]) -> Figure:
+    """A line per coarse code (hd.decoder.most_shared_codes): decoded, and each game's frame that
+    lies nearest to it, with the share of the game's frames on that code."""
+    games = list(found[0]["nearest"])
+    fig, axes = panels(len(found), 1 + len(games), width=1.6, height=1.75)
+    for line, one in zip(axes, found):
+        pictures = [("decoded", one["decoded"])] + [
+            (f"{TITLES[game]}: {share:.2%}", one["nearest"][game])
+            for game, share in zip(games, one["shares"])]
+        for ax, (title, picture) in zip(line, pictures):
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            ax.set(xticks=[], yticks=[], title=title)
+        line[0].set_ylabel(f"code {one['code']}")
+    return fig
