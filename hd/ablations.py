@@ -35,6 +35,10 @@ ABLATIONS = {
         "encoder", ("temporal_consistency", "f1_overall", "r2_ball_x"),
         {"in_batch": {"encoder.negatives": "in_batch"},
          "chunk": {"encoder.negatives": "chunk"}}),
+    "objective": Ablation(
+        "What could the same network know, if it were trained on the game's state itself?",
+        "encoder", ("f1_overall", "r2_ball_x"),
+        {"supervised": {"encoder.objective": "supervised"}}),
     "commitment": Ablation(
         "Can the commitment schedule change tokens when the encoder is frozen?",
         "tokenizer", _CODES,

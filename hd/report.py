@@ -66,7 +66,7 @@ dream_reward_error | |dreamed - true| reward of a dream | points | lower | no re
 dreams | dreams scored | count | - | -
 real_return | mean unclipped score of real episodes | points | higher | random play
 real_length | mean length of real episodes | steps | - | -
-loss | what the stage minimises | nats | lower | -
+loss | what the stage minimises (supervised: squared deviations) | nats | lower | -
 positive_similarity | cosine of a frame's embedding and the next's | cosine | - | -
 squared_error | reconstruction error | squared | lower | -
 codes | next-code loss, levels weighted | nats | lower | -

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hd import encoder, replay, runs, training
+from hd import encoder, game_state, replay, runs, training
 from hd.config import InputError
 from hd.runs import Run, row
 from hd.training import Loss
@@ -241,7 +241,7 @@ def probe(run: Run, model: ResidualVQ) -> list[dict]:
         chosen = torch.from_numpy(codes[picks].astype(np.int64)).to(runs.device())
         return model.decode(chosen).cpu().numpy()
 
-    return encoder.probe_rows(run, {"quantized": quantized, "continuous": lambda x: source[x]},
+    return game_state.probe_rows(run, {"quantized": quantized, "continuous": lambda x: source[x]},
                               baseline="continuous")
 
 

@@ -31,6 +31,8 @@ MODULES = (
     "collection",
     "replay",
     "probes",
+    "game_state",
+    "negatives",
     "encoder",
     "tokenizer",
     "decoder",

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from hd import (
-    encoder,
     evaluation,
     figures,
+    game_state,
     probes,
     publishing,
     replay,
@@ -40,7 +40,7 @@ COMPOSED = {
     "key + suffix": ["state_correlation", "f1_overall",
                      *(f"f1_{name}" for name in probes.CATEGORIES),
                      *(f"{kind}_{name}[untrained]" for kind in ("r2", "error")
-                       for names in encoder.COORDINATES.values() for name in names)],
+                       for names in game_state.COORDINATES.values() for name in names)],
     "prefix + metric": ["l0_accuracy", "l2_changed_accuracy", "l1_cross_entropy",
                         "l0_changed_cross_entropy"],
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],
