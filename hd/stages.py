@@ -19,6 +19,7 @@ from hd import (
     policy,
     replay,
     runs,
+    seed_protocol,
     tokenizer,
     world_model,
 )
@@ -61,7 +62,8 @@ def _policy_rows(run: Run) -> list[dict]:
 
 ROWS = {
     "frames": replay.measure,
-    "encoder": lambda run: encoder.measure(run) + encoder.probe(run),
+    "encoder": lambda run: (encoder.measure(run) + encoder.probe(run)
+                            + seed_protocol.rows(run)),
     "tokenizer": lambda run: (tokenizer.measure(run, tokenizer.load(run))
                               + tokenizer.probe(run, tokenizer.load(run))),
     "decoder": lambda run: decoder.measure(run, decoder.load(run)),

@@ -34,6 +34,7 @@ MODULES = (
     "game_state",
     "negatives",
     "encoder",
+    "seed_protocol",
     "tokenizer",
     "decoder",
     "baselines",
