@@ -68,6 +68,10 @@ ABLATIONS = {
         "encoder", ("temporal_consistency", "f1_overall", "r2_ball_x"),
         {"in_batch": {"encoder.negatives": "in_batch"},
          "chunk": {"encoder.negatives": "chunk"}}, also=("tokenizer",)),
+    "objective": Ablation(
+        "What could the same network know, if it were trained on the game's state itself?",
+        "encoder", ("f1_overall", "r2_ball_x"),
+        {"supervised": {"encoder.objective": "supervised"}}, also=("tokenizer",)),
     "sticky": Ablation(
         "What do the seed's sticky actions change?",
         "tokenizer", ("l0_repeat_rate", "l0_perplexity", "r2_ball_x"),

@@ -1,18 +1,22 @@
 """CNN from stacked frames to embeddings, trained by temporal InfoNCE.
 
 The network is Mnih et al. (2015)'s three convolutions with the seed document's head; the loss is
-van den Oord et al. (2018), eq. 4, with three choices of negatives.
+van den Oord et al. (2018), eq. 4, with three choices of negatives. What the same network could
+know is shown by the "supervised" objective, which reads the emulator's coordinates.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hd import atari, probes, replay, runs, training
+from hd import game_state, probes, replay, runs, training
 from hd.config import EncoderConfig, InputError, TokenizerConfig
+from hd.negatives import BATCHES
 from hd.quantization import ResidualVQ
 from hd.runs import Run, row
 from hd.training import Loss
@@ -21,17 +25,17 @@ EMBED_ROWS = 1024
 WATCHED_ROWS = 512  # held-out rows of each game whose geometry is watched during training
 STRETCH = 64  # consecutive rows that stay together when held-out rows are thinned
 PCA_ROWS, PCA_COMPONENTS = 2000, 100
-COORDINATES = {  # read by a small MLP; ball_x is the honest one, the opponent betrays ball_y
-    "pong": ("player_y", "enemy_y", "ball_x", "ball_y"),
-    "breakout": ("player_x", "ball_x", "ball_y"),
-    "ms_pacman": ("player_x", "player_y", "blinky_x", "blinky_y"),
-}
 
 
 class AtariEncoder(nn.Module):
-    """(N, 4, 84, 84) uint8 -> (N, 384) float32 of unit length; 1,881,888 parameters."""
+    """(N, 4, 84, 84) uint8 -> (N, 384) float32 of unit length; 1,881,888 parameters.
 
-    def __init__(self, cfg: EncoderConfig | None = None, *, dim: int = 384):
+    num_coordinates: for the "supervised" objective, how many coordinates one linear layer more
+    reads from the embedding; 0 for none.
+    """
+
+    def __init__(self, cfg: EncoderConfig | None = None, *, dim: int = 384,
+                 num_coordinates: int = 0):
         super().__init__()
         self.cfg = cfg or EncoderConfig()
         self.convolutions = nn.Sequential(
@@ -41,6 +45,8 @@ class AtariEncoder(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(3136, 512), nn.ReLU(inplace=True), nn.Linear(512, dim), nn.LayerNorm(dim))
         self.apply(_initialise)
+        # Made last, so that the network starts from the same weights under both objectives.
+        self.readout = nn.Linear(dim, num_coordinates) if num_coordinates else None
         self.to(memory_format=torch.channels_last)
         costs = self.cfg.commitment_costs
         self.quantizer = ResidualVQ(
@@ -60,8 +66,11 @@ class AtariEncoder(nn.Module):
 
     def loss(self, batch) -> Loss:
         """batch: frames (M, 4, 84, 84) and for each anchor the rows of itself, its positive and
-        what it must tell apart: negatives (N, 1) rows, or excluded (N, N) bool."""
+        what it must tell apart: negatives (N, 1) rows, or excluded (N, N) bool. With targets
+        (M, V), NaN where unknown, the mean squared error of reading those instead."""
         embeddings, commitment = self(batch["frames"]), 0.0
+        if "targets" in batch:
+            return Loss(self._reading_error(embeddings, batch["targets"]))
         if self.quantizer is not None:  # codebooks that train along: contrast what codes keep
             embeddings, _, commitment = self.quantizer(embeddings)
             embeddings = F.normalize(embeddings, dim=1)
@@ -71,6 +80,13 @@ class AtariEncoder(nn.Module):
         loss = temporal_infonce(anchors, positives, temperature=self.cfg.temperature, **others)
         similarity = (anchors * positives).sum(1).mean()
         return Loss(loss + commitment, {"positive_similarity": similarity})
+
+    def _reading_error(self, embeddings, targets):
+        # Coordinates of a unit vector are about 1/sqrt(dim); a linear layer wants them about 1.
+        read = self.readout(embeddings * embeddings.shape[1] ** 0.5).float()
+        is_known = ~targets.isnan()
+        errors = (read - targets.nan_to_num()).masked_fill(~is_known, 0.0)
+        return errors.square().sum() / is_known.sum()
 
 
 def temporal_infonce(anchors, positives, *, temperature, negatives=None, excluded=None):
@@ -113,56 +129,17 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# ---- batches: which frames are anchors, positives and negatives
-
-def single_batch(rng, starts, data, cfg: EncoderConfig) -> dict:
-    """The seed's triples: a row, the next row, and any row at least min_distance away."""
-    anchor = rng.choice(starts, cfg.batch_size)
-    negative = rng.choice(starts, cfg.batch_size)
-    while (near := np.abs(negative - anchor) < cfg.min_distance).any():
-        negative[near] = rng.choice(starts, near.sum())
-    order = np.arange(cfg.batch_size)
-    return {"rows": np.concatenate([anchor, anchor + 1, negative]), "anchor": order,
-            "positive": order + cfg.batch_size, "negatives": order[:, None] + 2 * cfg.batch_size}
-
-
-def in_batch(rng, starts, data, cfg: EncoderConfig) -> dict:
-    """Groups of near rows; an anchor tells its next row from all others' of the same game."""
-    centres = rng.choice(starts, -(-cfg.batch_size // cfg.group))
-    shifts = rng.integers(0, 4 * cfg.group, (len(centres), cfg.group))
-    near = (centres[:, None] + shifts).ravel()[:cfg.batch_size]
-    is_start = np.isin(near, starts, assume_unique=False)
-    near[~is_start] = rng.choice(starts, (~is_start).sum())
-    order = np.arange(len(near))
-    game = data.game_idx[near]
-    # The same row drawn twice would be its own negative.
-    excluded = (game[:, None] != game[None, :]) | (near[:, None] == near[None, :])
-    excluded |= near[:, None] == near[None, :] + 1  # the anchor itself as a candidate
-    np.fill_diagonal(excluded, False)
-    return {"rows": np.concatenate([near, near + 1]), "anchor": order,
-            "positive": order + len(near), "excluded": excluded}
-
-
-def chunk_batch(rng, starts, data, cfg: EncoderConfig) -> dict:
-    """Chunks of consecutive rows; negatives are the other rows of the anchor's own chunk."""
-    num_chunks = max(1, cfg.batch_size // cfg.chunk)
-    first = rng.choice(data.chunk_starts(cfg.chunk), num_chunks)
-    rows = (first[:, None] + np.arange(cfg.chunk)).ravel()
-    inside = np.arange(num_chunks * cfg.chunk).reshape(num_chunks, cfg.chunk)
-    anchor, positive = inside[:, :-1].ravel(), inside[:, 1:].ravel()
-    chunk = anchor // cfg.chunk
-    excluded = (chunk[:, None] != chunk[None, :]) | (anchor[:, None] == positive[None, :])
-    return {"rows": rows, "anchor": anchor, "positive": positive, "excluded": excluded}
-
-
-BATCHES = {"single": single_batch, "in_batch": in_batch, "chunk": chunk_batch}
-
-
 # ---- the stage
 
 def chance_loss(run: Run) -> float:
-    """Nats that an encoder which knows nothing scores: the log of the number of choices."""
-    data, cfg = replay.open_run(run), run.at("encoder").cfg
+    """What an encoder that knows nothing scores: in nats, the log of the number of choices.
+
+    Under the "supervised" objective 1: the squared deviations of the coordinates from their mean.
+    """
+    cfg = run.at("encoder").cfg
+    if cfg.objective == "supervised":
+        return 1.0
+    data = replay.open_run(run)
     starts = np.flatnonzero(data.is_train & data.has_next)
     batch = BATCHES[cfg.negatives](runs.rng_for(run.seed, "encoder", 0), starts, data, cfg)
     if "negatives" in batch:
@@ -170,21 +147,26 @@ def chance_loss(run: Run) -> float:
     return float(np.log((~batch["excluded"]).sum(1)).mean())
 
 
-def ball_column(data, rows) -> np.ndarray:
-    """(n,) float: RAM's ball_x at stored rows; NaN without a ball in play."""
-    columns = np.full(len(rows), np.nan)
-    for index, game in enumerate(data.games):
-        here = np.flatnonzero(data.game_idx[rows] == index)
-        ram = data.ram[rows[here]]
-        if "ball_x" in atari.GAMES[game].labels:
-            column = atari.labels(game, ram)["ball_x"]
-            columns[here] = np.where(atari.ball_in_play(game, ram), column, np.nan)
-    return columns
-
-
 def train(run: Run) -> tuple[AtariEncoder, dict]:
     """Train on the training episodes of all games; returns the encoder and the record."""
     data = replay.open_run(run)
+    batches = _frames_to_read(run, data) if run.cfg.objective == "supervised" else \
+        _frames_to_compare(run, data)
+    watched = {game: _stretches(data, game, WATCHED_ROWS) for game in data.games}
+    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
+    model = _network(run)
+    record = training.train(model, batches, run, evaluate=lambda m: _geometry(m, data, watched))
+    return model, record
+
+
+def _network(run: Run) -> AtariEncoder:
+    """The network of a run's config and games, with new weights."""
+    is_supervised = run.cfg.objective == "supervised"
+    return AtariEncoder(run.cfg, num_coordinates=(
+        game_state.num_coordinates(run.games) if is_supervised else 0))
+
+
+def _frames_to_compare(run: Run, data) -> Callable[[int], dict]:
     starts = np.flatnonzero(data.is_train & data.has_next)
     make = BATCHES[run.cfg.negatives]
 
@@ -194,11 +176,21 @@ def train(run: Run) -> tuple[AtariEncoder, dict]:
         return {"frames": torch.from_numpy(frames),
                 **{key: torch.from_numpy(value) for key, value in batch.items()}}
 
-    watched = {game: _stretches(data, game, WATCHED_ROWS) for game in data.games}
-    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
-    model = AtariEncoder(run.cfg)
-    record = training.train(model, batches, run, evaluate=lambda m: _geometry(m, data, watched))
-    return model, record
+    return batches
+
+
+def _frames_to_read(run: Run, data) -> Callable[[int], dict]:
+    """Random training rows and the standardised coordinates to read from each."""
+    targets = game_state.standardised(game_state.coordinates(data, np.arange(len(data))),
+                                      data.is_train)
+    training_rows = np.flatnonzero(data.is_train)
+
+    def batches(i: int):
+        rows = runs.rng_for(run.seed, "encoder", i).choice(training_rows, run.cfg.batch_size)
+        return {"frames": torch.from_numpy(data.stack(rows)),
+                "targets": torch.from_numpy(targets[rows])}
+
+    return batches
 
 
 def _geometry(model, data, watched: dict) -> dict:
@@ -215,7 +207,7 @@ def _geometry(model, data, watched: dict) -> dict:
 def load(run: Run) -> AtariEncoder:
     """The trained encoder; raises InputError when it is missing or damaged."""
     run = run.at("encoder")
-    return runs.load_model(run, AtariEncoder(run.cfg))
+    return runs.load_model(run, _network(run))
 
 
 @torch.no_grad()
@@ -245,7 +237,7 @@ def embeddings(run: Run) -> np.ndarray:
 def untrained(run: Run) -> AtariEncoder:
     """The baseline: the same network before training."""
     torch.manual_seed(run.seed)
-    return AtariEncoder(run.at("encoder").cfg).to(runs.device()).eval()
+    return _network(run.at("encoder")).to(runs.device()).eval()
 
 
 def measure(run: Run) -> list[dict]:
@@ -278,46 +270,7 @@ def probe(run: Run) -> list[dict]:
     learned, fresh = embeddings(run), untrained(run)
     fit = runs.rng_for(run.seed, "pca").choice(np.flatnonzero(data.is_train), PCA_ROWS)
     pca = probes.pixel_pca(data.stack(np.sort(fit)), PCA_COMPONENTS)
-    return probe_rows(run, {
+    return game_state.probe_rows(run, {
         "trained": lambda picks: learned[picks],
         "untrained": lambda picks: embed(fresh, data, picks),
         "pixel_pca": lambda picks: pca(data.stack(picks))}, baseline="untrained")
-
-
-def probe_rows(run: Run, representations: dict, *, baseline: str) -> list[dict]:
-    """What representations (name -> function from stored rows (N,) to features (N, D)) know.
-
-    The first one's scores are the rows' values, those of `baseline` stand beside them; every
-    other one has rows of its own, named metric[representation].
-    """
-    data, cfg, rows = replay.open_run(run), run.profile.probes, []
-    main = next(iter(representations))
-    for game in run.games:
-        scores = {}
-        picks = np.flatnonzero(data.in_game(game))
-        picks = picks[::-(-len(picks) // cfg.max_rows)]
-        labels = atari.labels(game, data.ram[picks])
-        in_play = atari.ball_in_play(game, data.ram[picks])
-        split = probes.Split(data.is_train[picks], ~data.is_train[picks],
-                             data.episode_ids[picks], probes.frame_keys(data.stack(picks)))
-        varying = probes.varying_labels(labels, split)
-        for name, represent in representations.items():
-            features = represent(picks)
-            f1 = probes.f1_scores(features, varying, split, cfg=cfg, seed=run.seed)
-            scores[name] = {f"f1_{key}": value
-                            for key, value in probes.category_means(game, f1).items()}
-            places = {key: labels[key] for key in COORDINATES[game]}
-            read = probes.coordinate_scores(features, places, split, rows=in_play, cfg=cfg,
-                                            seed=run.seed)
-            scores[name] |= {f"r2_{key}": score.r2 for key, score in read.items()}
-            scores[name] |= {f"error_{key}": score.median_error for key, score in read.items()}
-            scores[name]["state_correlation"] = probes.state_correlation(
-                features, places, in_play & split.test)
-        majority = probes.category_means(game, probes.majority_f1(varying, split))
-        scores["majority"] = {f"f1_{key}": value for key, value in majority.items()}
-        for name, metrics in scores.items():
-            suffix = "" if name == main else f"[{name}]"
-            rows += [row(key + suffix, value, game=game,
-                         baseline=scores[baseline].get(key) if name == main else None)
-                     for key, value in metrics.items()]
-    return rows

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from hd import atari, decoder, encoder, probes, replay, runs, tokenizer, world_model
+from hd import atari, decoder, encoder, game_state, probes, replay, runs, tokenizer, world_model
 from hd.atari import GAMES
 from hd.config import InputError
 from hd.imagination import imagine, replayed
@@ -145,7 +145,7 @@ def _coordinate_rows(run: Run, game: str, dreamed, stored) -> list[dict]:
             continue
         read = {suffix: probe.predict(tokenizer.quantized(model, codes[scored, step]))
                 for suffix, codes in (("", dreamed.numpy()), ("[re-encoded]", truth))}
-        for name in encoder.COORDINATES[game]:
+        for name in game_state.COORDINATES[game]:
             last, true = (labels[name][scored, k].astype(np.float64) for k in (0, step))
             rows += [row(f"dream_error_{name}{suffix}", np.median(np.abs(values[name] - true)),
                          game=game, step=step,
@@ -163,7 +163,7 @@ def _coordinate_probe(run: Run, game: str, data, model) -> probes.Probe:
     split = probes.Split(data.is_train[picks], ~data.is_train[picks], data.episode_ids[picks])
     return probes.fit_coordinate_probe(
         tokenizer.quantized(model, tokenizer.tokens(run)[picks]),
-        {name: labels[name] for name in encoder.COORDINATES[game]}, split,
+        {name: labels[name] for name in game_state.COORDINATES[game]}, split,
         rows=atari.ball_in_play(game, data.ram[picks]), cfg=cfg, seed=run.seed)
 
 

@@ -45,6 +45,14 @@ f1_{category} | RAM state by linear probes, weighted F1 | F1 | higher | {probed}
 r2_{coordinate} | R2 of a coordinate read by an MLP, ball in play | R2 | higher | {probed}
 error_{coordinate} | median absolute error of that | RAM units | lower | {probed}
 state_correlation | best |r| over dimensions, mean of coordinates | |r| | higher | {probed}
+seed_temporal_consistency | every 100th pair, any episode | ratio | lower | untrained encoder
+seed_temporal_consistency_mean | mean of that over games | ratio | lower | untrained encoder
+seed_diversity | diversity over all steps, no split | distance | - | untrained encoder
+embedding_norm_deviation | largest |norm - 1| | distance | lower | untrained encoder
+seed_state_correlation | best |r| with the seed's pixel boxes | |r| | higher | untrained encoder
+seed_pair_correlation | Spearman of distances of pairs | rho | higher | untrained encoder
+box_agreement_{coordinate} | |r| of a pixel box and RAM | |r| | higher | -
+box_found_{coordinate} | frames in which a pixel box finds something | share | - | -
 l{level}_usage | codes that occur | share | higher | random codes
 l{level}_perplexity | exp of the codes' entropy | codes | higher | random codes
 l{level}_repeat_rate | steps whose code equals the last | share | - | random codes
@@ -89,7 +97,7 @@ twin_share | steps whose last k steps another episode had too | share | - | -
 l{level}_twin_disagreement | such steps that differ in the next code | share | - | any two steps
 real_return | mean unclipped score of real episodes | points | higher | random play
 real_length | mean length of real episodes | steps | - | -
-loss | what the stage minimises | nats | lower | -
+loss | what the stage minimises (supervised: squared deviations) | nats | lower | -
 positive_similarity | cosine of a frame's embedding and the next's | cosine | - | -
 squared_error | reconstruction error | squared | lower | -
 codes | next-code loss, levels weighted | nats | lower | -

@@ -61,6 +61,17 @@ def state_correlation(t: Tables) -> Iterator[dict | None]:
                     "seed: pixel boxes, all frames; honest: RAM, held out, ball in play; baseline: "
                     "untrained encoder", honest, seed=seed, protocol=protocol,
                     verdict=judge(seed, protocol=protocol, honest=honest, better="higher"))
+    pairs = t.find("encoder", "seed_pair_correlation", game="pong")
+    if pairs:
+        yield entry("pair_correlation", "rank correlation of embedding and label distances over "
+                    "pairs of frames: the measure by which the seed judged DINOv2, not its own "
+                    "encoder; the two are not comparable; baseline: untrained encoder", pairs,
+                    seed=reference.seed_value("C04", "game_state_correlation_dinov2"),
+                    protocol=pairs, verdict=FIRST)
+    boxes = t.find("encoder", "seed_state_correlation[columns]", game="pong")
+    yield entry("state_correlation, boxes on the paddles", "as the first row, with the pixel boxes "
+                "where the paddles are: the seed's hold a wall in every frame; baseline: untrained "
+                "encoder", boxes, verdict=FIRST)
     found = t.find("encoder", "r2_ball_x", game="pong")
     words = "R2 of ball_x by a small MLP, held out, Pong, ball in play; baseline: untrained encoder"
     yield entry("r2_ball_x", words, found, verdict=FIRST)
@@ -86,7 +97,7 @@ def dinov2(t: Tables) -> Iterator[dict | None]:
 def one_encoder(t: Tables) -> Iterator[dict | None]:
     seed = reference.seed_value("C06", "temporal_consistency_mean_over_games")
     honest = t.mean_over_games("encoder", "temporal_consistency")
-    protocol = t.mean_over_games("encoder", "seed_temporal_consistency")
+    protocol = t.find("encoder", "seed_temporal_consistency_mean", split="seed")
     if honest and protocol:
         yield entry("temporal_consistency, mean over games", "as C02, one encoder for three games; "
                     "the norm of 1.0 holds by construction", honest, seed=seed, protocol=protocol,

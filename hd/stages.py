@@ -22,6 +22,7 @@ from hd import (
     policy,
     replay,
     runs,
+    seed_protocol,
     tokenizer,
     transfer,
     world_model,
@@ -76,7 +77,8 @@ def _policy_rows(run: Run) -> list[dict]:
 
 ROWS = {
     "frames": replay.measure,
-    "encoder": lambda run: encoder.measure(run) + encoder.probe(run),
+    "encoder": lambda run: (encoder.measure(run) + encoder.probe(run)
+                            + seed_protocol.rows(run)),
     "tokenizer": lambda run: (tokenizer.measure(run, tokenizer.load(run))
                               + tokenizer.probe(run, tokenizer.load(run))),
     "decoder": lambda run: decoder.measure(run, decoder.load(run)),

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from hd import atari, config, encoder, replay, runs, training
+from hd import atari, config, encoder, game_state, replay, runs, training
 from hd.config import InputError
 from hd.quantization import LibraryVQ, ResidualVQ
 from hd.runs import Run, row
@@ -117,9 +117,9 @@ def measure(run: Run, model: ResidualVQ) -> list[dict]:
 def probe(run: Run, model: ResidualVQ) -> list[dict]:
     """Probes of the true state on quantized vectors, beside the continuous embeddings."""
     source, codes = encoder.embeddings(run.at("encoder")), tokens(run)
-    return encoder.probe_rows(run, {"quantized": lambda picks: quantized(model, codes[picks]),
-                                    "continuous": lambda picks: source[picks]},
-                              baseline="continuous")
+    return game_state.probe_rows(run, {"quantized": lambda picks: quantized(model, codes[picks]),
+                                       "continuous": lambda picks: source[picks]},
+                                 baseline="continuous")
 
 
 def _sharing_rows(codes, game_idx, run: Run) -> list[dict]:
@@ -155,7 +155,7 @@ def _state_rows(codes, data, game: str, seed: int) -> list[dict]:
     picks = picks[atari.ball_in_play(game, data.ram[picks])]
     places = atari.labels(game, data.ram[picks])
     found = np.zeros((2, codes.shape[1]))
-    for name in encoder.COORDINATES[game]:
+    for name in game_state.COORDINATES[game]:
         column = places[name].astype(float)
         edges = np.unique(np.quantile(column, np.linspace(0, 1, STATE_BINS + 1)[1:-1]))
         bins = np.searchsorted(edges, column, side="right")
@@ -163,7 +163,7 @@ def _state_rows(codes, data, game: str, seed: int) -> list[dict]:
         for level in range(codes.shape[1]):
             found[:, level] += [mutual_information(codes[picks, level], x)
                                 for x in (bins, shuffled)]
-    found /= len(encoder.COORDINATES[game])
+    found /= len(game_state.COORDINATES[game])
     return [row(f"l{level}_state_information", value, game=game, baseline=base)
             for level, (value, base) in enumerate(found.T)]
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hd import encoder, runs, training
+from hd import encoder, game_state, runs, training
 from hd.config import EncoderConfig, InputError
-from hd.encoder import BATCHES, AtariEncoder, temporal_infonce
+from hd.encoder import AtariEncoder, temporal_infonce
+from hd.negatives import BATCHES
 from hd.replay import Replay
 
 N, D = 6, 5
@@ -376,6 +377,92 @@ def test_embedding_in_pieces_is_embedding_at_once(data, network, monkeypatch):
     assert found.dtype == np.float32 and found.shape == (30, 384)
     # bfloat16 where the processor is fast at it: about three digits.
     np.testing.assert_allclose(found, expected, atol=2e-2)
+
+
+# ---- what the same network could know
+
+
+def supervised(data, monkeypatch, tmp_path, **settings):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(encoder.replay, "open_run", lambda run: data)
+    return runs.start("encoder", profile="smoke", variant="objective.supervised",
+                      games=data.games, seed=3, overrides={
+        "encoder.batch_size": 16, **settings})  # fmt: skip
+
+
+def square_and_its_place(i, batch_size=16):
+    """Stacks of a square anywhere on the screen, and its column and row in deviations."""
+    places = np.random.default_rng(i).integers(0, 75, (batch_size, 2))
+    frames = np.zeros((batch_size, 4, 84, 84), np.uint8)
+    for frame, (x, y) in zip(frames, places):
+        frame[:, y : y + 9, x : x + 9] = 255
+    targets = np.column_stack([(places - 37) / 21.6, np.full(batch_size, np.nan)])
+    return {"frames": torch.from_numpy(frames), "targets": torch.from_numpy(targets).float()}
+
+
+@pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.0, 0.7), (0.0, 0.9, 9.0)])
+def test_the_supervised_objective_learns_where_a_square_is_and_not_at_learning_rate_zero(
+    lr, least, most, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run = runs.start("encoder", profile="smoke", variant="objective.supervised", overrides={
+        "encoder.lr": lr, "encoder.num_steps": 16 if lr else 4})  # fmt: skip
+    assert encoder.chance_loss(run) == 1.0
+    model = AtariEncoder(run.cfg, num_coordinates=3)
+    history = training.train(model, square_and_its_place, run)["history"]
+    assert least < np.mean([entry["loss"] for entry in history[-4:]]) < most
+
+
+def test_it_reads_training_rows_beside_their_own_coordinates(data, monkeypatch, tmp_path):
+    run = supervised(data, monkeypatch, tmp_path)
+    monkeypatch.setitem(data.__dict__, "ram", np.random.default_rng(0).integers(
+        1, 180, (len(data), 128)).astype(np.uint8))  # fmt: skip
+    table = game_state.standardised(
+        game_state.coordinates(data, np.arange(len(data))), data.is_train)
+    make, seen = encoder._frames_to_read(run, data), set()
+    for i in range(10):
+        batch = make(i)
+        assert batch["frames"].shape == (16, 4, 84, 84) and batch["targets"].shape == (16, 7)
+        # A frame's first pixel is its row's number, modulo 256.
+        number = batch["frames"][:, -1, 0, 0].numpy()
+        for targets, first in zip(batch["targets"].numpy(), number):
+            rows = [r for r in range(first, len(data), 256)
+                    if np.array_equal(table[r], targets, equal_nan=True)]  # fmt: skip
+            assert len(rows) == 1 and data.is_train[rows[0]]
+            seen.update(rows)
+    assert len(seen) > 100
+
+
+def test_the_supervised_network_starts_from_base_and_comes_back_as_it_was(
+    data, monkeypatch, tmp_path
+):
+    run = supervised(data, monkeypatch, tmp_path, **{"encoder.num_steps": 1})
+    fresh = encoder.untrained(run).state_dict()
+    torch.manual_seed(run.seed)
+    base = AtariEncoder().state_dict()
+    assert fresh.keys() - base.keys() == {"readout.weight", "readout.bias"}
+    assert len(fresh["readout.bias"]) == 4 + 3
+    assert all(torch.equal(fresh[name], value) for name, value in base.items())
+    model, _ = encoder.train(run)
+    again = encoder.load(run).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+
+
+def test_unknown_coordinates_count_for_nothing_and_the_rest_by_hand():
+    torch.manual_seed(0)
+    model = AtariEncoder(num_coordinates=3)
+    frames = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    targets = torch.tensor([[1.0, math.nan, 2.0], [math.nan, math.nan, -1.0]])
+    loss = model.loss({"frames": frames, "targets": targets}).total
+    with torch.no_grad():
+        read = model.readout(model(frames) * math.sqrt(384))
+    expected = ((read[0, 0] - 1) ** 2 + (read[0, 2] - 2) ** 2 + (read[1, 2] + 1) ** 2) / 3
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model.readout.weight.grad[1].abs().max() == 0
 
 
 @pytest.mark.parametrize("most", [64, 100, 10_000])

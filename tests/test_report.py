@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from hd import (
-    encoder,
     evaluation,
     figures,
+    game_state,
     probes,
     publishing,
     replay,
@@ -40,10 +40,13 @@ COMPOSED = {
     "key + suffix": ["state_correlation", "f1_overall",
                      *(f"f1_{name}" for name in probes.CATEGORIES),
                      *(f"{kind}_{name}[untrained]" for kind in ("r2", "error")
-                       for names in encoder.COORDINATES.values() for name in names)],
+                       for names in game_state.COORDINATES.values() for name in names)],
     "prefix + metric + suffix": ["transfer_l2_accuracy", "transfer_l0_changed_accuracy[one_level]",
                                  "transfer_l1_cross_entropy", "transfer_l1_changed_cross_entropy"],
     "f'{prefix}{metric}[ngram]'": ["transfer_l0_cross_entropy[ngram]"],
+    "metric": ["seed_temporal_consistency", "seed_temporal_consistency_mean", "seed_diversity",
+               "embedding_norm_deviation", "seed_state_correlation[columns]",
+               "seed_pair_correlation", "box_agreement_ball_x[columns]", "box_found_player_y"],
     "prefix + metric": ["l0_accuracy", "l2_changed_accuracy", "l1_cross_entropy",
                         "l0_changed_cross_entropy"],
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],
