@@ -83,6 +83,10 @@ def make_parser() -> Parser:
     publish.add_argument("--profile", required=True, help=_one_of(config.PROFILES))
     publish.add_argument("--variant", default="base", help="one, or all")
     publish.add_argument("--seed", type=_number, help="all seeds unless one is given")
+    publish.add_argument("--weights", action="store_true",
+                         help="the weights of one seed (default 0), not tables and figures")
+    restore = _add(commands, "restore", restore_weights, "published weights into the runs' folders")
+    _add_choices(restore)
     _add(commands, "profiles", show_profiles, "what the profiles and variants are")
     return parser
 
@@ -190,9 +194,23 @@ def publish_profile(args) -> None:
     config.resolve(args.profile, "base" if args.variant == "all" else args.variant)
     if args.seed is not None:
         config.check_seed(args.seed)
-    from hd.publishing import publish
-    copied = publish(args.profile, args.variant, args.seed)
+    if args.weights:
+        from hd import runs, weights
+        copied = weights.publish(runs.start("encoder", profile=args.profile, variant=args.variant,
+                                            seed=args.seed or 0))
+    else:
+        from hd.publishing import publish
+        copied = publish(args.profile, args.variant, args.seed)
     print(f"{len(copied)} files published; look at them with git diff, then commit them")
+
+
+def restore_weights(args) -> None:
+    """Restore published weights, so that stages need not be trained to be looked at."""
+    chosen = _choices(args)
+    config.resolve(chosen["profile"], chosen["variant"], games=chosen["games"])
+    from hd import runs, weights
+    restored = weights.restore(runs.start("encoder", **chosen))
+    print(f"restored: {', '.join(restored) or 'nothing, all stages are there'}")
 
 
 def show_profiles(args) -> None:

@@ -59,6 +59,7 @@ MODULES = (
     "dynamics_claims",
     "claims",
     "ablation_tables",
+    "weights",
     "publishing",
     "figures",
     "figures_audit",

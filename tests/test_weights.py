@@ -1,0 +1,110 @@
+"""Published weights: half precision, whole, of the right configuration, never from a dirty tree."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from hd import runs, weights
+from hd.config import InputError
+from hd.encoder import AtariEncoder
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A finished smoke encoder from a clean tree, and a repository's root to publish in."""
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
+    run = runs.start("encoder", profile="smoke")
+    model = AtariEncoder(run.cfg)
+    runs.save_model(run, model, wall_seconds=3.0)
+    return run, model, tmp_path / "repository"
+
+
+def test_restored_weights_are_the_published_ones_in_half_precision(made):
+    run, model, root = made
+    weights.publish(run, root=root)
+    shutil.rmtree(run.folder)
+    assert weights.restore(run, root=root) == ["encoder"]
+    restored = runs.load_model(run, AtariEncoder(run.cfg))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(restored.state_dict()[name], tensor.half().float()), name
+    record = runs.finished(run)
+    assert record["precision"] == "float16" and record["made_by"]["commit"] == "a" * 40
+
+
+def test_a_finished_stage_is_left_alone(made):
+    run, _, root = made
+    weights.publish(run, root=root)
+    before = (run.folder / "model.safetensors").read_bytes()
+    assert weights.restore(run, root=root) == []
+    assert (run.folder / "model.safetensors").read_bytes() == before
+
+
+def test_shards_are_small_and_together_everything(made, monkeypatch):
+    run, model, root = made
+    monkeypatch.setattr(weights, "SHARD_BYTES", 2_000_000)
+    files = [path for path in weights.publish(run, root=root) if path.suffix == ".safetensors"]
+    largest = max(tensor.numel() * 2 for tensor in model.state_dict().values())
+    assert len(files) > 1
+    assert all(path.stat().st_size < max(2_000_000, largest) + 4096 for path in files)
+    shutil.rmtree(run.folder)
+    weights.restore(run, root=root)
+    runs.load_model(run, AtariEncoder(run.cfg))
+
+
+def test_weights_of_another_configuration_are_refused_by_name_and_hash(made):
+    run, _, root = made
+    weights.publish(run, root=root)
+    other = runs.start("encoder", profile="smoke", seed=1)
+    with pytest.raises(InputError, match="encoder are of another configuration") as caught:
+        weights.restore(other, root=root)
+    assert run.identity[:10] in str(caught.value) and other.identity[:10] in str(caught.value)
+    assert not (other.folder / "finished.json").exists()
+
+
+def test_a_damaged_shard_is_named_and_nothing_is_restored(made):
+    run, _, root = made
+    shard = next(path for path in weights.publish(run, root=root)
+                 if path.suffix == ".safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    shutil.rmtree(run.folder)
+    with pytest.raises(InputError, match=r"encoder-0\.safetensors is damaged"):
+        weights.restore(run, root=root)
+    assert not (run.folder / "finished.json").exists()
+
+
+def test_weights_from_a_dirty_tree_are_never_published(made, monkeypatch):
+    run, model, root = made
+    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "a" * 40, "dirty": True})
+    runs.save_model(run, model, wall_seconds=3.0)
+    with pytest.raises(InputError, match="clean commit"):
+        weights.publish(run, root=root)
+    assert not root.exists()
+
+
+def test_the_whole_tree_has_a_limit(made, monkeypatch):
+    run, _, root = made
+    monkeypatch.setattr(weights, "TREE_BYTES", 1000)
+    with pytest.raises(InputError, match="1,000 bytes in all"):
+        weights.publish(run, root=root)
+
+
+def test_publishing_again_replaces_the_older_set(made):
+    run, _, root = made
+    weights.publish(run, root=root)
+    stray = weights.folder_of(run, root) / "policy-0.safetensors"
+    stray.write_bytes(b"older")
+    weights.publish(run, root=root)
+    assert not stray.exists()
+    assert json.loads((weights.folder_of(run, root) / "encoder.json").read_text())["seed"] == 0
+
+
+def test_what_is_not_published_is_said_in_one_line(made):
+    run, _, root = made
+    with pytest.raises(InputError, match="no weights are published for profile smoke") as caught:
+        weights.restore(run, root=root)
+    assert len(str(caught.value).splitlines()) == 1
