@@ -19,7 +19,7 @@ class Ablation:
 
 _NEXT_CODE = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
 _CODES = ("l0_usage", "l2_variance_explained", "r2_ball_x")
-_OFTEN = 720  # steps: on one game of `audit`, over 200 exposures of each training step
+_OFTEN = 720  # steps: on one game of `audit`, up to 200 exposures of each training step
 _SEED_COSTS, _FLAT, _ZERO = (0.05, 0.25, 0.60), (0.25, 0.25, 0.25), (0.0, 0.0, 0.0)
 
 
@@ -109,10 +109,11 @@ ABLATIONS = {
          "projected_plain": {"tokenizer.project_dim": 128, "tokenizer.kmeans_iterations": 0,
                              "tokenizer.refill_below": 0.0}}),
     "policy": Ablation(
-        "Does the policy loss or the critic's form matter?",
-        "policy", ("real_return",),
-        {"ppo": {"policy.loss": "ppo"},
-         "scalar_critic": {"policy.critic": "scalar"}}),
+        "Does the policy's loss matter: REINFORCE or PPO?",
+        "policy", ("real_return",), {"ppo": {"policy.loss": "ppo"}}),
+    "critic": Ablation(
+        "Does the critic's form matter: two-hot bins or one number, as the seed's?",
+        "policy", ("real_return",), {"scalar": {"policy.critic": "scalar"}}),
     "policy_horizon": Ablation(
         "How far should the dreams go that a policy learns from?",
         "policy", ("real_return",),

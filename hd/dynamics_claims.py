@@ -60,9 +60,9 @@ def overlap(t: Tables) -> Iterator[dict | None]:
                     parted = gap.mean < 0 if metric == "cross_entropy" else gap.mean > 0
                 seed = reference.seed_value("C16", f"accuracy_l{level}") \
                     if metric == "accuracy" else math.nan
-                yield entry(f"{name}, {size}", "Pong, every training step seen over 200 times; "
-                            "seed's column: a random 5% of windows held out; honest: whole "
-                            "episodes; artefact if the first is clearly better; baseline: "
+                yield entry(f"{name}, {size}", "Pong, few episodes seen often (exposures are in "
+                            "the tables); seed's column: a random 5% of windows held out; honest: "
+                            "whole episodes; artefact if the first is clearly better; baseline: "
                             "repeat-last", honest.against(copied), seed=seed,
                             protocol=overlapping, verdict=ARTEFACT if parted else NOT_REPRODUCED)
 
@@ -96,8 +96,8 @@ def inversion(t: Tables) -> Iterator[dict | None]:
                for level in (1, 2)]
     if all(windows):
         gap = windows[1] - windows[0]
-        yield entry("accuracy of level 2 minus level 1, overlapping windows", "Pong, over 200 "
-                    "exposures, the seed's split", gap, seed=seed,
+        yield entry("accuracy of level 2 minus level 1, overlapping windows", "Pong, few "
+                    "episodes seen often, the seed's split", gap, seed=seed,
                     verdict=REPRODUCED if gap.is_above() else NOT_REPRODUCED)
 
 
