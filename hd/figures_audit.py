@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hd.config import GAMES, InputError
-from hd.figures import BELOW, COLOURS, GREY, LEVELS, axis_label, bars, panels, show, styled
+from hd.figures import COLOURS, GREY, LEVELS, axis_label, bars, panels, show, styled
 from hd.report import TITLES, load_with_record, number, summarise, tables_of
 from hd.storage import ROOT
 
@@ -57,7 +57,7 @@ def twin_curves(table: pd.DataFrame) -> Figure:
     """A panel per game: disagreement of steps that look alike, by how many steps look alike.
 
     The best guess from as many steps is wrong at least half of that and at most all of it: the
-    shaded bands. Dashed: the share of steps that have a twin at all, without which nothing is
+    thick lines. Dashed: the share of steps that have a twin at all, without which nothing is
     known. table: of entropy_floor.
     """
     shares = summarise(table, ["twin_share"])
@@ -69,16 +69,18 @@ def twin_curves(table: pd.DataFrame) -> Figure:
             if f"l{level}_twin_disagreement" not in set(here["metric"]):
                 continue
             found = summarise(here, [f"l{level}_twin_disagreement"])
-            ax.plot(found["step"], found["mean"], ".-", color=COLOURS[level], label=name)
-            ax.fill_between(found["step"], found["mean"] / 2, found["mean"], alpha=0.15,
-                            color=COLOURS[level], lw=0)
+            place = found["step"] * 1.06 ** (level - 1)  # side by side, on the logarithmic axis
+            ax.plot(place, found["mean"], ".-", color=COLOURS[level], label=name)
+            ax.vlines(place, found["mean"] / 2, found["mean"], color=COLOURS[level], lw=3,
+                      alpha=0.4)
         own = shares[shares["game"] == game]
         ax.plot(own["step"], own["mean"], "--", color=GREY, label="steps with a twin")
         ax.set_xscale("log", base=2)
         ax.set_xticks(own["step"], [f"{step:g}" for step in own["step"]])
         ax.set(title=f"{TITLES[game]}, n={own['n'].min()}", xlabel="last steps that are equal",
                ylabel="share of steps", ylim=(-0.03, 1.03))
-        ax.legend(**BELOW)
+    handles = {line.get_label(): line for ax in axes for line in ax.lines}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=4)
     return fig
 
 

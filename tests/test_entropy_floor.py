@@ -344,6 +344,8 @@ def test_the_ladder_stands_from_the_ngram_down_to_the_floors():
 def test_twin_curves_show_disagreement_while_there_are_twins():
     fig = figures_audit.twin_curves(floor_tables()[0])
     disagreeing, shares = fig.axes[0].lines
+    bands = fig.axes[0].collections[0].get_segments()
+    assert [band[:, 1].tolist() for band in bands] == [[0.2, 0.4], [0.1, 0.2]]
     assert disagreeing.get_ydata().tolist() == [0.4, 0.2]
     assert shares.get_xdata().tolist() == [1, 2, 4]
     plt.close(fig)
