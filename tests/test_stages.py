@@ -4,8 +4,19 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
-from hd import config, runs, stages, windows
+from hd import (
+    config,
+    decoder,
+    encoder,
+    evaluation,
+    figures_audit,
+    runs,
+    stages,
+    tokenizer,
+    windows,
+)
 from hd.config import InputError
 from hd.runs import COLUMNS
 
@@ -65,7 +76,7 @@ def test_making_a_finished_stage_again_trains_nothing(chain):
 
 
 def test_unknown_ablations_and_no_seeds_are_refused_before_any_work():
-    with pytest.raises(InputError, match="unknown ablation 'masks'; allowed: split, mask, "):
+    with pytest.raises(InputError, match="unknown ablation 'masks'; allowed: split, exposures, "):
         stages.compare("masks", profile="smoke", seeds=[0])
     with pytest.raises(InputError, match="seeds must hold at least one"):
         stages.compare("mask", profile="smoke", seeds=[])
@@ -104,3 +115,81 @@ def test_the_arms_of_an_ablation_are_compared_with_base_and_their_curves_kept(ch
     curves = stages.histories("loss_weights", profile="smoke", seed=0, games=["breakout"])
     assert list(curves) == ["base", "loss_weights.equal"]
     assert all(entry["exposures"] > 0 for curve in curves.values() for entry in curve)
+
+
+def started(stage, **chosen):
+    return runs.start(stage, profile="smoke", games=["breakout"],
+                      **{**chosen, "overrides": TINY | chosen.get("overrides", {})})
+
+
+def test_equal_tokens_of_an_arm_are_counted_against_base(chain, monkeypatch):
+    monkeypatch.setattr(config, "resolve", with_tiny(config.resolve))
+    run = runs.start("tokenizer", profile="smoke", games=["breakout"], variant="commitment.zero")
+    stages.make(run)
+    found = stages.measure(run).set_index("metric")["value"]
+    assert [found[f"l{level}_same_as_base"] for level in range(3)] == [1.0, 1.0, 1.0]
+
+
+def with_tiny(resolve):
+    """config.resolve with the tiny sizes of these tests."""
+    def resolved(profile, variant="base", overrides=None, games=config.GAMES):
+        return resolve(profile, variant, TINY | (overrides or {}), games)
+    return resolved
+
+
+def test_codebooks_that_train_with_the_encoder_are_the_tokenizers(chain):
+    joint = {"encoder.commitment_costs": (0.05, 0.25, 0.60), "encoder.batch_size": 100}
+    run = started("tokenizer", overrides=joint)
+    stages.make(run)
+    own = encoder.load(run).quantizer
+    assert own.is_initialised and torch.equal(tokenizer.load(run).codebooks, own.codebooks)
+    assert run.at("encoder").folder != chain["encoder"][0].folder
+
+
+def test_a_table_by_this_very_code_is_not_measured_again(chain, monkeypatch):
+    run, _ = chain["tokenizer"]
+    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
+    first = stages.measured(run)
+    monkeypatch.setattr(stages, "measure", lambda run: pytest.fail("measured again"))
+    assert stages.measured(run)["value"].tolist() == pytest.approx(first["value"].tolist())
+    monkeypatch.setattr(stages, "measure", lambda run: "again")
+    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "b" * 40, "dirty": False})
+    assert stages.measured(run) == "again"
+
+
+def test_the_further_stages_of_an_ablation_get_tables_too(chain, monkeypatch):
+    monkeypatch.setattr(config, "resolve", with_tiny(config.resolve))
+    table = stages.compare("negatives", profile="smoke", seeds=[0], games=["breakout"])
+    assert set(table["stage"]) == {"encoder"}
+    run = runs.start("tokenizer", profile="smoke", games=["breakout"],
+                     variant="negatives.in_batch")
+    assert (run.root / "results" / "tokenizer" / f"{run.name}.csv").exists()
+
+
+def test_dreams_are_shown_from_the_best_to_the_worst_by_rank(chain):
+    share, frames = evaluation.ranked_dreams(chain["imagination"][0], "breakout", count=2)
+    assert len(share) == 2 and share[0] >= share[1]
+    assert set(frames) == {"real game", "its codes", "dream"}
+    assert len({film.shape for film in frames.values()}) == 1
+    drawn = figures_audit.ten_dreams(share, frames, steps=(1, 3))
+    assert len(drawn.axes) == 2 * 3 * 2
+
+
+def test_the_most_shared_codes_come_with_each_games_nearest_frame(chain):
+    run = chain["decoder"][0]
+    found = decoder.most_shared_codes(run, count=2)
+    assert [set(one["nearest"]) for one in found] == [{"breakout"}] * 2
+    assert found[0]["shares"].min() >= found[1]["shares"].min() > 0
+    assert len(figures_audit.shared_codes(found).axes) == 2 * 2
+
+
+def test_the_world_models_table_states_its_size_its_speed_and_that_codebooks_stand_still(chain):
+    found = chain["world_model"][1].set_index("metric")["value"]
+    assert found["codebook_change"] == 0.0
+    assert found["tokens_per_second"] > 0 and found["parameters"] > 10_000
+
+
+def test_no_window_crosses_an_end_though_many_cut_anywhere_would(chain):
+    table = chain["frames"][1]
+    row = table[table["metric"] == "boundary_violations"].iloc[0]
+    assert row["value"] == 0 and row["baseline"] > 0

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hd import tokenizer
+from hd import runs, tokenizer
 from hd.config import InputError
-from hd.quantization import kmeans, nearest
+from hd.quantization import LibraryVQ, kmeans, nearest
 from hd.tokenizer import ResidualVQ, entropy, mutual_information
 
 L, K, D = 3, 7, 5
@@ -390,7 +390,97 @@ def test_training_the_stage_is_the_same_for_the_same_random_state():
     assert is_same(trained(), trained())
 
 
+# ---- other ways to spend the same bits
+
+
+def test_product_codes_quantize_each_slice_by_itself():
+    rows = embeddings(300, 12)
+    model = vq(L, K, 12, kind="product", kmeans_iterations=0)
+    model(rows)
+    model.eval()
+    levels = model.decode(model.encode(rows), per_level=True)
+    for level in range(L):
+        outside = torch.ones(12, dtype=torch.bool)
+        outside[4 * level:4 * level + 4] = False
+        assert levels[:, level, outside].abs().max() == 0.0
+        assert levels[:, level, ~outside].abs().max() > 0.0
+    moved = rows.clone()
+    moved[:, :4] += 5.0
+    changed = model.encode(moved) != model.encode(rows)
+    assert changed[:, 0].any() and not changed[:, 1:].any()
+
+
+def test_a_number_of_levels_that_does_not_divide_the_width_is_refused():
+    with pytest.raises(InputError, match="divides"):
+        vq(L, K, 13, kind="product")
+
+
+def test_a_projection_keeps_what_its_directions_span_and_nothing_else():
+    generator = torch.Generator().manual_seed(1)
+    plane = torch.linalg.qr(torch.randn(6, 2, generator=generator))[0].T
+    rows = torch.randn(400, 2, generator=generator) @ plane + 3.0
+    model = vq(2, 16, 6, project_dim=2)
+    for _ in range(20):
+        model(rows)
+    model.eval()
+    assert model.codebooks.shape == (2, 16, 2)
+    decoded = model.decode(model.encode(rows))
+    assert (rows - decoded).pow(2).mean() < 0.2 * (rows - rows.mean(0)).pow(2).mean()
+    normal = torch.linalg.svd(plane).Vh[2:]
+    assert (normal @ (decoded - 3.0).T).abs().max() < 1e-4  # nothing leaves the plane
+    assert torch.allclose(model(rows).quantized, decoded, atol=1e-6)
+
+
+def test_projected_levels_add_up_to_the_quantized_vector():
+    rows = embeddings(300, 12)
+    model = vq(L, K, 12, project_dim=5)
+    model(rows)
+    codes = model.eval().encode(rows)
+    assert torch.allclose(model.decode(codes, per_level=True).sum(1), model.decode(codes),
+                          atol=1e-5)
+
+
+def test_a_projection_wider_than_the_vector_is_refused():
+    with pytest.raises(InputError, match="at most 12"):
+        vq(L, K, 12, project_dim=13)
+
+
+def test_the_library_answers_behind_the_same_interface():
+    pytest.importorskip("vector_quantize_pytorch")
+    rows = clustered(600)
+    model = LibraryVQ(L, 16, dim=12, decay=0.9)
+    for _ in range(10):
+        loss = model.loss({"embeddings": rows})
+    codes = model.eval().encode(rows)
+    assert model.codebooks.shape == (L, 16, 12)
+    assert codes.shape == (600, L) and codes.dtype == torch.int64
+    assert torch.allclose(model.decode(codes), model(rows).quantized, atol=1e-4)
+    assert torch.allclose(model.decode(codes, per_level=True).sum(-2), model.decode(codes),
+                          atol=1e-4)
+    assert loss.parts["squared_error"] < rows.pow(2).sum(1).mean()
+
+
 # ---- statistics
+
+
+def test_sharing_counts_frames_on_codes_that_every_game_uses_often_enough():
+    run = runs.start("tokenizer", profile="smoke", overrides={"tokenizer.num_codes": 8})
+    # Code 0 is both games'; code 1 is game 0's and once game 1's; 2 and 3 are one game's.
+    first, second = [0] * 4 + [1] * 5 + [2], [0] * 2 + [1] + [3] * 7
+    codes, games = np.array([first + second]).T, np.repeat([0, 1], 10)
+    rows = tokenizer._sharing_rows(codes, games, run)
+    by_hand = {"0": ((6 + 6) / 20, 2 / 8), "0.001": ((6 + 6) / 20, 2 / 8)}
+    for threshold, (frames, shared) in by_hand.items():
+        assert metric(rows, f"l0_shared_frames[from {threshold}]")[0] == pytest.approx(frames)
+        assert metric(rows, f"l0_shared_codes[from {threshold}]")[0] == pytest.approx(shared)
+
+
+def test_a_stray_use_makes_no_shared_code_above_the_threshold():
+    run = runs.start("tokenizer", profile="smoke", overrides={"tokenizer.num_codes": 8})
+    codes = np.array([[0] * 500 + [1] * 499 + [0]]).T
+    rows = tokenizer._sharing_rows(codes, np.repeat([0, 1], 500), run)
+    assert metric(rows, "l0_shared_frames[from 0]")[0] == pytest.approx(501 / 1000)
+    assert metric(rows, "l0_shared_frames[from 0.01]")[0] == 0.0
 
 
 def test_entropy_is_the_log_of_the_number_of_equally_frequent_codes():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hd.transformer import Block, KVCache, Transformer
+from hd.transformer import Block, KVCache, Transformer, dropout
 
 B, S, DIM, HEADS, LAYERS = 2, 11, 24, 3, 4
 # Double precision: sums in another order differ by about 1e-16 times a few hundred terms.
@@ -108,6 +108,28 @@ def test_dropout_acts_in_training_mode_only():
     assert torch.equal(model(x, mask), model(x, mask))
     model.train()
     assert not torch.allclose(model(x, mask), model(x, mask))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(share):
+    torch.manual_seed(0)
+    x = torch.ones(400, 500, requires_grad=True)
+    dropped = dropout(x, share)
+    is_zero = dropped == 0
+    # 200,000 draws: a deviation of 0.001; the share itself is a multiple of 1/256.
+    assert is_zero.float().mean().item() == pytest.approx(round(256 * share) / 256, abs=0.005)
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.01)
+    dropped.sum().backward()
+    assert torch.equal(x.grad == 0, is_zero)
+
+
+def test_dropout_depends_on_the_seed_alone():
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return dropout(torch.ones(7, 11), 0.3)
+
+    assert torch.equal(drawn(3), drawn(3)) and not torch.equal(drawn(3), drawn(4))
+    assert torch.equal(dropout(torch.ones(3), 0.0), torch.ones(3))
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():
