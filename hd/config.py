@@ -247,7 +247,7 @@ PROFILES = {
                             num_steps=320, batch_size=16, max_steps=64, eval_every=16),
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
-        transfer=TransferConfig(budgets=(1000, 3000)),
+        transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=40),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(

@@ -204,8 +204,11 @@ def _measure(rotation: Rotation, budget: int) -> list[dict]:
             rotation.model(levels, budget, start), windows, starts) for start in STARTS)
         for level in range(levels):
             last, following = world_model.pairs(windows, starts, level)
-            for prefix, subset in ((f"transfer_l{level}_", slice(None)),
-                                   (f"transfer_l{level}_changed_", last != following)):
+            everywhere, changed = np.ones(len(last), bool), last != following
+            for infix, subset in (("", everywhere), ("changed_", changed)):
+                if not subset.any():  # a code that never changes
+                    continue
+                prefix = f"transfer_l{level}_{infix}"
                 rows += [row(prefix + metric + suffix, value, baseline=base, **where)
                          for metric, value, base in _means(pretrained[level], scratch[level],
                                                            subset)]
