@@ -27,6 +27,7 @@ UPSTREAM = {
     "entropy_floor": ("world_model",),
     "transfer": ("frames",),
 }
+BESIDE_CHAIN = ("entropy_floor", "transfer")  # stages that are made only when asked for
 INSIDE = {"transfer": ("encoder", "tokenizer", "world_model")}  # what a stage trains by itself
 
 

@@ -269,11 +269,11 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
         own = summarise(table[table["game"] == game]).set_index("metric")
         for ax, infix, words in zip(line, ("", "changed_"), ("all codes", "codes that change")):
             names = [f"l{level}_{infix}{metric}" for level in range(3)]
-            bars = {"world model": own.loc[names], "n-gram": own.loc[names].assign(
+            drawn = {"world model": own.loc[names], "n-gram": own.loc[names].assign(
                 mean=own.loc[names, "baseline"], low=np.nan, high=np.nan)}
             for suffix in ("repeat_last", "frequency"):
-                bars[suffix.replace("_", " ")] = own.loc[[f"{n}[{suffix}]" for n in names]]
-            for i, (name, found) in enumerate(bars.items()):
+                drawn[suffix.replace("_", " ")] = own.loc[[f"{n}[{suffix}]" for n in names]]
+            for i, (name, found) in enumerate(drawn.items()):
                 colour = COLOURS[0] if i == 0 else ("", "#555555", "#8f8f8f", "#c8c8c8")[i]
                 bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
             ax.set_xticks(range(3), LEVELS)

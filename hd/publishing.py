@@ -102,8 +102,10 @@ def _footnote(records: list[dict]) -> str:
 
 
 def headline_pages(root: Path = ROOT) -> dict[Path, str]:
-    """The whole text of book/headline.md and README.md with the headline of root's tables."""
-    text, readme = headline(root / "results"), root / "README.md"
+    """The whole text of book/headline.md and README.md with the verdicts and the headline of
+    root's tables."""
+    parts = [claims.in_markdown(root / "results"), headline(root / "results")]
+    text, readme = "\n\n".join(filter(None, parts)), root / "README.md"
     page = readme.read_text(encoding="utf-8")
     if not 0 <= page.find(BEGIN) < page.find(END):
         raise InputError(f"README.md must hold {BEGIN} and {END}")

@@ -14,13 +14,15 @@ from hd.evidence import Tables, mean_of
 from hd.verdicts import FIRST, NOT_REPRODUCED, REPRODUCED, entry, exactly, judge
 
 
-def parameters(claim: str, stage: str, profiles) -> Callable[[Tables], Iterator[dict | None]]:
+def parameters(claim: str, stage: str, metric: str = "parameters"
+               ) -> Callable[[Tables], Iterator[dict | None]]:
+    """C01, C13: a network of the seed's sizes, counted."""
     def rows(t: Tables) -> Iterator[dict | None]:
-        found = t.find(stage, "parameters", split="train")
-        if found and t.profile in profiles:
+        found = t.find(stage, metric, split="train")
+        if found:
             seed = reference.seed_value(claim, "parameters")
-            yield entry("parameters", "exact count", found, seed=seed,
-                        verdict=exactly(seed, found))
+            yield entry("parameters", "exact count of the network with the seed's sizes", found,
+                        seed=seed, verdict=exactly(seed, found))
     return rows
 
 

@@ -270,10 +270,12 @@ def measure(run: Run, model: WorldModel) -> list[dict]:
 
 def _cost_rows(run: Run, model: WorldModel) -> list[dict]:
     """Size, training speed, and how far the frozen codebooks moved (not at all)."""
-    cfg, made = run.cfg, runs.require(run)
+    cfg, cfg_of_seed, made = run.cfg, WorldModelConfig(), runs.require(run)
     trained = cfg.num_steps * cfg.accumulate * cfg.batch_size * cfg.max_steps * 4
     moved = (model.codebooks - tokenizer.load(run).codebooks).abs().max()
-    return [row("parameters", sum(p.numel() for p in model.parameters()), split="train"),
+    sizes = [sum(p.numel() for p in one.parameters()) for one in (model, WorldModel(cfg_of_seed))]
+    return [row("parameters", sizes[0], split="train"),
+            row("parameters[seed sizes]", sizes[1], split="train"),
             row("tokens_per_second", trained / made["wall_seconds"], split="train"),
             row("codebook_change", moved, split="train")]
 
