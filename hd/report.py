@@ -68,6 +68,7 @@ dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lowe
 dreams_in_play | dreams with the ball in play at start and step | count | - | -
 dreams | dreams scored | count | - | -
 real_return | mean unclipped score of real episodes | points | higher | random play
+training_steps | real steps a reference player was trained with | count | - | -
 real_length | mean length of real episodes | steps | - | -
 loss | what the stage minimises | nats | lower | -
 positive_similarity | cosine of a frame's embedding and the next's | cosine | - | -

@@ -29,6 +29,7 @@ MODULES = (
     "training",
     "atari",
     "collection",
+    "ram_policy",
     "replay",
     "probes",
     "encoder",

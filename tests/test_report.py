@@ -45,6 +45,9 @@ COMPOSED = {
                         "l0_changed_cross_entropy"],
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],
     "f'l{level}_{name}'": ["l0_usage", "l2_perplexity"],
+    "f'dream_error_{name}{suffix}'": [
+        f"dream_error_{name}{suffix}" for suffix in ("", "[re-encoded]")
+        for names in encoder.COORDINATES.values() for name in names],
     "f'{name}_average_precision'": ["reward_average_precision", "end_average_precision"],
     "name": ["steps", "episodes", "windows_of_24", "games_ended", "episode_length", "return",
              "rewarded_share"],
