@@ -196,7 +196,7 @@ def _play_in_workers(job: _Job, lengths: dict[int, int], workers: int, report,
     """As _play_here, in processes of their own."""
     context = multiprocessing.get_context("spawn")
     stop, running = context.Event(), {}
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (stop,))
+    pool = ProcessPoolExecutor(workers, context, start_worker, (stop,))
     try:
         while _episodes_needed(lengths, job.cfg) is None and not should_stop():
             while len(running) < workers and _is_short(lengths, len(running), job.cfg):
@@ -218,7 +218,8 @@ def _play_in_workers(job: _Job, lengths: dict[int, int], workers: int, report,
 _stop = None  # in a worker: the event with which the parent ends it
 
 
-def _start_worker(stop) -> None:
+def start_worker(stop) -> None:
+    """Initialises a worker process: quiet on Ctrl-C, gone when its parent is."""
     global _stop
     _stop = stop
     cv2.setNumThreads(1)

@@ -161,6 +161,18 @@ class PolicyConfig(TrainedStage):
 
 
 @dataclass(frozen=True)
+class RamPolicyConfig:
+    """Cross-entropy method for a linear policy on the true state, a reference player."""
+
+    population: int = 40  # candidates per generation
+    elites: int = 8  # of them, from which the next generation is drawn
+    generations: int = 14
+    episodes: int = 1  # per candidate
+    max_steps: int = 700  # agent steps after which a training episode is cut off
+    noise: float = 0.3  # added to the elites' deviation; fades to 0
+
+
+@dataclass(frozen=True)
 class EntropyFloorConfig:
     """How much of the next code is open: branches of the emulator, and steps that look alike."""
 
@@ -201,6 +213,7 @@ class Profile:
     world_model: WorldModelConfig = WorldModelConfig()
     imagination: ImaginationConfig = ImaginationConfig()
     policy: PolicyConfig = PolicyConfig()
+    ram_policy: RamPolicyConfig = RamPolicyConfig()
     entropy_floor: EntropyFloorConfig = EntropyFloorConfig()
     transfer: TransferConfig = TransferConfig()
     probes: ProbeConfig = ProbeConfig()
@@ -223,6 +236,7 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=8, context=8, horizon=15),
         policy=PolicyConfig(num_steps=20, batch_size=16, context=8, hidden=64, eval_episodes=2,
                             precision="float32"),
+        ram_policy=RamPolicyConfig(population=4, elites=2, generations=2, max_steps=200),
         entropy_floor=EntropyFloorConfig(num_states=8, num_branches=8),
         transfer=TransferConfig(budgets=(300, 600), source_steps=20, num_steps=10),
         probes=ProbeConfig(max_rows=1000, epochs=5),
@@ -236,6 +250,7 @@ PROFILES = {
         world_model=replace(_SMALL_WORLD_MODEL, num_steps=700, max_steps=32, eval_every=100),
         imagination=ImaginationConfig(num_dreams=64, horizon=15),
         policy=PolicyConfig(num_steps=300, eval_episodes=5),
+        ram_policy=RamPolicyConfig(population=20, elites=5, generations=6, max_steps=400),
         probes=ProbeConfig(max_rows=6000, epochs=40),
     ),
     "audit": Profile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,11 +10,29 @@ import torch
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from hd import atari, decoder, encoder, game_state, probes, replay, runs, tokenizer, world_model
+from hd import (
+    atari,
+    decoder,
+    encoder,
+    game_state,
+    probes,
+    ram_policy,
+    replay,
+    runs,
+    tokenizer,
+    world_model,
+)
 from hd.atari import GAMES
 from hd.config import InputError
 from hd.imagination import imagine, replayed
-from hd.play import play, policy_act, random_act, reference_episodes, tracker_act
+from hd.play import (
+    play,
+    policy_act,
+    random_act,
+    reference_episodes,
+    remembered,
+    tracker_act,
+)
 from hd.runs import Run, row
 from hd.windows import Windows
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
@@ -46,6 +65,7 @@ def measure_policy(run: Run) -> tuple[list[dict], list[dict]]:
     makers = {"random": random_act, "tracker": tracker_act}
     for name in ("random",) if game == "ms_pacman" else ("random", "tracker"):
         played[name] = reference_episodes(run, name, make=makers[name], protocol=protocol)
+    played["ram_policy"], training_steps = _ram_policy(run, protocol)
     episodes = [{"player": name, **episode} for name, rows in played.items() for episode in rows]
     rows = []
     returns = {name: [e["return"] for e in rows] for name, rows in played.items()}
@@ -54,12 +74,27 @@ def measure_policy(run: Run) -> tuple[list[dict], list[dict]]:
                     baseline=np.mean(returns["random"])))
     for name, bound in zip(("low", "high"), interval(returns["policy"], seed=run.seed)):
         rows.append(row(f"real_return[ci_{name}]", bound, game=game, split="real"))
-    if "tracker" in played:
-        rows.append(row("real_return[tracker]", np.mean(returns["tracker"]), game=game,
-                        split="real"))
-    rows += [row("real_length", np.mean(lengths), game=game, split="real"),
+    rows += [row(f"real_return[{name}]", np.mean(returns[name]), game=game, split="real")
+             for name in ("tracker", "ram_policy") if name in played]
+    rows += [row("training_steps[ram_policy]", training_steps, game=game, split="real"),
+             row("real_length", np.mean(lengths), game=game, split="real"),
              row("episodes", len(lengths), game=game, split="real")]
     return rows, episodes
+
+
+def _ram_policy(run: Run, protocol: dict) -> tuple[list[dict], int]:
+    """Episodes of the policy on the true state, and the real steps it was trained with; trained
+    and played once per profile."""
+    cfg, game = run.profile.ram_policy, protocol["game"]
+
+    def made():
+        agent, record = ram_policy.train(game, cfg, seed=protocol["seed"],
+                                         sticky=protocol["sticky"])
+        return {"episodes": play(agent.act(), **protocol), **record}
+
+    settings = {**protocol, "config": dataclasses.asdict(cfg)}
+    found = remembered(run, "ram_policy", settings, made, code=[ram_policy.__file__])
+    return found["episodes"], found["steps"]
 
 
 # ---- dreams beside the truth

@@ -30,6 +30,7 @@ MODULES = (
     "training",
     "atari",
     "collection",
+    "ram_policy",
     "replay",
     "probes",
     "quantization",
