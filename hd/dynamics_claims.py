@@ -114,6 +114,16 @@ def floor(t: Tables) -> Iterator[dict | None]:
                             "predictor can avoid, from branches of the emulator; reproduced if "
                             "that floor is the seed's", found, seed=seed,
                             verdict=exactly(seed, floor), page="report/dynamics")
+    for game in GAMES:
+        for step in (1, 2, 4, 8, 16):
+            found = t.find("entropy_floor", "l0_twin_disagreement", game=game, step=step)
+            share = t.find("entropy_floor", "twin_share", game=game, step=step)
+            if found and share:
+                yield entry(f"L0 disagreement of steps that look alike, {game}, last {step}", "given "
+                            "equal codes and actions of so many steps, in different episodes; the "
+                            "best guess is wrong between half as often and as often; only for the "
+                            f"share of steps that has such a twin ({share.mean:.2g}); baseline: "
+                            "any two steps", found, verdict=FIRST, page="report/dynamics")
 
 
 def loss_weights(t: Tables) -> Iterator[dict | None]:

@@ -26,32 +26,33 @@ def parameters(claim: str, stage: str, metric: str = "parameters"
     return rows
 
 
-def smooth(t: Tables):
-    """C02, C03: one Pong buffer as the seed reads it, beside held-out episodes."""
-    def rows(metric, name, better, words, variant):
-        honest = t.find("encoder", metric, variant, game="pong")
-        protocol = t.find("encoder", f"seed_{metric}", variant, game="pong")
-        if honest is None or protocol is None:
-            return None
-        seed = reference.seed_value(*name)
-        return entry(metric, words, honest, seed=seed, protocol=protocol,
-                     verdict=judge(seed, protocol=protocol, honest=honest, better=better))
-    return rows
+def _geometry(t: Tables, claim: str, metric: str, *, better: str,
+              definition: str) -> Iterator[dict | None]:
+    """A measure of the embeddings as the seed takes it, beside held-out episodes."""
+    seed = reference.seed_value(claim, metric)
+    for variant, frames in (("base", "sticky 0"), ("sticky.v5", "sticky 0.25, as in v5")):
+        for game in ("pong", "all", "breakout", "ms_pacman"):
+            honest = t.find("encoder", metric, variant, game=game)
+            protocol = t.find("encoder", f"seed_{metric}", variant, game=game)
+            if honest and protocol:
+                where = "pooled over games" if game == "all" else game
+                yield entry(f"{metric}, {where}, {frames}", definition, honest, seed=seed,
+                            protocol=protocol,
+                            verdict=judge(seed, protocol=protocol, honest=honest, better=better))
 
 
 def temporal_consistency(t: Tables) -> Iterator[dict | None]:
-    words = ("distance of consecutive over random pairs, Pong; seed: every 100th pair of all "
-             "steps, across episode ends; honest: held-out episodes; baseline: untrained encoder")
-    for variant, frames in (("sticky.v5", "sticky 0.25 as in v5"), ("base", "sticky 0")):
-        yield smooth(t)("temporal_consistency", ("C02", "temporal_consistency"), "lower",
-                         f"{words}; {frames}", variant)
+    """C02. Pooled, random pairs cross games, which lowers the ratio for any encoder."""
+    return _geometry(t, "C02", "temporal_consistency", better="lower", definition=(
+        "distance of consecutive over random pairs; seed (Pong): every 100th pair of all steps, "
+        "across episode ends; honest: held-out episodes; baseline: untrained encoder"))
 
 
 def diversity(t: Tables) -> Iterator[dict | None]:
-    words = ("mean distance of 1000 random embeddings, Pong; uncorrelated unit vectors have "
-             "1.414; baseline: untrained encoder")
-    for variant, frames in (("sticky.v5", "sticky 0.25 as in v5"), ("base", "sticky 0")):
-        yield smooth(t)("diversity", ("C03", "diversity"), "higher", f"{words}; {frames}", variant)
+    """C03."""
+    return _geometry(t, "C03", "diversity", better="higher", definition=(
+        "mean distance of 1000 random embeddings; uncorrelated unit vectors have 1.414; seed "
+        "(Pong): of all steps; honest: of held-out episodes; baseline: untrained encoder"))
 
 
 def state_correlation(t: Tables) -> Iterator[dict | None]:
@@ -85,15 +86,15 @@ def state_correlation(t: Tables) -> Iterator[dict | None]:
 
 
 def dinov2(t: Tables) -> Iterator[dict | None]:
-    for metric, name in (
-            ("temporal_consistency", "temporal_consistency_dinov2"),
-            ("state_correlation", "game_state_correlation_dinov2_paddle")):
-        honest = t.find("encoder", f"{metric}[dinov2]", game="pong")
-        protocol = t.find("encoder", f"seed_{metric}[dinov2]", game="pong")
-        if honest and protocol:
-            seed = reference.seed_value("C05", name)
-            yield entry(f"{metric}[dinov2]", "frozen DINOv2 ViT-S/14, as C02 and C04", honest,
-                        seed=seed, protocol=protocol, verdict=exactly(seed, protocol))
+    """C05, where DINOv2's weights are on disk."""
+    for metric, claim, name in (
+            ("seed_temporal_consistency", "C05", "temporal_consistency_dinov2"),
+            ("seed_pair_correlation", "C04", "game_state_correlation_dinov2")):
+        found = t.find("encoder", f"{metric}[dinov2]", game="pong")
+        if found:
+            seed = reference.seed_value(claim, name)
+            yield entry(f"{metric}[dinov2]", "frozen DINOv2 ViT-S/14 by the seed's protocol",
+                        found, seed=seed, protocol=found, verdict=exactly(seed, found))
 
 
 def one_encoder(t: Tables) -> Iterator[dict | None]:
