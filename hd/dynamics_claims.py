@@ -119,8 +119,8 @@ def floor(t: Tables) -> Iterator[dict | None]:
             found = t.find("entropy_floor", "l0_twin_disagreement", game=game, step=step)
             share = t.find("entropy_floor", "twin_share", game=game, step=step)
             if found and share:
-                yield entry(f"L0 disagreement of steps that look alike, {game}, last {step}", "given "
-                            "equal codes and actions of so many steps, in different episodes; the "
+                yield entry(f"L0 disagreement of steps that look alike, {game}, last {step}",
+                            "given equal codes and actions of so many steps, other episodes; the "
                             "best guess is wrong between half as often and as often; only for the "
                             f"share of steps that has such a twin ({share.mean:.2g}); baseline: "
                             "any two steps", found, verdict=FIRST, page="report/dynamics")
