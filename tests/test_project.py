@@ -35,6 +35,7 @@ MODULES = (
     "negatives",
     "encoder",
     "seed_protocol",
+    "dinov2",
     "tokenizer",
     "decoder",
     "baselines",
