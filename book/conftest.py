@@ -13,6 +13,7 @@ if "HD_ARTIFACTS" not in os.environ:
     os.environ["HD_ARTIFACTS"] = tempfile.mkdtemp(prefix="hd-book-")
     atexit.register(shutil.rmtree, os.environ["HD_ARTIFACTS"], ignore_errors=True)
 os.environ.update(TQDM_DISABLE="1", WANDB_MODE="offline", WANDB_SILENT="true")
+os.environ.pop("HD_DINOV2", None)  # tables have more rows where it is set
 os.environ.pop("MPLBACKEND", None)  # kernels choose the one that shows figures in the notebook
 # Sums change in the last digits with the number of threads.
 os.environ.update(OMP_NUM_THREADS="2", MKL_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2")

@@ -152,7 +152,7 @@ def train(run: Run) -> tuple[AtariEncoder, dict]:
     data = replay.open_run(run)
     batches = _frames_to_read(run, data) if run.cfg.objective == "supervised" else \
         _frames_to_compare(run, data)
-    watched = {game: _stretches(data, game, WATCHED_ROWS) for game in data.games}
+    watched = {game: held_out_stretches(data, game, WATCHED_ROWS) for game in data.games}
     runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
     model = _network(run)
     record = training.train(model, batches, run, evaluate=lambda m: _geometry(m, data, watched))
@@ -246,7 +246,7 @@ def measure(run: Run) -> list[dict]:
     learned, fresh = embeddings(run), untrained(run)
     rows = [row("parameters", sum(p.numel() for p in fresh.parameters()), split="train")]
     for game in ("all", *run.games):
-        picks, stretches = _stretches(data, game, run.profile.probes.max_rows)
+        picks, stretches = held_out_stretches(data, game, run.profile.probes.max_rows)
         pair = (learned[picks], embed(fresh, data, picks))
         smooth = [probes.temporal_consistency(x, stretches, seed=run.seed) for x in pair]
         spread = [probes.diversity(x, seed=run.seed) for x in pair]
@@ -255,7 +255,7 @@ def measure(run: Run) -> list[dict]:
     return rows
 
 
-def _stretches(data, game: str, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+def held_out_stretches(data, game: str, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Held-out rows in order, thinned by whole stretches of one episode; and each row's stretch."""
     picks = np.flatnonzero(~data.is_train & data.in_game(game))
     every = -(-len(picks) // max_rows)

@@ -53,6 +53,7 @@ seed_state_correlation | best |r| with the seed's pixel boxes | |r| | higher | u
 seed_pair_correlation | Spearman of distances of pairs | rho | higher | untrained encoder
 box_agreement_{coordinate} | |r| of a pixel box and RAM | |r| | higher | -
 box_found_{coordinate} | frames in which a pixel box finds something | share | - | -
+dinov2_weights | 1 where DINOv2 weights were found | 0 or 1 | - | -
 l{level}_usage | codes that occur | share | higher | random codes
 l{level}_perplexity | exp of the codes' entropy | codes | higher | random codes
 l{level}_repeat_rate | steps whose code equals the last | share | - | random codes

@@ -16,6 +16,7 @@ from hd import (
     collection,
     config,
     decoder,
+    dinov2,
     encoder,
     entropy_floor,
     evaluation,
@@ -78,7 +79,7 @@ def _policy_rows(run: Run) -> list[dict]:
 ROWS = {
     "frames": replay.measure,
     "encoder": lambda run: (encoder.measure(run) + encoder.probe(run)
-                            + seed_protocol.rows(run)),
+                            + seed_protocol.rows(run) + dinov2.rows(run)),
     "tokenizer": lambda run: (tokenizer.measure(run, tokenizer.load(run))
                               + tokenizer.probe(run, tokenizer.load(run))),
     "decoder": lambda run: decoder.measure(run, decoder.load(run)),

@@ -5,6 +5,7 @@ import random
 import tempfile
 from pathlib import Path
 
+os.environ.pop("HD_DINOV2", None)  # tables have other rows where it is set
 # Read by libraries while they are imported, so they cannot wait for a fixture.
 os.environ.update(
     MPLBACKEND="Agg",

@@ -467,7 +467,7 @@ def test_unknown_coordinates_count_for_nothing_and_the_rest_by_hand():
 
 @pytest.mark.parametrize("most", [64, 100, 10_000])
 def test_thinning_keeps_whole_stretches_of_held_out_steps(most, data):
-    picks, stretches = encoder._stretches(data, "all", most)
+    picks, stretches = encoder.held_out_stretches(data, "all", most)
     held_out = np.flatnonzero(~data.is_train)
     assert np.isin(picks, held_out).all() and (np.diff(picks) > 0).all()
     assert len(picks) <= max(most, encoder.STRETCH) + encoder.STRETCH

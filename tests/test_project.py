@@ -38,6 +38,7 @@ MODULES = (
     "negatives",
     "encoder",
     "seed_protocol",
+    "dinov2",
     "tokenizer",
     "decoder",
     "baselines",

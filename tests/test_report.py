@@ -47,6 +47,8 @@ COMPOSED = {
     "metric": ["seed_temporal_consistency", "seed_temporal_consistency_mean", "seed_diversity",
                "embedding_norm_deviation", "seed_state_correlation[columns]",
                "seed_pair_correlation", "box_agreement_ball_x[columns]", "box_found_player_y"],
+    "f'{metric}[{name}]'": ["temporal_consistency[dinov2]", "f1_overall[thinned]",
+                            "seed_state_correlation[columns][dinov2]"],
     "prefix + metric": ["l0_accuracy", "l2_changed_accuracy", "l1_cross_entropy",
                         "l0_changed_cross_entropy"],
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],
