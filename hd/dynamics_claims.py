@@ -149,11 +149,12 @@ def cost(t: Tables) -> Iterator[dict | None]:
 
 def frozen_codebooks(t: Tables) -> Iterator[dict | None]:
     moved = t.find("world_model", "codebook_change", split="train")
-    if moved:
-        still = bool((moved.values == 0).all())
-        yield entry("codebook_change", "largest change of a codebook while the world model trains; "
-                    "0: usage cannot change, so that the claim says nothing", moved, seed=0.0,
-                    verdict=ARTEFACT if still else NOT_REPRODUCED)
+    if not moved:
+        return
+    still = bool((moved.values == 0).all())
+    yield entry("codebook_change", "largest change of a codebook while the world model trains; "
+                "0: usage cannot change, so that the claim says nothing", moved, seed=0.0,
+                verdict=ARTEFACT if still else NOT_REPRODUCED)
     for level in range(3):
         used = t.find("tokenizer", f"l{level}_usage")
         if used:
