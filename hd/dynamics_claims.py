@@ -180,12 +180,20 @@ def returns(variants: dict[str, str]) -> Callable[[Tables], Iterator[dict | None
 
 
 def transfer(t: Tables) -> Iterator[dict | None]:
+    """C25: what pre-training on the other games saves, and whether it beats counting."""
     for game in GAMES:
         for step in (1000, 3000, 5000, 20_000):
-            for suffix in ("", "[one_level]"):
-                found = t.find("transfer", f"transfer_l0_gain{suffix}", game=game, step=step)
-                levels = "one level" if suffix else "three levels"
+            where = {"game": game, "step": step}
+            for suffix, levels in (("", "three levels"), ("[one_level]", "one level")):
+                found = t.find("transfer", f"transfer_l0_gain{suffix}", **where)
                 yield entry(f"transfer_l0_gain{suffix}, {game}, {step} steps", "nats of next-L0 "
                             "cross-entropy that pre-training on the two other games saves on "
                             f"held-out episodes, {levels}; baseline: none saved", found,
                             verdict=FIRST)
+            adapted = t.find("transfer", "transfer_l0_cross_entropy", **where)
+            counted = t.find("transfer", "transfer_l0_cross_entropy[ngram]", **where)
+            if adapted and counted:
+                yield entry(f"transfer_l0_cross_entropy, {game}, {step} steps", "nats of the "
+                            "pre-trained and adapted model of three levels, held-out episodes; "
+                            "baseline: an n-gram counted on the same steps of the new game",
+                            adapted.against(counted), verdict=FIRST)
