@@ -170,7 +170,7 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
             ax.axhline(value, color=GREY, ls=(":", "-.", "--")[i % 3], label=name)
         ax.set(xlabel=xlabel, ylabel=axis_label(key),
                xscale="log" if x == "exposures" else "linear")
-        ax.legend()
+        ax.legend(**(BELOW if len(histories) > 1 else {}))
     for ax in axes.flat[len(keys):]:
         ax.remove()
     return fig
