@@ -134,7 +134,8 @@ def measure(run: Run, model: Decoder) -> list[dict]:
 def most_shared_codes(run: Run, *, count: int = 3) -> list[dict]:
     """The coarse codes that all games use most evenly, with what they look like.
 
-    Ranked by the smallest share of frames that any game gives the code. Each: code, its shares
+    Ranked by the smallest share of frames that any game gives the code, where that ties by the next
+    smallest. Each: code, its shares
     (games,), the frame that its level 0 alone decodes to (84, 84) uint8, and each game's real
     frame whose embedding lies nearest to it, by game.
     """
@@ -142,8 +143,8 @@ def most_shared_codes(run: Run, *, count: int = 3) -> list[dict]:
     book, source = tokenizer.load(run).codebooks[0], encoder.embeddings(run)
     shares = np.stack([np.bincount(codes[data.in_game(game)], minlength=len(book))
                        / data.in_game(game).sum() for game in run.games])
-    model, found = load(run), []
-    for code in np.argsort(-shares.min(0), kind="stable")[:count]:
+    model, found, ranked = load(run), [], np.sort(shares, axis=0)
+    for code in np.lexsort((*-ranked[::-1],))[:count]:
         with torch.no_grad():
             drawn = (model(book[code][None]) * 255).round().to(torch.uint8)[0].cpu().numpy()
         nearest = {}
