@@ -170,6 +170,7 @@ class RamPolicyConfig:
     episodes: int = 1  # per candidate
     max_steps: int = 700  # agent steps after which a training episode is cut off
     noise: float = 0.3  # added to the elites' deviation; fades to 0
+    eval_episodes: int = 5  # at most: two players that never miss rally on to the step limit
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def measure_policy(run: Run) -> tuple[list[dict], list[dict]]:
     makers = {"random": random_act, "tracker": tracker_act}
     for name in ("random",) if game == "ms_pacman" else ("random", "tracker"):
         played[name] = reference_episodes(run, name, make=makers[name], protocol=protocol)
-    played["ram_policy"], training_steps = _ram_policy(run, protocol)
+    played["ram_policy"], training_steps = _ram_policy(run, dict(protocol))
     episodes = [{"player": name, **episode} for name, rows in played.items() for episode in rows]
     rows = []
     returns = {name: [e["return"] for e in rows] for name, rows in played.items()}
@@ -86,6 +86,8 @@ def _ram_policy(run: Run, protocol: dict) -> tuple[list[dict], int]:
     """Episodes of the policy on the true state, and the real steps it was trained with; trained
     and played once per profile."""
     cfg, game = run.profile.ram_policy, protocol["game"]
+    # The first of the episodes that the policy plays.
+    protocol |= {"num_episodes": min(cfg.eval_episodes, protocol["num_episodes"])}
 
     def made():
         agent, record = ram_policy.train(game, cfg, seed=protocol["seed"],

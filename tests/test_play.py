@@ -30,6 +30,14 @@ def test_playing_twice_from_the_same_seed_gives_the_same_episodes_and_another_se
     assert [row["length"] for row in first] != [row["length"] for row in other]
 
 
+def test_fewer_episodes_are_the_first_of_many():
+    def idle(seen, generator):
+        return np.zeros(len(seen.ram), int)
+
+    many, few = (play(idle, "pong", num_episodes=count, seed=4, sticky=0.25) for count in (3, 2))
+    assert [row["length"] for row in many[:2]] == [row["length"] for row in few]
+
+
 def test_a_policy_sees_its_own_episode_with_the_newest_frame_last():
     seen = []
 
