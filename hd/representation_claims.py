@@ -116,17 +116,20 @@ def one_encoder(t: Tables) -> Iterator[dict | None]:
 
 
 def single_level(t: Tables) -> Iterator[dict | None]:
+    """C07. Level 0 of a residual VQ does not depend on later ones: it is a single-level VQ."""
     for metric, name, scale in (("l0_usage", "codes_used", 256), ("l0_perplexity", "perplexity", 1),
                                 ("l0_repeat_rate", "repeat_rate", 1)):
         seed = reference.seed_value("C07", name)
-        honest = t.find("tokenizer", metric, "levels.one")
-        protocol = t.find("tokenizer", metric, "sticky.v5")
-        if honest and protocol:
-            honest, protocol = (one.map(lambda x, k=scale: k * x) for one in (honest, protocol))
-            words = ("one level of 256 codes, held-out episodes of three games; seed's column: "
-                     "sticky 0.25; baseline: random codes")
-            yield entry(name, words, honest, seed=seed, protocol=protocol,
-                        verdict=exactly(seed, protocol))
+        honest = t.find("tokenizer", metric, "levels.one") or t.find("tokenizer", metric)
+        if not honest:
+            continue
+        honest = honest.map(lambda x, k=scale: k * x)
+        if protocol := t.find("tokenizer", metric, "sticky.v5"):
+            protocol = protocol.map(lambda x, k=scale: k * x)
+        words = ("one level of 256 codes (level 0), held-out episodes of three games; seed's "
+                 "column: sticky 0.25; baseline: random codes")
+        yield entry(name, words, honest, seed=seed, protocol=protocol,
+                    verdict=exactly(seed, protocol or honest))
     seconds = t.made_seconds("tokenizer", "levels.one")
     if seconds:
         seed = reference.seed_value("C07", "training_seconds")
