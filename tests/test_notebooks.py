@@ -81,7 +81,7 @@ def executed(tmp_path, profile="smoke"):
     ({"parameters": {"seeds": []}}, "must be like [0]"),
     ({"parameters": {"seeds": [0, -1]}}, "seed must be a whole number from 0"),
     ({"parameters": {"ablation": 3}}, "must be like 'mask'"),
-    ({"parameters": {"ablation": "maks"}}, "unknown ablation 'maks'; allowed: split, mask"),
+    ({"parameters": {"ablation": "maks"}}, "unknown ablation 'maks'; allowed: split, exposures"),
 ])
 def test_bad_input_is_refused_in_one_line_before_anything_runs(book, ran, wrong, says):
     write_notebook(book / "07_ablation.ipynb",
