@@ -96,7 +96,9 @@ def prepared(frames: np.ndarray) -> torch.Tensor:
     """Grey frames (n, 84, 84) uint8 -> (n, 3, 224, 224) float32 as DINOv2 was trained on.
 
     The whole frame in [0, 1], resized (bicubic, clamped), the same in three channels, less
-    ImageNet's mean, over its deviation.
+    ImageNet's mean, over its deviation. The seed's code goes through Hugging Face's processor,
+    which resizes to 256, cuts off 16 pixels a side and, given floats in [0, 1], divides by 255
+    once more: nearly black pictures, unless it was changed before the published figures.
     """
     grey = torch.from_numpy(frames)[:, None].float() / 255
     grey = F.interpolate(grey, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -177,7 +179,8 @@ def rows(run: Run) -> list[dict]:
 def _geometry(run: Run, data, views: dict) -> list[dict]:
     scores = {}
     for game in ("all", *data.games):
-        picks, stretches = encoder.held_out_stretches(data, game, GEOMETRY_ROWS)
+        num_games = len(data.games) if game == "all" else 1
+        picks, stretches = encoder.held_out_stretches(data, game, GEOMETRY_ROWS * num_games)
         for name, view in views.items():
             features = view(picks)
             scores[name, "temporal_consistency", game] = probes.temporal_consistency(
