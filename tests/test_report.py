@@ -311,6 +311,20 @@ def test_costs_leave_out_what_was_not_asked_for_and_miss_no_stage_of_the_chain(t
         report.costs(tmp_path, "quick")
 
 
+def test_a_stage_that_was_not_measured_is_one_line_and_a_measured_one_its_table(tmp_path, capsys):
+    metrics = ["transfer_l0_gain"]
+    assert report.where_measured(tmp_path, "quick", "transfer", metrics) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "No table of stage transfer at profile quick" in line and "09_transfer" in line
+    write_table(tmp_path / "quick", [row("transfer_l0_gain", 0.25, game="pong", step=1000)],
+                stage="transfer")
+    assert report.where_measured(tmp_path, "quick", "transfer", metrics)["mean"].tolist() == [
+        "0.250"]
+    assert "profile quick, variant base, seed 0" in capsys.readouterr().out
+    wide = report.where_measured(tmp_path, "quick", "transfer", metrics, report.pivot)
+    assert wide.index.tolist() == ["transfer_l0_gain, step 1000"]
+
+
 # ---- headline
 
 def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
