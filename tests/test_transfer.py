@@ -20,6 +20,12 @@ TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0
         "transfer.source_steps": 2, "transfer.num_steps": 3}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On matrices this small a second thread costs more than it brings."""
+    torch.set_num_threads(1)
+
+
 def start(stage="transfer", **chosen):
     overrides = {**TINY, **chosen.pop("overrides", {})}
     return runs.start(stage, profile="smoke", overrides=overrides, **chosen)
@@ -31,6 +37,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HD_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
         patch.setenv("WANDB_MODE", "disabled")
+        torch.set_num_threads(1)
         run, looks = start(), []
 
         def must_stop(self, *, margin=0.0):
