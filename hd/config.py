@@ -170,6 +170,7 @@ class RamPolicyConfig:
     episodes: int = 1  # per candidate
     max_steps: int = 700  # agent steps after which a training episode is cut off
     noise: float = 0.3  # added to the elites' deviation; fades to 0
+    final_episodes: int = 3  # per finalist: the best of each generation, and the last mean
     eval_episodes: int = 5  # at most: two players that never miss rally on to the step limit
 
 
@@ -264,7 +265,7 @@ PROFILES = {
                             num_steps=320, batch_size=16, max_steps=64, eval_every=16),
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
-        transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=40),
+        transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=120),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(

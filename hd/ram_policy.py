@@ -1,9 +1,10 @@
 """A small policy with perfect eyes: what can be learned from the true state, as a reference.
 
 Linear in the positions that RAM holds and in their changes since the last step; found in the real
-game by the cross-entropy method with added noise (Szita & Lőrincz 2006). Nothing about a game is
-scripted but which RAM addresses are positions. Training episodes are cut off after a stated number
-of steps; evaluation is by whole episodes, as for every player.
+game by the cross-entropy method with added noise (Szita & Lőrincz 2006); of every generation's
+best and the last mean, the one that scores most on fresh starts. Nothing about a game is scripted
+but which RAM addresses are positions. Training episodes are cut off after a stated number of
+steps; evaluation is by whole episodes, as for every player.
 """
 
 from __future__ import annotations
@@ -75,37 +76,47 @@ def train(game: str, cfg: RamPolicyConfig, *, seed: int, sticky: float = 0.0,
     """The policy, and a record: steps, played in the real game in all, and history, a dict per
     generation with the best and mean return of its candidates in their shortened episodes.
 
-    Every candidate of a generation plays from the same starts. num_workers (default: all cores)
-    changes nothing. Raises InputError for an unknown game or settings that cannot work.
+    Every candidate of a generation plays from the same starts; the finalists, each generation's
+    best and the last mean, from cfg.final_episodes others. record["final"] is the mean return of
+    the one that is returned. num_workers (default: all cores) changes nothing. Raises InputError for an unknown game or settings that cannot work.
     """
     game_named(game)
     if not 1 <= cfg.elites <= cfg.population or min(cfg.generations, cfg.episodes,
-                                                    cfg.max_steps) < 1:
-        raise InputError(f"ram_policy needs 1 <= elites <= population, and generations, episodes "
-                         f"and max_steps of at least 1; got {cfg}")
+                                                    cfg.final_episodes, cfg.max_steps) < 1:
+        raise InputError(f"ram_policy needs 1 <= elites <= population, and generations, episodes, "
+                         f"final_episodes and max_steps of at least 1; got {cfg}")
     rng = np.random.default_rng(np.random.SeedSequence([KEY, seed, list(GAMES).index(game)]))
     centre, spread, steps = _scale(game, rng, sticky, cfg.max_steps)
     mean = np.zeros((len(GAMES[game].actions), len(centre) + 1))
-    deviation, history = np.ones_like(mean), []
+    deviation, history, finalists = np.ones_like(mean), [], []
     with _players(cfg, num_workers) as play_all:
-        bar = tqdm(range(cfg.generations), desc=f"RAM policy of {game}", mininterval=2.0,
-                   file=sys.stdout, leave=False)
-        for generation in bar:
-            drawn = mean + deviation * rng.standard_normal((cfg.population, *mean.shape))
-            starts = rng.integers(2**31, size=cfg.episodes).tolist()
+        def scores(drawn: np.ndarray, episodes: int) -> tuple[np.ndarray, int]:
+            starts = rng.integers(2**31, size=episodes).tolist()
             scored = play_all(partial(_score, starts=starts, sticky=sticky,
                                       max_steps=cfg.max_steps),
                               [_unscaled(game, one, centre, spread) for one in drawn])
             returns, lengths = map(np.array, zip(*scored))
+            return returns, int(lengths.sum())
+
+        bar = tqdm(range(cfg.generations), desc=f"RAM policy of {game}", mininterval=2.0,
+                   file=sys.stdout, leave=False)
+        for generation in bar:
+            drawn = mean + deviation * rng.standard_normal((cfg.population, *mean.shape))
+            returns, played = scores(drawn, cfg.episodes)
             elites = drawn[np.argsort(-returns, kind="stable")[:cfg.elites]]
+            finalists.append(elites[0])
             # Noise that fades keeps the search from settling on its first good guess.
             left = 1 - (generation + 1) / cfg.generations
             mean, deviation = elites.mean(0), elites.std(0) + cfg.noise * left
-            steps += int(lengths.sum())
+            steps += played
             history.append({"generation": generation, "best": float(returns.max()),
                             "mean": float(returns.mean()), "steps": steps})
             bar.set_postfix(best=history[-1]["best"], mean=history[-1]["mean"])
-    return _unscaled(game, mean, centre, spread), {"steps": steps, "history": history}
+        finalists.append(mean)
+        returns, played = scores(np.stack(finalists), cfg.final_episodes)
+    best = int(returns.argmax())
+    return (_unscaled(game, finalists[best], centre, spread),
+            {"steps": steps + played, "final": float(returns[best]), "history": history})
 
 
 def _scale(game: str, rng, sticky: float, max_steps: int):

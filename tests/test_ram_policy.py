@@ -92,8 +92,27 @@ def test_the_search_finds_the_weights_that_earn_most(monkeypatch):
     cfg = RamPolicyConfig(population=30, elites=6, generations=20, noise=0.1)
     agent, record = train("breakout", cfg, seed=0, num_workers=1)
     np.testing.assert_allclose(agent.bias, best, atol=0.25)
-    assert record["steps"] == 100 + 30 * 20 * 10
+    assert record["steps"] == 100 + 30 * 20 * 10 + 21 * 10
     assert record["history"][-1]["mean"] > record["history"][0]["best"]
+
+
+def test_the_final_decides_and_not_the_search(monkeypatch):
+    final = []
+
+    def score(candidate, *, starts, **settings):
+        worth = float(candidate.bias[0])
+        if len(starts) == 1:
+            return worth, 1
+        final.append(worth)
+        return -worth, 1
+
+    monkeypatch.setattr(ram_policy, "_score", score)
+    monkeypatch.setattr(ram_policy, "_scale", lambda *inputs: (np.zeros(6), np.ones(6), 100))
+    cfg = RamPolicyConfig(population=9, elites=3, generations=4, final_episodes=4)
+    agent, record = train("breakout", cfg, seed=0, num_workers=1)
+    assert len(final) == 5, "the best of each generation and the last mean"
+    assert agent.bias[0] == min(final) < max(final)
+    assert record["final"] == -min(final)
 
 
 def test_the_seed_decides_the_policy_and_the_number_of_processes_does_not():
@@ -108,7 +127,7 @@ def test_the_seed_decides_the_policy_and_the_number_of_processes_does_not():
 def test_a_training_episode_is_cut_off_after_the_stated_number_of_steps():
     assert ram_policy._score(follower(), starts=[1, 2, 3], sticky=0.0, max_steps=20)[1] == 60
     _, record = train("pong", TINY, seed=0, num_workers=1)
-    assert record["steps"] == 30 + 5 * 3 * 2 * 30
+    assert record["steps"] == 30 + 5 * 3 * 2 * 30 + 4 * 3 * 30
     assert [entry["generation"] for entry in record["history"]] == [0, 1, 2]
 
 
@@ -120,7 +139,8 @@ def test_a_score_is_the_mean_return_of_the_real_game():
 
 
 @pytest.mark.parametrize("wrong", [{"elites": 0}, {"elites": 6}, {"generations": 0},
-                                   {"episodes": 0}, {"max_steps": 0}])
+                                   {"episodes": 0}, {"max_steps": 0},
+                                   {"final_episodes": 0}])
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(InputError, match="ram_policy needs 1 <= elites <= population"):
         train("pong", dataclasses.replace(TINY, **wrong), seed=0)
