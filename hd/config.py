@@ -67,7 +67,9 @@ class TrainedStage:
 class EncoderConfig(TrainedStage):
     """CNN and temporal InfoNCE."""
 
-    objective: str = "contrastive"  # or "supervised": reads RAM coordinates, the ceiling of probes
+    # "contrastive"; "spatiotemporal": at every place of the picture; or "supervised": reads RAM
+    # coordinates, the ceiling of probes
+    objective: str = "contrastive"
     commitment_costs: tuple[float, ...] = ()  # one a level: codebooks train with the encoder
     negatives: str = "single"  # "single" (the seed), "in_batch", "chunk"
     temperature: float = 0.1
@@ -295,7 +297,7 @@ TRAINED = ("encoder", "tokenizer", "decoder", "world_model", "policy")
 CHOICES = {
     **{f"{stage}.schedule": ("constant", "cosine") for stage in TRAINED},
     **{f"{stage}.precision": ("auto", "float32") for stage in TRAINED},
-    "encoder.objective": ("contrastive", "supervised"),
+    "encoder.objective": ("contrastive", "spatiotemporal", "supervised"),
     "encoder.negatives": ("single", "in_batch", "chunk"),
     "tokenizer.kind": ("residual", "product", "library"),
     "world_model.mask": ("causal", "hierarchical", "seed", "strict"),

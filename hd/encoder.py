@@ -1,8 +1,11 @@
 """CNN from stacked frames to embeddings, trained by temporal InfoNCE.
 
 The network is Mnih et al. (2015)'s three convolutions with the seed document's head; the loss is
-van den Oord et al. (2018), eq. 4, with three choices of negatives. What the same network could
-know is shown by the "supervised" objective, which reads the emulator's coordinates.
+van den Oord et al. (2018), eq. 4, with three choices of negatives. Under the "spatiotemporal"
+objective (global-local contrast: Deep InfoMax, Hjelm et al. 2019, for the same step; ST-DIM, Anand
+et al. 2019, for the next) an embedding must tell what is at every place of the picture and what
+comes next there, so that a small ball counts as much as a large background. What the same network
+could know is shown by the "supervised" objective, which reads the emulator's coordinates.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ EMBED_ROWS = 1024
 WATCHED_ROWS = 512  # held-out rows of each game whose geometry is watched during training
 STRETCH = 64  # consecutive rows that stay together when held-out rows are thinned
 PCA_ROWS, PCA_COMPONENTS = 2000, 100
+MAPS, PLACES = 64, 7 * 7  # of what the convolutions make of a frame stack
 
 
 class AtariEncoder(nn.Module):
     """(N, 4, 84, 84) uint8 -> (N, 384) float32 of unit length; 1,881,888 parameters.
 
     num_coordinates: for the "supervised" objective, how many coordinates one linear layer more
-    reads from the embedding; 0 for none.
+    reads from the embedding; 0 for none. Under the "spatiotemporal" objective two more predict
+    the local features of the same step and of the next; none of them is part of what embeds.
     """
 
     def __init__(self, cfg: EncoderConfig | None = None, *, dim: int = 384,
@@ -47,6 +52,12 @@ class AtariEncoder(nn.Module):
         self.apply(_initialise)
         # Made last, so that the network starts from the same weights under both objectives.
         self.readout = nn.Linear(dim, num_coordinates) if num_coordinates else None
+        is_local = self.cfg.objective == "spatiotemporal"
+        if is_local and self.cfg.negatives == "single":
+            raise InputError('encoder.objective "spatiotemporal" needs encoder.negatives '
+                             '"in_batch" or "chunk"; got "single"')
+        self.predictors = nn.ModuleList(
+            nn.Linear(dim, PLACES * MAPS) for _ in ("same step", "next step") if is_local)
         self.to(memory_format=torch.channels_last)
         costs = self.cfg.commitment_costs
         self.quantizer = ResidualVQ(
@@ -60,15 +71,22 @@ class AtariEncoder(nn.Module):
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1:] != (4, 84, 84):
             raise InputError(f"frames must be uint8 of shape (N, 4, 84, 84), oldest frame first; "
                              f"got {frames.dtype} of shape {tuple(frames.shape)}")
+        return self._embedded(self._convolved(frames))
+
+    def _convolved(self, frames):
+        """frames (N, 4, 84, 84) uint8 -> local features (N, MAPS * PLACES)."""
         x = frames.to(self.head[0].weight.dtype).div_(255)
-        x = self.convolutions(x.contiguous(memory_format=torch.channels_last))
-        return F.normalize(self.head(x).float(), dim=1)
+        return self.convolutions(x.contiguous(memory_format=torch.channels_last))
+
+    def _embedded(self, features):
+        return F.normalize(self.head(features).float(), dim=1)
 
     def loss(self, batch) -> Loss:
         """batch: frames (M, 4, 84, 84) and for each anchor the rows of itself, its positive and
         what it must tell apart: negatives (N, 1) rows, or excluded (N, N) bool. With targets
         (M, V), NaN where unknown, the mean squared error of reading those instead."""
-        embeddings, commitment = self(batch["frames"]), 0.0
+        features = self._convolved(batch["frames"])
+        embeddings, commitment = self._embedded(features), 0.0
         if "targets" in batch:
             return Loss(self._reading_error(embeddings, batch["targets"]))
         if self.quantizer is not None:  # codebooks that train along: contrast what codes keep
@@ -77,9 +95,23 @@ class AtariEncoder(nn.Module):
         anchors, positives = embeddings[batch["anchor"]], embeddings[batch["positive"]]
         others = {"excluded": batch["excluded"]} if "excluded" in batch else \
             {"negatives": embeddings[batch["negatives"]]}
-        loss = temporal_infonce(anchors, positives, temperature=self.cfg.temperature, **others)
+        loss = self._local_loss(features, anchors, batch) if self.predictors else \
+            temporal_infonce(anchors, positives, temperature=self.cfg.temperature, **others)
         similarity = (anchors * positives).sum(1).mean()
         return Loss(loss + commitment, {"positive_similarity": similarity})
+
+    def _local_loss(self, features, anchors, batch):
+        """Mean over the same step and the next: at every place, which of the batch's local
+        features are those that an anchor's embedding predicts?"""
+        local = F.normalize(_places_first(features), dim=2)
+        # An anchor is barred from being its own next step; as the same step it is a choice.
+        anchor, positive, excluded = (batch[name] for name in ("anchor", "positive", "excluded"))
+        is_own = anchor[:, None] == positive[None, :]
+        losses = [temporal_infonce(F.normalize(_places_first(predictor(anchors)), dim=2),
+                                   local[:, rows], temperature=self.cfg.temperature, excluded=bars)
+                  for predictor, rows, bars in zip(self.predictors, (anchor, positive),
+                                                   (excluded & ~is_own, excluded))]
+        return torch.stack(losses).mean()
 
     def _reading_error(self, embeddings, targets):
         # Coordinates of a unit vector are about 1/sqrt(dim); a linear layer wants them about 1.
@@ -89,17 +121,24 @@ class AtariEncoder(nn.Module):
         return errors.square().sum() / is_known.sum()
 
 
+def _places_first(rows):
+    """(N, MAPS * PLACES) -> (PLACES, N, MAPS) float32."""
+    return rows.float().unflatten(1, (MAPS, PLACES)).permute(2, 0, 1)
+
+
 def temporal_infonce(anchors, positives, *, temperature, negatives=None, excluded=None):
     """Each anchor must pick its own next frame (van den Oord et al. 2018, eq. 4).
 
     anchors, positives: (N, D), unit length; row i of both comes from the same episode.
     Without negatives row i chooses among the N positives, less those with excluded[i, j]
-    ((N, N) bool; the diagonal must be False). With negatives (N, M, D) it chooses between its
-    positive and its own M negatives (the seed: M = 1).
+    ((N, N) bool; the diagonal must be False); both may then be (P, N, D), P such tasks of equal
+    weight. With negatives (N, M, D) it chooses between its positive and its own M negatives (the
+    seed: M = 1).
     Returns nats, a scalar; an encoder that knows nothing scores the log of the number of choices.
     Raises InputError for other shapes.
     """
-    if anchors.shape != positives.shape or anchors.ndim != 2:
+    tasks = (2,) if negatives is not None else (2, 3)
+    if anchors.shape != positives.shape or anchors.ndim not in tasks:
         raise InputError(f"anchors and positives must both be (N, D); got {tuple(anchors.shape)} "
                          f"and {tuple(positives.shape)}")
     if negatives is not None and (negatives.ndim != 3 or negatives.shape[::2] != anchors.shape):
@@ -113,10 +152,12 @@ def temporal_infonce(anchors, positives, *, temperature, negatives=None, exclude
             logits = torch.cat([positive, negative], 1) / temperature
             target = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
         else:
-            logits = anchors @ positives.T / temperature
+            logits = anchors @ positives.mT / temperature
             if excluded is not None:
                 logits = logits.masked_fill(excluded, float("-inf"))
-            target = torch.arange(len(anchors), device=anchors.device)
+            logits = logits.flatten(0, -2)
+            target = torch.arange(anchors.shape[-2], device=anchors.device)
+            target = target.repeat(len(logits) // len(target))
         return F.cross_entropy(logits, target)
 
 
@@ -144,7 +185,10 @@ def chance_loss(run: Run) -> float:
     batch = BATCHES[cfg.negatives](runs.rng_for(run.seed, "encoder", 0), starts, data, cfg)
     if "negatives" in batch:
         return float(np.log(1 + batch["negatives"].shape[1]))
-    return float(np.log((~batch["excluded"]).sum(1)).mean())
+    barred = [batch["excluded"]]
+    if cfg.objective == "spatiotemporal":
+        barred.append(barred[0] & (batch["anchor"][:, None] != batch["positive"][None, :]))
+    return float(np.mean([np.log((~bars).sum(1)).mean() for bars in barred]))
 
 
 def train(run: Run) -> tuple[AtariEncoder, dict]:
@@ -244,7 +288,8 @@ def measure(run: Run) -> list[dict]:
     """Geometry of the embeddings on held-out episodes, beside the untrained encoder's."""
     data = replay.open_run(run)
     learned, fresh = embeddings(run), untrained(run)
-    rows = [row("parameters", sum(p.numel() for p in fresh.parameters()), split="train")]
+    embeds = (*fresh.convolutions.parameters(), *fresh.head.parameters())
+    rows = [row("parameters", sum(p.numel() for p in embeds), split="train")]
     for game in ("all", *run.games):
         picks, stretches = held_out_stretches(data, game, run.profile.probes.max_rows)
         pair = (learned[picks], embed(fresh, data, picks))

@@ -78,7 +78,8 @@ def train(game: str, cfg: RamPolicyConfig, *, seed: int, sticky: float = 0.0,
 
     Every candidate of a generation plays from the same starts; the finalists, each generation's
     best and the last mean, from cfg.final_episodes others. record["final"] is the mean return of
-    the one that is returned. num_workers (default: all cores) changes nothing. Raises InputError for an unknown game or settings that cannot work.
+    the one that is returned. num_workers (default: all cores) changes nothing. Raises InputError
+    for an unknown game or settings that cannot work.
     """
     game_named(game)
     if not 1 <= cfg.elites <= cfg.population or min(cfg.generations, cfg.episodes,

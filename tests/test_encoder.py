@@ -213,6 +213,18 @@ def test_other_shapes_are_refused_in_one_line(positives, negatives):
     assert len(str(caught.value).splitlines()) == 1 and "(N, " in str(caught.value)
 
 
+def test_stacked_tasks_have_equal_weight():
+    anchors, positives = unit(3, N, D), unit(3, N, D, seed=1)
+    excluded = torch.zeros(N, N, dtype=torch.bool)
+    excluded[0, 1] = excluded[4, 2] = True
+    settings = {"temperature": 0.2, "excluded": excluded}
+    apart = [temporal_infonce(a, p, **settings) for a, p in zip(anchors, positives)]
+    torch.testing.assert_close(temporal_infonce(anchors, positives, **settings),
+                               torch.stack(apart).mean())
+    with pytest.raises(InputError, match="must both be"):
+        temporal_infonce(anchors, positives, temperature=0.2, negatives=unit(3, N, D))
+
+
 # ---- which frames are compared
 
 
@@ -377,6 +389,63 @@ def test_embedding_in_pieces_is_embedding_at_once(data, network, monkeypatch):
     assert found.dtype == np.float32 and found.shape == (30, 384)
     # bfloat16 where the processor is fast at it: about three digits.
     np.testing.assert_allclose(found, expected, atol=2e-2)
+
+
+# ---- what comes next at every place of the picture
+
+
+def spatiotemporal(**settings):
+    return EncoderConfig(objective="spatiotemporal", negatives="chunk", **settings)
+
+
+def test_the_spatiotemporal_loss_asks_at_every_place_what_is_there_and_what_is_next():
+    torch.manual_seed(0)
+    model, frames = AtariEncoder(spatiotemporal()), torch.randint(0, 256, (4, 4, 84, 84)).byte()
+    order, own = torch.arange(3), torch.diag(torch.ones(2, dtype=torch.bool), -1)
+    another_chunk = torch.zeros(3, 3, dtype=torch.bool)
+    another_chunk[0, 2] = another_chunk[2, 0] = True
+    batch = {"frames": frames, "anchor": order, "positive": order + 1,
+             "excluded": own | another_chunk}
+    with torch.no_grad():
+        loss = model.loss(batch).total
+        maps = model.convolutions[:-1](frames.float() / 255)
+        expected = []
+        for predictor, there, bars in zip(model.predictors, (maps[:3], maps[1:]),
+                                          (another_chunk, own | another_chunk)):
+            predicted = predictor(model(frames[:3])).view(3, 64, 7, 7)
+            for y in range(7):
+                for x in range(7):
+                    pair = [torch.nn.functional.normalize(maps[:, :, y, x], dim=1)
+                            for maps in (predicted, there)]
+                    logits = (pair[0] @ pair[1].T / 0.1).masked_fill(bars, -math.inf)
+                    expected.append((logits.logsumexp(1) - logits.diagonal()).mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_embedding_of_nothing_scores_the_log_of_the_choices(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setattr(encoder.replay, "open_run", lambda run: data)
+    run = runs.start("encoder", profile="smoke", games=data.games, overrides={
+        "encoder.objective": "spatiotemporal", "encoder.negatives": "chunk",
+        "encoder.chunk": 8, "encoder.batch_size": 24})  # fmt: skip
+    # Seven anchors a chunk; the first of them is nobody's next step, the others bar themselves.
+    expected = (math.log(7) + (math.log(7) + 6 * math.log(6)) / 7) / 2
+    assert encoder.chance_loss(run) == pytest.approx(expected)
+
+
+def test_its_network_embeds_as_bases():
+    torch.manual_seed(0)
+    base = AtariEncoder().state_dict()
+    torch.manual_seed(0)
+    own = AtariEncoder(spatiotemporal()).state_dict()
+    assert own.keys() - base.keys() == {
+        f"predictors.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+    assert all(torch.equal(own[name], value) for name, value in base.items())
+
+
+def test_it_needs_negatives_from_the_batch():
+    with pytest.raises(InputError, match=r'needs encoder\.negatives "in_batch"'):
+        AtariEncoder(EncoderConfig(objective="spatiotemporal"))
 
 
 # ---- what the same network could know
