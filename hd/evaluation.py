@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score
 from hd import (
     atari,
     decoder,
+    dream_events,
     encoder,
     game_state,
     probes,
@@ -39,6 +40,8 @@ from hd.world_model import MASKS, WorldModel, hierarchical_mask
 
 RESAMPLES = 9999
 DREAM_STEPS = (1, 5, 15, 48)  # steps into a dream at which it is compared with the truth
+TURN_STEPS = 15  # of a dream, in which the ball's first turn is looked for
+REWARD_SEEN = 0.5  # from here on a dreamed reward is a scoring event
 
 
 def interval(values, *, seed: int = 0) -> tuple[float, float]:
@@ -161,33 +164,81 @@ def _reward_rows(dreamed, true, game: str) -> list[dict]:
         found = average_precision_score(scores, np.abs(dreamed).sum(1))
         rows.append(row("dream_reward_average_precision", found, game=game, step=horizon,
                         baseline=scores.mean()))
+        events, dreamed_events = true != 0, np.abs(dreamed) >= REWARD_SEEN
+        chance = dream_events.of_others(dreamed_events)
+        rows += [row(f"dream_reward_{name}", dream_events.matched(*pair), game=game, step=horizon,
+                     baseline=dream_events.matched(*other))
+                 for name, pair, other in (
+                     ("recall", (events, dreamed_events), (events, chance)),
+                     ("precision", (dreamed_events, events), (chance, events)))
+                 if pair[0].any()]
     return rows
 
 
 def _coordinate_rows(run: Run, game: str, dreamed, stored) -> list[dict]:
-    """Median absolute error, in RAM units, of coordinates read by a probe from dreamed codes.
+    """Median absolute error, in RAM units, of coordinates read by a probe from dreamed codes; and
+    whether the ball turns in the dream where it truly turns.
 
     dreamed (B, H+1, 3) codes; stored (B, H+1) the rows of the true steps. The baseline copies the
     true position at the last real step; [re-encoded] reads the codes of the truth, all that a
-    perfect dream could show. Scored are dreams with the ball in play at both of these steps.
+    perfect dream could show; [extrapolated] goes on as the true last two steps moved. Scored are
+    dreams with the ball in play at both of these steps.
     """
     data, model = replay.open_run(run), tokenizer.load(run)
     probe, rows = _coordinate_probe(run, game, data, model), []
-    labels = atari.labels(game, data.ram[stored])
+    labels = {name: values.astype(np.float64)
+              for name, values in atari.labels(game, data.ram[stored]).items()}
+    earlier = atari.labels(game, data.ram[_before(data, stored)])
     in_play, truth = atari.ball_in_play(game, data.ram[stored]), tokenizer.tokens(run)[stored]
+    read = {suffix: probe.predict(tokenizer.quantized(model, codes.reshape(-1, codes.shape[-1])))
+            for suffix, codes in (("", dreamed.numpy()), ("[re-encoded]", truth))}
+    read = {suffix: {name: values.reshape(stored.shape) for name, values in found.items()}
+            for suffix, found in read.items()}
     for step in (k for k in DREAM_STEPS if k < stored.shape[1]):
         scored = in_play[:, 0] & in_play[:, step]
         rows.append(row("dreams_in_play", scored.sum(), game=game, step=step))
         if not scored.any():
             continue
-        read = {suffix: probe.predict(tokenizer.quantized(model, codes[scored, step]))
-                for suffix, codes in (("", dreamed.numpy()), ("[re-encoded]", truth))}
         for name in game_state.COORDINATES[game]:
-            last, true = (labels[name][scored, k].astype(np.float64) for k in (0, step))
-            rows += [row(f"dream_error_{name}{suffix}", np.median(np.abs(values[name] - true)),
+            last, true = (labels[name][scored, k] for k in (0, step))
+            speed = last - earlier[name][scored].astype(np.float64)
+            guesses = {suffix: found[name][scored, step] for suffix, found in read.items()}
+            guesses["[extrapolated]"] = last + step * speed
+            rows += [row(f"dream_error_{name}{suffix}", np.median(np.abs(guess - true)),
                          game=game, step=step,
                          baseline=None if suffix else np.median(np.abs(last - true)))
-                     for suffix, values in read.items()]
+                     for suffix, guess in guesses.items()]
+    return rows + _turn_rows(labels, read, in_play, game)
+
+
+def _before(data, stored) -> np.ndarray:
+    """(B,) the rows one step before the first of each dream's (B, H+1), or these themselves where
+    an episode begins."""
+    return np.maximum(stored[:, 0] - 1, data.starts[stored[:, 0]])
+
+
+def _turn_rows(labels, read, in_play, game: str) -> list[dict]:
+    """Of the futures in which the ball turns within TURN_STEPS, those whose dream turns then.
+
+    labels, read[suffix]: name -> (B, H+1) true positions, and as read from codes. The baseline
+    looks for the turns of other dreams; only dreams with the ball in play throughout are scored.
+    """
+    rows, last = [], TURN_STEPS + dream_events.SPAN
+    for name in ("ball_x", "ball_y"):
+        if name not in labels or in_play.shape[1] <= last:
+            continue
+        scored = in_play[:, :last + 1].all(1)
+        turning = dream_events.firsts(dream_events.turns(labels[name][scored, :last + 1]))
+        rows.append(row(f"dreams_with_turn_{name}", turning.any(1).sum(), game=game,
+                        step=TURN_STEPS))
+        if not turning.any():
+            continue
+        for suffix, found in read.items():
+            dreamed = dream_events.turns(found[name][scored, :last + 1])
+            chance = dream_events.matched(turning, dream_events.of_others(dreamed))
+            rows.append(row(f"dream_turn_recall_{name}{suffix}",
+                            dream_events.matched(turning, dreamed), game=game, step=TURN_STEPS,
+                            baseline=None if suffix else chance))
     return rows
 
 

@@ -116,7 +116,7 @@ def plain_eyes(monkeypatch):
     ram[8, 54] = 0  # out of play when the second dream begins
     ram[17, 54] = 0  # and at the end of the third
     codes = ram[:, [51, 49, 54]].astype(np.int64) + 1
-    data = types.SimpleNamespace(ram=ram)
+    data = types.SimpleNamespace(ram=ram, starts=np.repeat([0, 6, 12], 6))
     monkeypatch.setattr(replay, "open_run", lambda run: data)
     monkeypatch.setattr(tokenizer, "load", lambda run: None)
     monkeypatch.setattr(tokenizer, "tokens", lambda run: codes.astype(np.int16))
@@ -139,6 +139,55 @@ def test_the_ball_is_read_from_dreamed_and_true_codes_beside_its_last_true_place
     assert found["dream_error_ball_x", 1] == (8, moved)
     assert found["dream_error_ball_x[re-encoded]", 1] == (1, None)
     assert found["dream_error_ball_y", 1][0] == found["dream_error_player_y", 1][0] == 1
+
+
+def test_positions_go_on_as_the_last_two_true_steps_moved(plain_eyes):
+    ram, codes, stored = plain_eyes
+    found = values(evaluation._coordinate_rows(None, "pong", torch.from_numpy(codes[stored]),
+                                               stored))
+    ball_x = ram[:, 49].astype(float)
+    # The first dream begins an episode: nothing moved yet. The third begins at row 12, as does
+    # its episode.
+    errors = [abs(ball_x[0] - ball_x[1]), abs(ball_x[12] - ball_x[13])]
+    assert found["dream_error_ball_x[extrapolated]", 1] == (np.median(errors), None)
+    later = stored + np.array([1, 0, 1])[:, None]  # 1 to 6 and 13 to 18 would leave their episode
+    found = values(evaluation._coordinate_rows(None, "pong", torch.from_numpy(codes[later[:, :3]]),
+                                               later[:, :3]))
+    speed = ball_x[[1, 13]] - ball_x[[0, 12]]
+    errors = np.abs(ball_x[[1, 13]] + speed - ball_x[[2, 14]])
+    assert found["dream_error_ball_x[extrapolated]", 1] == (np.median(errors), None)
+
+
+def paths(turn, num=4, length=18):
+    """(num, length) positions that turn back at a step."""
+    steps = np.arange(length, dtype=np.float64)
+    return np.tile(100 + 4 * np.minimum(steps, 2 * turn - steps), (num, 1))
+
+
+@pytest.mark.parametrize(("turn", "share"), [(8, 1.0), (10, 1.0), (5, 0.0)])
+def test_a_turn_counts_where_the_dream_turns_within_two_steps(turn, share):
+    labels = {"ball_x": paths(8), "player_y": paths(3)}
+    read = {"": {"ball_x": paths(turn), "player_y": paths(3)},
+            "[re-encoded]": {"ball_x": paths(8), "player_y": paths(3)}}
+    in_play = np.ones((4, 18), bool)
+    in_play[3, 12] = False
+    found = values(evaluation._turn_rows(labels, read, in_play, "pong"))
+    assert found["dreams_with_turn_ball_x", 15] == (3, None)
+    assert found["dream_turn_recall_ball_x", 15] == (share, share)  # all turn at once
+    assert found["dream_turn_recall_ball_x[re-encoded]", 15] == (1.0, None)
+    assert not any("player" in name for name, _ in found)
+
+
+def test_scoring_steps_are_found_within_two_steps_in_their_own_dream():
+    true, dreamed = np.zeros((4, 20), np.float32), np.zeros((4, 20), np.float32)
+    true[0, 5], true[1, 9] = 1, -1
+    dreamed[0, 7], dreamed[1, 2], dreamed[2, 0], dreamed[3, 3] = 0.6, -0.9, 0.49, 0.5
+    found = values(evaluation._reward_rows(dreamed, true, "pong"))
+    assert found["dream_reward_recall", 20][0] == 0.5
+    assert found["dream_reward_precision", 20][0] == pytest.approx(1 / 3)
+    quiet = values(evaluation._reward_rows(dreamed * 0, true, "pong"))
+    assert quiet["dream_reward_recall", 20] == (0.0, 0.0)
+    assert ("dream_reward_precision", 20) not in quiet
 
 
 def test_only_dreams_with_the_ball_in_play_at_both_steps_are_scored(plain_eyes):

@@ -49,6 +49,7 @@ MODULES = (
     "imagination",
     "policy",
     "play",
+    "dream_events",
     "evaluation",
     "entropy_floor",
     "transfer",
