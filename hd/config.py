@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from hd.ablations import ABLATIONS, Ablation
+from hd.ablations import ABLATIONS, HI_DREAMER, Ablation
 
 GAMES = ("pong", "breakout", "ms_pacman")
 STAGES = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy",
@@ -312,10 +312,13 @@ CHOICES = {
 
 
 def variants() -> dict[str, Mapping[str, object]]:
-    """Every variant's name and the fields in which it differs from base ("mask.strict", ...)."""
+    """Every variant's name and the fields in which it differs from base ("mask.strict", ...).
+
+    "base" is the faithful pipeline, "hi-dreamer" the better one, the others are ablations' arms.
+    """
     arms = {f"{name}.{arm}": fields
             for name, chosen in ABLATIONS.items() for arm, fields in chosen.arms.items()}
-    return {"base": {}, **arms}
+    return {"base": {}, "hi-dreamer": HI_DREAMER, **arms}
 
 
 def resolve(profile: str, variant: str = "base",

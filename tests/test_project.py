@@ -57,6 +57,7 @@ MODULES = (
     "report",
     "reference",
     "evidence",
+    "goals",
     "verdicts",
     "representation_claims",
     "dynamics_claims",

@@ -1,0 +1,143 @@
+"""What tokens and dreams must reach to be worth playing in: bars, and which variant is over them.
+
+The bars of probes are what others report with more pixels (results/reference); the rest says what
+a player needs: where the ball is, where it will be, whether it scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from hd import reference, report
+from hd.config import GAMES
+from hd.evidence import Found, Tables
+
+VARIANTS = ("base", "hi-dreamer")
+BALL_GAMES = ("pong", "breakout")
+LEVELS = (0, 1, 2)
+STEP = 15  # of a dream
+
+
+@dataclass(frozen=True)
+class Goal:
+    """words: what is measured; baseline: what the brackets hold. find(tables, variant, game)."""
+
+    topic: str  # "representation" or "dynamics"
+    words: str
+    baseline: str
+    games: tuple[str, ...]
+    bar: Callable[[str], float]  # of a game
+    find: Callable[[Tables, str, str], Found | None]
+    higher: bool = True
+
+    def is_reached(self, found: Found, game: str) -> bool:
+        bar = self.bar(game)
+        return found.mean >= bar if self.higher else found.mean <= bar
+
+
+def _metric(stage: str, metric: str, *, step: float | None = None) -> Callable:
+    return lambda t, variant, game: t.find(stage, metric, variant, game=game, step=step)
+
+
+def _lost_in_codes(t: Tables, variant: str, game: str) -> Found | None:
+    """Probes on continuous embeddings less those on codes; both stand in the tokenizer's table."""
+    codes = t.find("tokenizer", "f1_overall", variant, game=game)
+    return codes and Found(codes.baselines - codes.values, codes.values * math.nan, codes.profile,
+                           codes.device, codes.tables)
+
+
+def _least_usage(t: Tables, variant: str, game: str) -> Found | None:
+    found = [t.find("tokenizer", f"l{level}_usage", variant) for level in LEVELS]
+    if None in found:
+        return None
+    return min(found, key=lambda one: one.mean)
+
+
+def _way_to_floor(level: int) -> Callable:
+    """How much of the n-gram's cross-entropy above the floor the world model saves: 1 is all."""
+    def find(t: Tables, variant: str, game: str) -> Found | None:
+        model = t.find("world_model", f"l{level}_cross_entropy", variant, game=game)
+        floor = t.find("entropy_floor", f"l{level}_state_floor[sticky 0]", variant, game=game)
+        floor = floor or t.find("entropy_floor", f"l{level}_state_floor[sticky 0]", game=game)
+        if model is None or floor is None:
+            return None
+        saved = (model.baselines - model.values) / (model.baselines - floor.mean)
+        return Found(saved, saved * 0, model.profile, model.device, model.tables + floor.tables)
+    return find
+
+
+def _probe_bar(game: str) -> float:
+    """ST-DIM's weighted F1 (Anand et al. 2019), which sees the full screen."""
+    table = pd.read_csv(reference.FOLDER / "anchors.csv")
+    chosen = table[(table["section"] == "AtariARI probe F1") & (table["method"] == "ST-DIM")
+                   & (table["metric"] == report.TITLES[game])]
+    return float(chosen["value"].iloc[0])
+
+
+def _always(value: float) -> Callable[[str], float]:
+    return lambda game: value
+
+
+GOALS = (
+    Goal("representation", "F1 of RAM state, linear probe on embeddings (bar: ST-DIM)",
+         "untrained encoder", GAMES, _probe_bar, _metric("encoder", "f1_overall")),
+    Goal("representation", "F1 lost in the codes", "–", GAMES, _always(0.05), _lost_in_codes,
+         higher=False),
+    Goal("representation", "R2 of ball_x read from codes", "embeddings", BALL_GAMES, _always(0.9),
+         _metric("tokenizer", "r2_ball_x")),
+    Goal("representation", "R2 of ball_y read from codes", "embeddings", BALL_GAMES, _always(0.9),
+         _metric("tokenizer", "r2_ball_y")),
+    Goal("representation", "median error of ball_x read from codes, of 160", "embeddings",
+         BALL_GAMES, _always(4.0), _metric("tokenizer", "error_ball_x"), higher=False),
+    Goal("representation", "codes in use at the level that uses fewest", "random codes", ("all",),
+         _always(0.95), _least_usage),
+    *(Goal("dynamics", f"next L{level} code: share of the way from n-gram to floor", "n-gram",
+           GAMES, _always(0.5), _way_to_floor(level)) for level in LEVELS),
+    Goal("dynamics", f"median error of ball_x after {STEP} dreamed steps, of 160",
+         "last true place", BALL_GAMES, _always(8.0),
+         _metric("imagination", "dream_error_ball_x", step=STEP), higher=False),
+    Goal("dynamics", "turns of ball_x dreamed within 2 steps", "another dream", BALL_GAMES,
+         _always(0.6), _metric("imagination", "dream_turn_recall_ball_x", step=STEP)),
+    *(Goal("dynamics", f"scoring steps of dreams: {name}", "another dream", GAMES, _always(0.8),
+           lambda t, variant, game, name=name: _last_step(t, f"dream_reward_{name}", variant, game))
+      for name in ("recall", "precision")),
+)
+
+
+def _last_step(t: Tables, metric: str, variant: str, game: str) -> Found | None:
+    """A metric of whole dreams, which stands at the profile's longest step."""
+    for step in range(64, 0, -1):
+        if found := t.find("imagination", metric, variant, game=game, step=step):
+            return found
+    return None
+
+
+def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
+    """The goals of a topic: game, bar, and for each variant mean [95% interval] (baseline), then
+    whether it is reached; – where nothing is measured."""
+    tables, rows = Tables(profile, results_dir), []
+    for goal in (goal for goal in GOALS if goal.topic == topic):
+        for game in goal.games:
+            sign = "≥" if goal.higher else "≤"
+            row = {"what is measured": goal.words, "game": report.TITLES[game],
+                   "bar": f"{sign} {report.number(goal.bar(game))}"}
+            for variant in VARIANTS:
+                found = goal.find(tables, variant, game)
+                row[variant] = "–" if found is None else _cell(found)
+                row[f"{variant} reaches it"] = "–" if found is None else (
+                    "yes" if goal.is_reached(found, game) else "no")
+            rows.append(row | {"in brackets": goal.baseline})
+    return pd.DataFrame(rows).set_index("what is measured").rename_axis(index=None)
+
+
+def _cell(found: Found) -> str:
+    text = report.number(found.mean)
+    if len(found.values) > 1:
+        text += f" [{', '.join(report.number(bound) for bound in found.bounds)}]"
+    if not math.isnan(found.baseline):
+        text += f" ({report.number(found.baseline)})"
+    return f"{text} n={len(found.values)}"

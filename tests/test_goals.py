@@ -1,0 +1,95 @@
+"""hd.goals: the bars, and which variant is over them."""
+
+import pytest
+
+from hd import goals, runs
+from hd.runs import row
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Writes a table as publishing leaves it; returns the results folder."""
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "audit").symlink_to(tmp_path / "audit" / "results")
+
+    def write(stage, rows, *, variant="base", seed=0):
+        runs.save_table(runs.start(stage, profile="audit", variant=variant, seed=seed), rows)
+        return tmp_path / "published"
+
+    return write
+
+
+def line(root, topic, words, game):
+    table = goals.table(topic, "audit", results_dir=root)
+    found = table[(table["game"] == game) & table.index.str.startswith(words)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_the_bar_of_the_probes_is_what_st_dim_reaches(published):
+    root = published("encoder", [row("f1_overall", 0.82, game="pong", baseline=0.5),
+                                 row("f1_overall", 0.82, game="breakout", baseline=0.5)])
+    pong, breakout = (line(root, "representation", "F1 of RAM", game)
+                      for game in ("Pong", "Breakout"))
+    assert (pong["bar"], breakout["bar"]) == ("≥ 0.810", "≥ 0.880")
+    assert (pong["base reaches it"], breakout["base reaches it"]) == ("yes", "no")
+    assert pong["base"] == "0.820 (0.500) n=1"
+    assert pong["hi-dreamer"] == pong["hi-dreamer reaches it"] == "–"
+
+
+def test_variants_stand_side_by_side_with_their_intervals(published):
+    for seed, value in enumerate((0.90, 0.96)):
+        published("tokenizer", [row("r2_ball_x", value, game="pong", baseline=0.97)],
+                  variant="hi-dreamer", seed=seed)
+    root = published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.4)])
+    found = line(root, "representation", "R2 of ball_x", "Pong")
+    assert found["base"] == "0.300 (0.400) n=1"
+    assert found["hi-dreamer"] == "0.930 [0.900, 0.960] (0.970) n=2"
+    assert (found["base reaches it"], found["hi-dreamer reaches it"]) == ("no", "yes")
+
+
+@pytest.mark.parametrize(("value", "reached"), [(3.9, "yes"), (4.0, "yes"), (4.1, "no")])
+def test_an_error_must_be_at_most_its_bar(published, value, reached):
+    root = published("tokenizer", [row("error_ball_x", value, game="breakout", baseline=1.0)])
+    found = line(root, "representation", "median error", "Breakout")
+    assert (found["bar"], found["base reaches it"]) == ("≤ 4", reached)
+
+
+def test_what_codes_lose_is_embeddings_less_codes(published):
+    root = published("tokenizer", [row("f1_overall", 0.6, game="pong", baseline=0.64)])
+    found = line(root, "representation", "F1 lost", "Pong")
+    assert found["base"] == "0.0400 n=1" and found["base reaches it"] == "yes"
+
+
+def test_the_level_that_uses_fewest_codes_counts(published):
+    root = published("tokenizer", [row(f"l{level}_usage", value, baseline=1.0)
+                                   for level, value in enumerate((0.99, 0.94, 1.0))])
+    found = line(root, "representation", "codes in use", "all games")
+    assert found["base"].startswith("0.940") and found["base reaches it"] == "no"
+
+
+def test_the_way_to_the_floor_is_measured_from_the_ngram(published):
+    published("entropy_floor", [row("l0_state_floor[sticky 0]", 0.5, game="pong")])
+    root = published("world_model", [
+        row("l0_cross_entropy", 1.0, game="pong", baseline=2.5),
+        row("l1_cross_entropy", 1.0, game="pong", baseline=2.5)])
+    found = line(root, "dynamics", "next L0 code", "Pong")
+    assert found["base"] == "0.750 (0) n=1" and found["base reaches it"] == "yes"
+    assert line(root, "dynamics", "next L1 code", "Pong")["base"] == "–", "its floor is unknown"
+
+
+def test_rewards_of_dreams_are_found_at_the_dreams_last_step(published):
+    root = published("imagination", [
+        row("dream_reward_recall", 0.9, game="pong", step=48, baseline=0.1),
+        row("dream_error_ball_x", 7.0, game="pong", step=15, baseline=50.0),
+        row("dream_error_ball_x", 99.0, game="pong", step=48, baseline=50.0)])
+    assert line(root, "dynamics", "scoring steps of dreams: recall",
+                "Pong")["base"] == "0.900 (0.100) n=1"
+    assert line(root, "dynamics", "median error", "Pong")["base reaches it"] == "yes"
+
+
+def test_nothing_published_is_a_table_of_dashes(tmp_path):
+    for topic in ("representation", "dynamics"):
+        table = goals.table(topic, "audit", results_dir=tmp_path)
+        assert len(table) >= 10 and set(table["base"]) == set(table["hi-dreamer"]) == {"–"}
