@@ -254,8 +254,9 @@ PROFILES = {
         world_model=replace(_SMALL_WORLD_MODEL, num_steps=700, max_steps=32, eval_every=100),
         imagination=ImaginationConfig(num_dreams=64, horizon=15),
         policy=PolicyConfig(num_steps=300, eval_episodes=5),
-        ram_policy=RamPolicyConfig(population=20, elites=5, generations=6, max_steps=400),
-        probes=ProbeConfig(max_rows=6000, epochs=40),
+        ram_policy=RamPolicyConfig(population=20, elites=5, generations=6, max_steps=400,
+                                   eval_episodes=2),
+        probes=ProbeConfig(max_rows=4000, epochs=25),
     ),
     "audit": Profile(
         "audit", "ablations with three seeds: few whole episodes seen many times",
