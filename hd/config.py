@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from hd.ablations import ABLATIONS, HI_DREAMER, Ablation
+from hd.ablations import ABLATIONS, HI_DREAMER, HI_DREAMER_AT, Ablation
 
 GAMES = ("pong", "breakout", "ms_pacman")
 STAGES = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy",
@@ -333,7 +333,10 @@ def resolve(profile: str, variant: str = "base",
     allowed("profile", profile, PROFILES)
     known = variants()
     allowed("variant", variant, known)
-    resolved, fields = PROFILES[profile], {**known[variant], **(overrides or {})}
+    resolved, fields = PROFILES[profile], dict(known[variant])
+    if variant == "hi-dreamer":
+        fields |= HI_DREAMER_AT.get(profile, {})
+    fields |= overrides or {}
     for key, value in fields.items():
         resolved = _with_field(resolved, key, value)
     if resolved.policy.game in games:

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from hd import config
-from hd.config import ABLATIONS, GAMES, PROFILES, InputError
+from hd.ablations import ABLATIONS, HI_DREAMER, HI_DREAMER_AT
+from hd.config import GAMES, PROFILES, InputError
 
 SECTIONS = [f.name for f in dataclasses.fields(config.Profile) if f.name not in ("name", "purpose")]
 
@@ -53,6 +54,16 @@ def test_every_arm_differs_from_base_in_exactly_the_fields_it_declares(ablation,
         changed = flat(config.resolve(profile, f"{ablation}.{arm}"))
         differing = {key: value for key, value in changed.items() if value != base[key]}
         assert differing == dict(declared)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_hi_dreamer_differs_from_base_in_what_it_declares(profile):
+    base, changed = (flat(config.resolve(profile, name)) for name in ("base", "hi-dreamer"))
+    declared = {**HI_DREAMER, **HI_DREAMER_AT.get(profile, {})}
+    assert {key for key, value in changed.items() if value != base[key]} <= set(declared)
+    assert {key: changed[key] for key in declared} == declared
+    stated = config.resolve(profile, "hi-dreamer", {"world_model.num_steps": 7})
+    assert stated.world_model.num_steps == 7, "what a user states comes last"
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
