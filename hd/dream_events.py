@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 WITHIN = 2  # steps by which an event may come too early or too late
-SPAN = 2  # steps before and after a turn over which movement is measured
-MOVED = 2.0  # RAM units that count as movement over such a span
+SPAN = 3  # steps before and after a turn over which movement is measured
+MOVED = 4.0  # RAM units that count as movement over such a span
 
 
 def turns(path: np.ndarray) -> np.ndarray:

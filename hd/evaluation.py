@@ -218,7 +218,7 @@ def _before(data, stored) -> np.ndarray:
 
 
 def _turn_rows(labels, read, in_play, game: str) -> list[dict]:
-    """Of the futures in which the ball turns within TURN_STEPS, those whose dream turns then.
+    """Of the futures in which the ball turns within TURN_STEPS, those whose dream first turns then.
 
     labels, read[suffix]: name -> (B, H+1) true positions, and as read from codes. The baseline
     looks for the turns of other dreams; only dreams with the ball in play throughout are scored.
@@ -234,7 +234,8 @@ def _turn_rows(labels, read, in_play, game: str) -> list[dict]:
         if not turning.any():
             continue
         for suffix, found in read.items():
-            dreamed = dream_events.turns(found[name][scored, :last + 1])
+            # The first turns only: a path that trembles turns all the time, but first at once.
+            dreamed = dream_events.firsts(dream_events.turns(found[name][scored, :last + 1]))
             chance = dream_events.matched(turning, dream_events.of_others(dreamed))
             rows.append(row(f"dream_turn_recall_{name}{suffix}",
                             dream_events.matched(turning, dreamed), game=game, step=TURN_STEPS,

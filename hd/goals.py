@@ -100,7 +100,7 @@ GOALS = (
     Goal("dynamics", f"median error of ball_x after {STEP} dreamed steps, of 160",
          "last true place", BALL_GAMES, _always(8.0),
          _metric("imagination", "dream_error_ball_x", step=STEP), higher=False),
-    Goal("dynamics", "turns of ball_x dreamed within 2 steps", "another dream", BALL_GAMES,
+    Goal("dynamics", "first turn of ball_x dreamed within 2 steps", "another dream", BALL_GAMES,
          _always(0.6), _metric("imagination", "dream_turn_recall_ball_x", step=STEP)),
     *(Goal("dynamics", f"scoring steps of dreams: {name}", "another dream", GAMES, _always(0.8),
            lambda t, variant, game, name=name: _last_step(t, f"dream_reward_{name}", variant, game))

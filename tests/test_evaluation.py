@@ -158,7 +158,7 @@ def test_positions_go_on_as_the_last_two_true_steps_moved(plain_eyes):
     assert found["dream_error_ball_x[extrapolated]", 1] == (np.median(errors), None)
 
 
-def paths(turn, num=4, length=18):
+def paths(turn, num=4, length=19):
     """(num, length) positions that turn back at a step."""
     steps = np.arange(length, dtype=np.float64)
     return np.tile(100 + 4 * np.minimum(steps, 2 * turn - steps), (num, 1))
@@ -169,13 +169,22 @@ def test_a_turn_counts_where_the_dream_turns_within_two_steps(turn, share):
     labels = {"ball_x": paths(8), "player_y": paths(3)}
     read = {"": {"ball_x": paths(turn), "player_y": paths(3)},
             "[re-encoded]": {"ball_x": paths(8), "player_y": paths(3)}}
-    in_play = np.ones((4, 18), bool)
+    in_play = np.ones((4, 19), bool)
     in_play[3, 12] = False
     found = values(evaluation._turn_rows(labels, read, in_play, "pong"))
     assert found["dreams_with_turn_ball_x", 15] == (3, None)
     assert found["dream_turn_recall_ball_x", 15] == (share, share)  # all turn at once
     assert found["dream_turn_recall_ball_x[re-encoded]", 15] == (1.0, None)
     assert not any("player" in name for name, _ in found)
+
+
+def test_a_dream_that_turns_all_the_time_has_not_foreseen_a_late_turn():
+    labels, trembling = {"ball_x": paths(12)}, paths(12)
+    trembling[:, 2::6] += 30
+    trembling[:, 5::6] -= 30
+    found = values(evaluation._turn_rows(labels, {"": {"ball_x": trembling}},
+                                         np.ones((4, 19), bool), "pong"))
+    assert found["dream_turn_recall_ball_x", 15] == (0.0, 0.0)
 
 
 def test_scoring_steps_are_found_within_two_steps_in_their_own_dream():
