@@ -88,7 +88,7 @@ dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
 dream_reward_average_precision | finding dreams that score | share | higher | base rate
 dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lower | last true one
-dream_turn_recall_{coordinate} | first turn of truth and dream, ± 2 steps | share | higher | another dream
+dream_turn_recall_{coordinate} | truth's first turn in time, ± 2 | share | higher | another dream
 dreams_with_turn_{coordinate} | dreams in play whose truth turns within 15 steps | count | - | -
 dream_reward_recall | scoring steps dreamed within 2 steps | share | higher | another dream
 dream_reward_precision | dreamed ones true within 2 steps | share | higher | another dream
