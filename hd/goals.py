@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from hd import reference, report
-from hd.config import GAMES
+from hd.config import GAMES, PROFILES
 from hd.evidence import Found, Tables
 
 VARIANTS = ("base", "hi-dreamer")
@@ -132,6 +132,17 @@ def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
                     "yes" if goal.is_reached(found, game) else "no")
             rows.append(row | {"in brackets": goal.baseline})
     return pd.DataFrame(rows).set_index("what is measured").rename_axis(index=None)
+
+
+def show(topic: str, profile: str, *, results_dir=None) -> None:
+    """The tables of all profiles at which hi-dreamer is measured, the largest first; that of the
+    given profile where it is measured at none."""
+    from IPython.display import Markdown, display
+    found = {name: table(topic, name, results_dir=results_dir) for name in reversed(PROFILES)}
+    both = [name for name, goals in found.items() if (goals["hi-dreamer"] != "–").any()]
+    for name in both or [profile]:
+        display(Markdown(f"**{name}**: {PROFILES[name].purpose}"))
+        display(found[name])
 
 
 def _cell(found: Found) -> str:

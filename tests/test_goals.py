@@ -93,3 +93,20 @@ def test_nothing_published_is_a_table_of_dashes(tmp_path):
     for topic in ("representation", "dynamics"):
         table = goals.table(topic, "audit", results_dir=tmp_path)
         assert len(table) >= 10 and set(table["base"]) == set(table["hi-dreamer"]) == {"–"}
+
+
+def test_every_profile_at_which_hi_dreamer_is_measured_is_shown(published, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    rows = [row("r2_ball_x", 0.3, game="pong", baseline=0.4)]
+    root = published("tokenizer", rows)
+
+    def headings(topic, profile):
+        shown.clear()
+        goals.show(topic, profile, results_dir=root)
+        return [one.data.partition(":")[0] for one in shown[::2]]
+
+    assert headings("representation", "audit") == ["**audit**"]
+    assert headings("dynamics", "desk") == ["**desk**"], "measured nowhere: the page's own profile"
+    published("tokenizer", rows, variant="hi-dreamer")
+    assert headings("representation", "desk") == ["**audit**"]
