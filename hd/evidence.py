@@ -91,18 +91,22 @@ def mean_of(found: Iterable[Found | None]) -> Found | None:
 
 @dataclass(frozen=True)
 class Tables:
-    """The published tables of one profile below a results folder (None: the repository's)."""
+    """The tables of one profile: below a results folder with a folder per profile (None: the
+    published ones), or below the profile's own folder of fresh results."""
 
     profile: str
     root: Path | None = None
 
+    def _paths(self, stage: str, variant: str) -> list[Path]:
+        root = Path(self.root or ROOT / "results")
+        is_fresh = root.resolve().parent.name == self.profile
+        return report.tables_of((root if is_fresh else root / self.profile) / stage, variant)
+
     def find(self, stage: str, metric: str, variant: str = "base", *, game: str = "all",
              step: float | None = None, split: str | None = None) -> Found | None:
         """One metric over the seeds that are published, or None where it is not measured."""
-        root = Path(self.root or ROOT / "results")
-        paths = report.tables_of(root / self.profile / stage, variant)
-        parts = []
-        for path in paths:
+        root, parts = Path(self.root or ROOT / "results"), []
+        for path in self._paths(stage, variant):
             table, record = _load(str(path), sha256_of(path))
             chosen = (table["metric"] == metric) & (table["game"] == game)
             chosen &= table["step"].isna() if step is None else table["step"] == step
@@ -127,7 +131,7 @@ class Tables:
         """The last recorded value of a learning curve, over seeds."""
         root = Path(self.root or ROOT / "results")
         values, records, names = {}, [], []
-        for path in report.tables_of(root / self.profile / stage, variant):
+        for path in self._paths(stage, variant):
             beside = path.with_name(f"{path.stem}-history.csv")
             if not beside.exists():
                 continue
@@ -146,7 +150,7 @@ class Tables:
     def made_seconds(self, stage: str, variant: str = "base") -> Found | None:
         """Seconds that training the stage took, from the provenance beside its tables."""
         root = Path(self.root or ROOT / "results")
-        paths = report.tables_of(root / self.profile / stage, variant)
+        paths = self._paths(stage, variant)
         records = [_load(str(path), sha256_of(path))[1] for path in paths]
         if not records:
             return None

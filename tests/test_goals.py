@@ -110,3 +110,11 @@ def test_every_profile_at_which_hi_dreamer_is_measured_is_shown(published, monke
     assert headings("dynamics", "desk") == ["**desk**"], "measured nowhere: the page's own profile"
     published("tokenizer", rows, variant="hi-dreamer")
     assert headings("representation", "desk") == ["**audit**"]
+
+
+def test_fresh_results_of_one_profile_are_read_too(published, tmp_path):
+    published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.4)])
+    fresh = tmp_path / "audit" / "results"
+    assert line(fresh, "representation", "R2 of ball_x", "Pong")["base"] == "0.300 (0.400) n=1"
+    other = goals.table("representation", "desk", results_dir=fresh)
+    assert set(other["base"]) == {"–"}
