@@ -67,8 +67,7 @@ class TrainedStage:
 class EncoderConfig(TrainedStage):
     """CNN and temporal InfoNCE."""
 
-    # "contrastive"; "spatiotemporal": at every place of the picture; or "supervised": reads RAM
-    # coordinates, the ceiling of probes
+    # "contrastive", "spatiotemporal" (at every place), "supervised" (reads RAM: the ceiling)
     objective: str = "contrastive"
     commitment_costs: tuple[float, ...] = ()  # one a level: codebooks train with the encoder
     negatives: str = "single"  # "single" (the seed), "in_batch", "chunk"
