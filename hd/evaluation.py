@@ -266,6 +266,25 @@ def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:
             "dream": decoder.decode_tokens(run, rollout.tokens[0])}
 
 
+def dream_balls(run: Run, game: str) -> dict[str, np.ndarray]:
+    """Where the ball is in dream_frames, (H+1, 2) column and row, NaN while none is in play: by
+    RAM in the real game, read by the probe from its codes and from the dream's.
+
+    Empty for a game without a ball.
+    """
+    if GAMES[game].ball_origin is None:
+        return {}
+    rollout, truth, _, stored = dream(run, game, num_dreams=run.cfg.num_dreams)
+    data, model = replay.open_run(run), tokenizer.load(run)
+    probe, ram = _coordinate_probe(run, game, data, model), data.ram[stored[0]]
+    read = {name: probe.predict(tokenizer.quantized(model, codes[0].cpu().numpy()))
+            for name, codes in (("its codes", truth), ("dream", rollout.tokens))}
+    balls = {name: atari.ball_on_frame(game, found["ball_x"], found["ball_y"])
+             for name, found in {"real game": atari.labels(game, ram), **read}.items()}
+    return {name: np.where(atari.ball_in_play(game, ram)[:, None], places, np.nan)
+            for name, places in balls.items()}
+
+
 def ranked_dreams(run: Run, game: str, *, count: int = 10) -> tuple[np.ndarray, dict]:
     """Dreams chosen by rule, not by taste: of all seeded dreams, ordered by how many of their
     first 15 coarse codes are true, those at `count` evenly spaced ranks, the best first.

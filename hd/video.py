@@ -25,11 +25,13 @@ MAX_STEPS = 3000  # of a video
 
 
 def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, fps: int = 15,
-                       scale: int = 3, notes: Sequence[str] | None = None) -> Path:
+                       scale: int = 3, notes: Sequence[str] | None = None,
+                       marks: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write an mp4 (h264, yuv420p: plays in any browser) of videos beside each other.
 
     columns: name, written on top, -> (T, 84, 84) uint8, all of the same T. notes: T texts for the
-    line below the names. Returns the path. Raises InputError for unequal shapes.
+    line below the names. marks: name -> (T, 2) column and row to be circled, NaN for none.
+    Returns the path. Raises InputError for unequal shapes.
     """
     shapes = {np.shape(frames) for frames in columns.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or not shape[0]:
@@ -45,14 +47,17 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
                                     "+bitexact", "-movflags", "+faststart"]) as video:
             for t in range(shape[0]):
                 video.append_data(_titled({name: frames[t] for name, frames in columns.items()},
-                                          scale, notes[t] if notes else ""))
+                                          scale, notes[t] if notes else "",
+                                          {name: at[t] for name, at in (marks or {}).items()}))
 
     write_atomically(path, write)
     return path
 
 
-def _titled(columns: Mapping[str, np.ndarray], scale: int, note: str) -> np.ndarray:
-    """Frames (84, 84) by name -> one picture (height, width, 3), even in both, names on top."""
+def _titled(columns: Mapping[str, np.ndarray], scale: int, note: str,
+            marks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Frames (84, 84) by name -> one picture (height, width, 3), even in both, names on top, and
+    circles around marks (2,)."""
     height, width = (scale * side for side in next(iter(columns.values())).shape)
     gap, head = 8, 44
     picture = np.full((head + height + height % 2, len(columns) * (width + gap), 3), 255, np.uint8)
@@ -60,7 +65,11 @@ def _titled(columns: Mapping[str, np.ndarray], scale: int, note: str) -> np.ndar
     for i, (name, frame) in enumerate(columns.items()):
         left = i * (width + gap)
         big = np.repeat(np.repeat(frame, scale, 0), scale, 1)
-        picture[head:head + height, left:left + width] = big[..., None]
+        big = np.repeat(big[..., None], 3, 2)
+        if name in marks and np.isfinite(marks[name]).all():
+            centre = tuple(int(x) for x in (marks[name] + 0.5) * scale)
+            cv2.circle(big, centre, 3 * scale, (230, 60, 40), 2, cv2.LINE_AA)
+        picture[head:head + height, left:left + width] = big
         cv2.putText(picture, name, (left + 2, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1,
                     cv2.LINE_AA)
     cv2.putText(picture, note, (2, 37), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 90, 150), 1,

@@ -7,7 +7,7 @@ import pytest
 from ale_py import roms
 from gymnasium.utils.env_checker import check_env
 
-from hd import config
+from hd import atari, config
 from hd.atari import ACTION_MEANINGS, GAMES, AtariGame, ball_in_play, labels, tracker_action
 from hd.config import InputError
 
@@ -223,6 +223,22 @@ def test_pongs_ball_is_in_play_exactly_when_the_screen_shows_it():
     assert np.array_equal(in_play & ~is_bouncing, is_shown)
     assert is_bouncing.mean() < 0.02
     assert 0.3 < in_play.mean() < 0.9
+
+
+@pytest.mark.parametrize(("game", "colour", "rows"), [
+    ("pong", (236, 236, 236), slice(34, 194)), ("breakout", (200, 72, 72), slice(94, 188))])
+def test_the_ball_is_where_the_frame_shows_it(game, colour, rows):
+    screens, ram = screens_and_ram(game, 400)
+    is_ball = (screens[:, rows, 8:152] == colour).all(-1)
+    shown = is_ball.any((1, 2)) & ball_in_play(game, ram)
+    assert shown.sum() > 50
+    found = labels(game, ram)
+    places = atari.ball_on_frame(game, found["ball_x"], found["ball_y"])
+    assert places.shape == (400, 2)
+    for picture, place in zip(is_ball[shown], places[shown]):
+        y, x = (np.flatnonzero(picture.any(axis)).mean() for axis in (1, 0))
+        seen = np.array([(x + 8.5) * 84 / 160, (y + rows.start + 0.5) * 84 / 210]) - 0.5
+        assert np.abs(place - seen).max() < 2, "within two pixels of 84"
 
 
 def test_breakouts_ball_is_in_play_exactly_when_the_screen_shows_it():

@@ -158,6 +158,22 @@ def test_positions_go_on_as_the_last_two_true_steps_moved(plain_eyes):
     assert found["dream_error_ball_x[extrapolated]", 1] == (np.median(errors), None)
 
 
+def test_the_ball_of_a_dream_is_placed_on_the_frame_as_read_from_its_codes(plain_eyes, monkeypatch):
+    ram, codes, stored = plain_eyes
+    truth = torch.from_numpy(codes[stored])
+    dreamed = truth.clone()
+    dreamed[..., 1] += 20
+    monkeypatch.setattr(evaluation, "dream", lambda *inputs, **settings: (
+        types.SimpleNamespace(tokens=dreamed[2:]), truth[2:], None, stored[2:]))
+    run = types.SimpleNamespace(cfg=types.SimpleNamespace(num_dreams=1))
+    balls = evaluation.dream_balls(run, "pong")
+    assert list(balls) == ["real game", "its codes", "dream"]
+    np.testing.assert_allclose(balls["its codes"][:5, 0] - balls["real game"][:5, 0], 84 / 160)
+    np.testing.assert_allclose(balls["dream"][:5] - balls["its codes"][:5], [[20 * 84 / 160, 0]] * 5)
+    assert all(np.isnan(places[5]).all() for places in balls.values()), "out of play"
+    assert evaluation.dream_balls(run, "ms_pacman") == {}
+
+
 def paths(turn, num=4, length=19):
     """(num, length) positions that turn back at a step."""
     steps = np.arange(length, dtype=np.float64)

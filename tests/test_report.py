@@ -717,6 +717,22 @@ def test_a_video_has_every_frame_even_sides_and_its_columns_in_order(tmp_path):
     assert frames[0][:44].min() < 100 < frames[0][:44].max()  # the names, dark on white
 
 
+def test_a_marked_place_is_circled_in_its_own_column_and_step(tmp_path):
+    places = np.full((7, 2), np.nan)
+    places[3] = 60, 20  # column, row
+    path = video.side_by_side_video({"truth": clip(), "dream": clip()}, tmp_path / "m.mp4",
+                                    scale=3, marks={"dream": places})
+    with imageio.get_reader(path) as film:
+        frames = [np.asarray(frame).astype(int) for frame in film]
+    redness = [frame[44:, :, 0] - frame[44:, :, 2] for frame in frames]
+    for t, red in enumerate(redness):
+        rows, columns = np.nonzero(red > 60)
+        assert (len(rows) > 0) == (t == 3)
+    rows, columns = np.nonzero(redness[3] > 60)
+    assert rows.mean() == pytest.approx(20.5 * 3, abs=2)
+    assert columns.mean() == pytest.approx(260 + 60.5 * 3, abs=2)
+
+
 def test_the_same_frames_give_the_same_bytes(tmp_path):
     one, two = (video.side_by_side_video({"a": clip()}, tmp_path / f"{k}.mp4", scale=1,
                                          notes=[f"step {t}" for t in range(7)]).read_bytes()
