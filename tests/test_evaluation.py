@@ -159,7 +159,7 @@ def test_positions_go_on_as_the_last_two_true_steps_moved(plain_eyes):
 
 
 def test_the_ball_of_a_dream_is_placed_on_the_frame_as_read_from_its_codes(plain_eyes, monkeypatch):
-    ram, codes, stored = plain_eyes
+    _, codes, stored = plain_eyes
     truth = torch.from_numpy(codes[stored])
     dreamed = truth.clone()
     dreamed[..., 1] += 20
@@ -169,7 +169,8 @@ def test_the_ball_of_a_dream_is_placed_on_the_frame_as_read_from_its_codes(plain
     balls = evaluation.dream_balls(run, "pong")
     assert list(balls) == ["real game", "its codes", "dream"]
     np.testing.assert_allclose(balls["its codes"][:5, 0] - balls["real game"][:5, 0], 84 / 160)
-    np.testing.assert_allclose(balls["dream"][:5] - balls["its codes"][:5], [[20 * 84 / 160, 0]] * 5)
+    moved = balls["dream"][:5] - balls["its codes"][:5]
+    np.testing.assert_allclose(moved, [[20 * 84 / 160, 0]] * 5)
     assert all(np.isnan(places[5]).all() for places in balls.values()), "out of play"
     assert evaluation.dream_balls(run, "ms_pacman") == {}
 
