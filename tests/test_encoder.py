@@ -422,6 +422,23 @@ def test_the_spatiotemporal_loss_asks_at_every_place_what_is_there_and_what_is_n
     torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
 
 
+def test_it_learns_where_a_square_is_and_is_kept_as_it_was(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(encoder.replay, "open_run", lambda run: data)
+    run = runs.start("encoder", profile="smoke", variant="hi-dreamer", games=data.games,
+                     overrides={"encoder.num_steps": 12, "encoder.lr": 2e-3})  # fmt: skip
+    torch.manual_seed(0)
+    history = training.train(AtariEncoder(run.cfg), moving_square, run)["history"]
+    # Most places hold nothing of twelve squares: log(12) whatever the embedding says.
+    losses = [entry["loss"] for entry in history]
+    assert losses[0] == pytest.approx(math.log(12), abs=0.1)
+    assert np.mean(losses[-3:]) < losses[0] - 0.1
+    again = encoder.load(run)
+    assert {name.partition(".")[0] for name in again.state_dict()} == {
+        "convolutions", "head", "predictors"}
+
+
 def test_an_embedding_of_nothing_scores_the_log_of_the_choices(data, monkeypatch, tmp_path):
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
     monkeypatch.setattr(encoder.replay, "open_run", lambda run: data)
