@@ -50,18 +50,20 @@ DREAM_STEP = 15  # the longest dream that a headline looks at
 def headline(results_dir=None) -> str:
     """Markdown: for each published profile, largest first, the headline metrics beside baselines.
 
-    Base runs; the policy's other games come from its policy_game variants. smoke says nothing
-    about quality and is left out.
+    base, then hi-dreamer; the policy's other games come from base's policy_game variants. smoke
+    says nothing about quality and is left out.
     """
     root = Path(results_dir or ROOT / "results")
-    parts = [_headline_of(root, name) for name in reversed(config.PROFILES) if name != "smoke"]
+    parts = [_headline_of(root, name, variant) for name in reversed(config.PROFILES)
+             if name != "smoke" for variant in ("base", "hi-dreamer")]
     return "\n\n".join(part for part in parts if part) or NOTHING
 
 
-def _headline_of(root: Path, profile: str) -> str:
-    lines, records, others = [], [], [f"policy_game.{game}" for game in GAMES]
+def _headline_of(root: Path, profile: str, chosen: str) -> str:
+    lines, records = [], []
+    others = [f"policy_game.{game}" for game in GAMES if chosen == "base"]
     for stage, metric, words, baseline in HEADLINE:
-        variants = ["base", *others * (stage == "policy")]
+        variants = [chosen, *others * (stage == "policy")]
         tables = [fresh_or_published(root, profile, stage, variant) for variant in variants
                   if tables_of(root / profile / stage, variant)]
         tables = [table for table in tables if metric in set(table["metric"])]
@@ -78,7 +80,8 @@ def _headline_of(root: Path, profile: str) -> str:
     if not lines:
         return ""
     games = " | ".join(TITLES[game] for game in GAMES)
-    return "\n".join([f"**{profile}**: {config.PROFILES[profile].purpose}", "",
+    named = profile if chosen == "base" else f"{profile}, variant {chosen}"
+    return "\n".join([f"**{named}**: {config.PROFILES[profile].purpose}", "",
                       f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
                       *lines, "", _footnote(records)])
 

@@ -378,6 +378,15 @@ def test_profiles_stand_largest_first_and_smoke_makes_no_headline(tmp_path):
         "paper", "quick"]
 
 
+def test_hi_dreamer_has_a_headline_of_its_own_after_base(tmp_path):
+    for variant, value in (("base", 0.25), ("hi-dreamer", 0.75)):
+        write_table(tmp_path / "quick", [row("r2_ball_x", value, game="pong")], variant=variant)
+    lines = publishing.headline(tmp_path).splitlines()
+    headings = [line.partition(":")[0] for line in lines if line.startswith("**")]
+    assert headings == ["**quick**", "**quick, variant hi-dreamer**"]
+    assert [line.split(" | ")[1] for line in lines if "the ball's x" in line] == ["0.250", "0.750"]
+
+
 def test_the_committed_headlines_are_those_of_the_committed_tables():
     for path, text in publishing.headline_pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make publish"
