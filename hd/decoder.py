@@ -6,6 +6,8 @@ that differ from the game's mean picture weigh more, or a ball of two pixels wou
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -89,14 +91,25 @@ def load(run: Run) -> Decoder:
     return runs.load_model(run, Decoder(run.cfg))
 
 
-@torch.no_grad()
+def drawer(run: Run) -> Callable:
+    """A function from tokens (..., L) int64 to frames (..., 84, 84) uint8, as this run's decoder
+    draws them; raises InputError now when decoder or tokenizer is missing or damaged."""
+    model, codes = load(run), tokenizer.load(run)
+
+    @torch.no_grad()
+    def draw(tokens) -> np.ndarray:
+        flat = tokens.reshape(-1, tokens.shape[-1]).to(runs.device())
+        drawn = [model(codes.decode(flat[i:i + DECODE_ROWS]))
+                 for i in range(0, len(flat), DECODE_ROWS)]
+        frames = (torch.cat(drawn) * 255).round().to(torch.uint8).cpu().numpy()
+        return frames.reshape(*tokens.shape[:-1], 84, 84)
+
+    return draw
+
+
 def decode_tokens(run: Run, tokens) -> np.ndarray:
     """tokens (..., L) int64 -> frames (..., 84, 84) uint8, as this run's decoder draws them."""
-    model, codes = load(run), tokenizer.load(run)
-    flat = tokens.reshape(-1, tokens.shape[-1]).to(runs.device())
-    drawn = [model(codes.decode(flat[i:i + DECODE_ROWS])) for i in range(0, len(flat), DECODE_ROWS)]
-    frames = (torch.cat(drawn) * 255).round().to(torch.uint8).cpu().numpy()
-    return frames.reshape(*tokens.shape[:-1], 84, 84)
+    return drawer(run)(tokens)
 
 
 def beside_truth(run: Run, rows) -> dict[str, np.ndarray]:

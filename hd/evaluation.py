@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 
 from hd import (
     atari,
+    config,
     decoder,
     dream_events,
     encoder,
@@ -25,7 +26,7 @@ from hd import (
 )
 from hd.atari import GAMES
 from hd.config import InputError
-from hd.imagination import imagine, replayed
+from hd.imagination import DreamEnv, imagine, replayed
 from hd.play import (
     play,
     policy_act,
@@ -34,6 +35,7 @@ from hd.play import (
     remembered,
     tracker_act,
 )
+from hd.policy import with_ale_ids
 from hd.runs import Run, row
 from hd.windows import Windows
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
@@ -254,6 +256,24 @@ def _coordinate_probe(run: Run, game: str, data, model) -> probes.Probe:
         tokenizer.quantized(model, tokenizer.tokens(run)[picks]),
         {name: labels[name] for name in game_state.COORDINATES[game]}, split,
         rows=atari.ball_in_play(game, data.ram[picks]), cfg=cfg, seed=run.seed)
+
+
+def dream_env(run: Run, game: str, *, horizon: int = 15, features: str = "codes") -> DreamEnv:
+    """A trained world model as a gymnasium environment in which any agent can act.
+
+    Dreams of `horizon` steps start from the context that run's imagination takes, real held-out
+    steps of the game; actions are ALE ids, render() draws the decoded codes. Raises InputError in
+    one line for an unknown game and where a stage is missing or its file does not fit.
+    """
+    config.allowed("game", game, run.games)
+    run = run.at("imagination")
+    model, data = with_ale_ids(world_model.load(run), game), replay.open_run(run)
+    starts = data.window_starts(run.cfg.context, data.in_game(game) & ~data.is_train)
+    rows = starts[:, None] + np.arange(run.cfg.context)
+    tokens, actions = (torch.from_numpy(column[rows].astype(np.int64)).to(runs.device())
+                       for column in (tokenizer.tokens(run), data.actions))
+    return DreamEnv(model, tokens, actions[:, :-1], horizon=horizon, features=features,
+                    decode=decoder.drawer(run))
 
 
 def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 
 from hd import (
     config,
@@ -12,6 +14,7 @@ from hd import (
     encoder,
     evaluation,
     figures_audit,
+    replay,
     runs,
     stages,
     tokenizer,
@@ -58,6 +61,31 @@ def test_the_chain_of_one_game_trains_the_policy_on_that_game(chain):
     assert run.profile.policy.game == "breakout"
     assert set(table["game"]) == {"breakout"}
     assert (run.root / "results" / "policy" / f"{run.name}-episodes.csv").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # advice on bounds and on a missing spec
+def test_anyones_agent_can_act_in_a_trained_dream(chain):
+    run, _ = chain["imagination"]
+    env = evaluation.dream_env(run, "breakout", horizon=5)
+    check_env(env)
+    (first, _), (again, info) = env.reset(seed=3), env.reset(seed=3)
+    assert (first == again).all() and info["tokens"].shape == (3,)
+    for step in range(5):
+        seen, reward, _, is_over, _ = env.step(env.action_space.sample())
+        assert np.isfinite(seen).all() and np.isfinite(reward) and is_over == (step == 4)
+    assert env.render().shape == (84, 84, 3) and env.render().dtype == np.uint8
+    with pytest.raises(InputError, match="unknown game 'pong'; allowed: breakout"):
+        evaluation.dream_env(run, "pong")
+
+
+def test_a_dream_starts_from_held_out_steps_of_its_game(chain):
+    run, _ = chain["imagination"]
+    tokens, actions = evaluation.dream_env(run, "breakout").contexts
+    data, codes = replay.open_run(run), tokenizer.tokens(run)
+    starts = data.window_starts(run.cfg.context, ~data.is_train)
+    assert tokens.shape == (len(starts), 4, 3) and actions.shape == (len(starts), 3)
+    assert (tokens[-1].numpy() == codes[starts[-1]:starts[-1] + 4]).all()
+    assert (actions[0].numpy() == data.actions[starts[0]:starts[0] + 3]).all()
 
 
 def test_a_variant_shares_the_folders_of_the_stages_it_leaves_alone(chain):
