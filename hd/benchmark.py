@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ale_py import ALEInterface, roms
+from ale_py.vector_env import AtariVectorEnv
 from torch import nn
 from vector_quantize_pytorch import ResidualVQ as TheirVQ
 
@@ -61,12 +62,15 @@ def measure(duel: Duel, pairs: int = PAIRS) -> dict:
 
 
 def collecting(steps: int = 1000) -> Iterator[Duel]:
-    """One process: our environment against the bare emulator and the standard wrappers."""
+    """One process: our environment against the bare emulator, the standard wrappers and ale-py's
+    own vector environment with one game."""
     env = atari.AtariGame("pong")
     bare = ALEInterface()
     bare.loadROM(roms.get_rom_path("pong"))
     wrapped = gymnasium.wrappers.AtariPreprocessing(gymnasium.make(
         "ALE/Pong-v5", frameskip=1, repeat_action_probability=0.0, full_action_space=True))
+
+    vector = AtariVectorEnv("pong", 1, num_threads=1, full_action_space=True)
 
     def ours():
         env.reset(seed=0)
@@ -83,7 +87,13 @@ def collecting(steps: int = 1000) -> Iterator[Duel]:
         for _ in range(steps):
             wrapped.step(0)
 
+    def vectorised():
+        vector.reset(seed=0)
+        for _ in range(steps):
+            vector.step(np.zeros(1, np.int64))
+
     yield Duel("collecting", "steps", steps, ours, emulator, "the bare emulator")
+    yield Duel("collecting", "steps", steps, ours, vectorised, "ale-py AtariVectorEnv, one game")
     yield Duel("collecting", "steps", steps, ours, standard, "gymnasium AtariPreprocessing")
 
 
