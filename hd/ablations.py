@@ -23,18 +23,19 @@ _OFTEN = 720  # steps: on one game of `audit`, up to 200 exposures of each train
 _SEED_COSTS, _FLAT, _ZERO = (0.05, 0.25, 0.60), (0.25, 0.25, 0.25), (0.0, 0.0, 0.0)
 _AT_EVERY_PLACE = {"encoder.objective": "spatiotemporal", "encoder.negatives": "chunk"}
 
-# The variant "hi-dreamer": an encoder that must tell what is where, and a world model whose codes
-# all count and which learns from rewards.
+# The variant "hi-dreamer": an encoder that must tell what is where, a world model whose codes all
+# count and which learns from rewards, and a policy that sees what that model makes of the past.
 HI_DREAMER = {**_AT_EVERY_PLACE, "encoder.temperature": 0.3, "encoder.lr": 5e-4,
               "encoder.schedule": "cosine", "world_model.level_weights": (1.0, 1.0, 1.0),
-              "world_model.detach_heads": False}
+              "world_model.detach_heads": False, "policy.features": "hidden",
+              "policy.entropy": 1e-2}
 HI_DREAMER_AT = {  # what the variant adds at a profile
     # 1M parameters instead of 11M: within the same hours on a desk they see each step four times
     # as often.
     "desk": {"world_model.num_layers": 4, "world_model.dim": 128, "world_model.num_heads": 4,
              "world_model.ffn_dim": 512, "world_model.num_steps": 2000,
              "world_model.accumulate": 1, "world_model.lr": 1e-3,
-             "world_model.eval_every": 200},
+             "world_model.eval_every": 200, "policy.num_steps": 600},
 }
 
 
