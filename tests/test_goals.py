@@ -89,6 +89,13 @@ def test_rewards_of_dreams_are_found_at_the_dreams_last_step(published):
     assert line(root, "dynamics", "median error", "Pong")["base reaches it"] == "yes"
 
 
+@pytest.mark.parametrize(("chance", "reached"), [(0.9, "no"), (0.95, "no"), (0.3, "yes")])
+def test_a_bar_that_chance_reaches_too_is_not_reached(published, chance, reached):
+    root = published("imagination", [
+        row("dream_turn_recall_ball_x", 0.9, game="pong", step=15, baseline=chance)])
+    assert line(root, "dynamics", "first turn", "Pong")["base reaches it"] == reached
+
+
 def test_nothing_published_is_a_table_of_dashes(tmp_path):
     for topic in ("representation", "dynamics"):
         table = goals.table(topic, "audit", results_dir=tmp_path)
