@@ -17,7 +17,7 @@ from hd.config import GAMES, InputError
 from hd.imagination import imagine, replayed
 from hd.policy import with_ale_ids
 from hd.runs import Run
-from hd.storage import write_atomically
+from hd.storage import ROOT, write_atomically
 
 PLAYERS = ("recorded", "random", "agent", "tracker")
 VIDEO_BYTES = 8_000_000  # what a page may hold
@@ -89,6 +89,21 @@ def embed_video(path: Path | str):
                          f"most {VIDEO_BYTES:,}")
     return HTML('<video controls loop muted playsinline style="max-width: 100%" '
                 f'src="data:video/mp4;base64,{base64.b64encode(content).decode()}"></video>')
+
+
+def show_published(folder: Path | str = ROOT / "figures") -> None:
+    """In a notebook: the published videos of base's and hi-dreamer's dreams at the largest profile
+    that has both; a line of text where none has."""
+    from IPython.display import Markdown, display
+    for profile in reversed(config.PROFILES):
+        films = {variant: Path(folder) / profile / f"{variant}-seed0" / "dream.mp4"
+                 for variant in ("base", "hi-dreamer")}
+        if all(film.exists() for film in films.values()):
+            for variant, film in films.items():
+                display(Markdown(f"**{variant}**, {profile}, seed 0"))
+                display(embed_video(film))
+            return
+    print("No profile has published dreams of both variants.")
 
 
 def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed: int = 0,

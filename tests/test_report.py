@@ -765,6 +765,21 @@ def test_an_embedded_video_needs_no_other_file(tmp_path, monkeypatch):
         video.embed_video(path)
 
 
+def test_published_dreams_of_both_variants_are_shown_from_the_largest_profile(
+        tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    for place in ("quick/base", "quick/hi-dreamer", "desk/base", "audit/base", "audit/hi-dreamer"):
+        (tmp_path / f"{place}-seed0").mkdir(parents=True)
+        video.side_by_side_video({"a": clip()}, tmp_path / f"{place}-seed0" / "dream.mp4", scale=1)
+    video.show_published(tmp_path)
+    assert [one.data for one in shown[::2]] == ["**base**, audit, seed 0",
+                                                "**hi-dreamer**, audit, seed 0"]
+    assert all("data:video/mp4;base64," in one.data for one in shown[1::2])
+    video.show_published(tmp_path / "desk")
+    assert len(shown) == 4 and "No profile has published dreams" in capsys.readouterr().out
+
+
 @pytest.fixture
 def untrained(monkeypatch, tmp_path):
     """Every stage of a smoke run, untrained and small; the decoder draws a step's coarse code."""
