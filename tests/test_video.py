@@ -1,0 +1,174 @@
+"""hd.video: videos that play in any browser, and dreams beside the game they began in."""
+
+import base64
+import re
+from types import SimpleNamespace
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+
+from hd import (
+    runs,
+    video,
+)
+from hd.config import InputError
+from hd.encoder import AtariEncoder
+from hd.tokenizer import ResidualVQ
+from hd.world_model import WorldModel
+
+
+def clip(num_frames=7, shade=0):
+    return np.stack([np.full((84, 84), shade + 20 * t, np.uint8) for t in range(num_frames)])
+
+
+def test_a_video_has_every_frame_even_sides_and_its_columns_in_order(tmp_path):
+    path = video.side_by_side_video({"truth": clip(), "dream": clip(shade=100)},
+                                    tmp_path / "two.mp4", scale=3)
+    with imageio.get_reader(path) as film:
+        meta, frames = film.get_meta_data(), [np.asarray(frame) for frame in film]
+    assert (len(frames), meta["fps"], meta["codec"]) == (7, 15, "h264")
+    assert meta["pix_fmt"].startswith("yuv420p")
+    assert frames[0].shape == (44 + 252, 2 * 260, 3)
+    for t, frame in enumerate(frames):  # the middle of each column; h264 keeps it within a few
+        assert frame[170, 126, 0] == pytest.approx(20 * t, abs=6)
+        assert frame[170, 260 + 126, 0] == pytest.approx(100 + 20 * t, abs=6)
+    assert frames[0][:44].min() < 100 < frames[0][:44].max()  # the names, dark on white
+
+
+def test_a_marked_place_is_circled_in_its_own_column_and_step(tmp_path):
+    places = np.full((7, 2), np.nan)
+    places[3] = 60, 20  # column, row
+    path = video.side_by_side_video({"truth": clip(), "dream": clip()}, tmp_path / "m.mp4",
+                                    scale=3, marks={"dream": places})
+    with imageio.get_reader(path) as film:
+        frames = [np.asarray(frame).astype(int) for frame in film]
+    redness = [frame[44:, :, 0] - frame[44:, :, 2] for frame in frames]
+    for t, red in enumerate(redness):
+        rows, columns = np.nonzero(red > 60)
+        assert (len(rows) > 0) == (t == 3)
+    rows, columns = np.nonzero(redness[3] > 60)
+    assert rows.mean() == pytest.approx(20.5 * 3, abs=2)
+    assert columns.mean() == pytest.approx(260 + 60.5 * 3, abs=2)
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path):
+    one, two = (video.side_by_side_video({"a": clip()}, tmp_path / f"{k}.mp4", scale=1,
+                                         notes=[f"step {t}" for t in range(7)]).read_bytes()
+                for k in range(2))
+    assert one == two
+
+
+def test_videos_of_unequal_length_are_refused_and_nothing_is_left(tmp_path):
+    with pytest.raises(InputError, match="same shape"):
+        video.side_by_side_video({"a": clip(3), "b": clip(4)}, tmp_path / "x.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_embedded_video_needs_no_other_file(tmp_path, monkeypatch):
+    path = video.side_by_side_video({"a": clip()}, tmp_path / "a.mp4", scale=1)
+    html = video.embed_video(path).data
+    content = re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1]
+    assert base64.b64decode(content) == path.read_bytes()
+    monkeypatch.setattr(video, "VIDEO_BYTES", 10)
+    with pytest.raises(InputError, match="at most 10"):
+        video.embed_video(path)
+
+
+def test_published_dreams_of_both_variants_are_shown_from_the_largest_profile(
+        tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    for place in ("quick/base", "quick/hi-dreamer", "desk/base", "audit/base", "audit/hi-dreamer"):
+        (tmp_path / f"{place}-seed0").mkdir(parents=True)
+        video.side_by_side_video({"a": clip()}, tmp_path / f"{place}-seed0" / "dream.mp4", scale=1)
+    video.show_published(tmp_path)
+    assert [one.data for one in shown[::2]] == ["**base**, audit, seed 0",
+                                                "**hi-dreamer**, audit, seed 0"]
+    assert all("data:video/mp4;base64," in one.data for one in shown[1::2])
+    video.show_published(tmp_path / "desk")
+    assert len(shown) == 4 and "No profile has published dreams" in capsys.readouterr().out
+
+
+@pytest.fixture
+def untrained(monkeypatch, tmp_path):
+    """Every stage of a smoke run, untrained and small; the decoder draws a step's coarse code."""
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    cfg = runs.start("imagination", profile="smoke").profile.world_model
+    tokenizer = ResidualVQ().eval()
+    tokenizer.codebooks.normal_(std=0.05)
+    model = WorldModel(cfg, tokenizer.codebooks.clone()).eval()
+    drawn = []
+
+    def draw(run, tokens):
+        drawn.append(tokens)
+        return tokens[..., 0, None, None].expand(*tokens.shape[:-1], 84, 84).numpy().astype("uint8")
+
+    monkeypatch.setattr(video.encoder, "load", lambda run: AtariEncoder().eval())
+    monkeypatch.setattr(video.tokenizer, "load", lambda run: tokenizer)
+    monkeypatch.setattr(video.world_model, "load", lambda run: model)
+    monkeypatch.setattr(video.decoder, "decode_tokens", draw)
+    return drawn
+
+
+def test_a_played_video_starts_every_dream_from_real_context(untrained, tmp_path):
+    path = video.play_video(game="breakout", profile="smoke", policy="random", steps=20,
+                            out=tmp_path / "play.mp4")
+    (real, dreamed), = untrained
+    context = 8  # of the smoke profile; its horizon is 15, so the second dream has 5 steps
+    assert real.shape == dreamed.shape == (context + 20, 3)
+    assert (real[:context] == dreamed[:context]).all()
+    assert (real[context:] != dreamed[context:]).any()
+    with imageio.get_reader(path) as film:
+        assert film.count_frames() == context + 20
+        assert film.get_meta_data()["size"] == (3 * 260, 44 + 252)
+
+
+def test_a_dream_is_told_apart_from_its_context_in_the_line_on_top(untrained):
+    run = runs.start("imagination", profile="smoke")
+    tokens, actions = torch.randint(256, (8 + 20, 3)), torch.zeros(28, dtype=torch.long)
+    dreamed, notes = video._dreamed(run, "pong", tokens, actions)
+    assert len(dreamed) == len(notes) == 28
+    assert all(note.startswith("context") for note in notes[:8])
+    assert [int(re.search(r"step (\d+)", note)[1]) for note in notes[8:]] == [
+        *range(1, 16), *range(1, 6)]
+
+
+def test_every_dream_goes_on_from_the_real_step_before_it_with_the_actions_taken(
+        untrained, monkeypatch):
+    def count_on(model, tokens, actions, act, *, horizon, generator):
+        assert (tokens[:, :-1, 0] == actions).all()  # in the context, action t stands at step t
+        steps = torch.stack([tokens[:, -1] + k for k in range(horizon + 1)], 1)
+        acted = torch.stack([act(None, generator) for _ in range(horizon)], 1)
+        is_there = steps[:, :-1, 0] < 38
+        assert (acted == steps[:, :-1, 0])[is_there].all()
+        return SimpleNamespace(tokens=steps)
+
+    monkeypatch.setattr(video, "imagine", count_on)
+    run, numbers = runs.start("imagination", profile="smoke"), torch.arange(38)
+    tokens = numbers[:, None].repeat(1, 3)
+    assert (video._dreamed(run, "pong", tokens, numbers)[0] == tokens).all()
+
+
+def test_changing_the_real_future_changes_only_the_dreams_that_start_after_it(untrained):
+    run = runs.start("imagination", profile="smoke")
+    tokens, actions = torch.randint(256, (8 + 30, 3)), torch.zeros(38, dtype=torch.long)
+    before = video._dreamed(run, "pong", tokens, actions)[0]
+    changed = tokens.clone()
+    changed[8:] = (changed[8:] + 1) % 256
+    after = video._dreamed(run, "pong", changed, actions)[0]
+    # Dream one covers steps 8 to 22 and starts from steps 0 to 7.
+    assert (before[:23] == after[:23]).all()
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"game": "tennis"}, "unknown game 'tennis'; allowed: pong"),
+    ({"policy": "me"}, "unknown policy 'me'; allowed: recorded, random, agent, tracker"),
+    ({"steps": 0}, "steps must be a whole number from 1 to 3000; got 0"),
+    ({"game": "ms_pacman", "policy": "agent"}, "take variant policy_game.ms_pacman"),
+    ({"game": "ms_pacman", "policy": "tracker"}, "no tracker for 'ms_pacman'")])
+def test_a_video_that_cannot_be_made_is_refused_in_one_line(untrained, wrong, message):
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        video.play_video(**{"game": "pong", "profile": "smoke", **wrong})
+    assert "\n" not in str(error.value)
