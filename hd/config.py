@@ -314,7 +314,7 @@ CHOICES = {
 def variants() -> dict[str, Mapping[str, object]]:
     """Every variant's name and the fields in which it differs from base ("mask.strict", ...).
 
-    "base" is the faithful pipeline, "hi-dreamer" the better one, the others are ablations' arms.
+    "base" is the faithful pipeline, "hi-dreamer" our own, the others are ablations' arms.
     """
     arms = {f"{name}.{arm}": fields
             for name, chosen in ABLATIONS.items() for arm, fields in chosen.arms.items()}

@@ -25,8 +25,8 @@ from hd import (
     world_model,
 )
 from hd.atari import GAMES
-from hd.config import InputError
-from hd.imagination import DreamEnv, imagine, replayed
+from hd.config import InputError, Profile
+from hd.imagination import DreamEnv, Rollout, imagine, replayed
 from hd.play import (
     play,
     policy_act,
@@ -106,26 +106,44 @@ def _ram_policy(run: Run, protocol: dict) -> tuple[list[dict], int]:
 
 # ---- dreams beside the truth
 
+def dream_steps(profile: Profile) -> int:
+    """How long a profile's dreams are: as stated, or what the model can read after the context."""
+    return min(profile.imagination.horizon,
+               profile.world_model.max_steps - profile.imagination.context)
+
+
+_dreamed: dict[tuple, tuple] = {}  # by folder and game: a page asks for the same dreams again
+
+
 @torch.no_grad()
-def dream(run: Run, game: str, *, num_dreams: int):
-    """Open-loop dreams under the true actions from held-out episodes.
+def dream(run: Run, game: str) -> tuple[Rollout, torch.Tensor, torch.Tensor, np.ndarray]:
+    """Open-loop dreams under the true actions from held-out episodes; kept for the next caller.
 
     Returns (rollout, true tokens (B, H+1, 3), true rewards (B, H), rows (B, H+1) of the stored
-    steps): context of cfg.context real steps, then min(cfg.horizon, what the model can read).
+    steps): B = cfg.num_dreams or as many as there are starts, context of cfg.context real steps,
+    then H = dream_steps.
     """
-    cfg, model = run.at("imagination").cfg, world_model.load(run)
-    windows = Windows(run.at("world_model"))
-    horizon = min(cfg.horizon, model.cfg.max_steps - cfg.context)
+    run = run.at("imagination")
+    model = world_model.load(run)  # refuses what is missing or damaged, also before what is kept
+    key = run.folder, game
+    if key not in _dreamed:
+        while len(_dreamed) >= len(GAMES):
+            del _dreamed[next(iter(_dreamed))]
+        _dreamed[key] = _dream(run, game, model)
+    return _dreamed[key]
+
+
+def _dream(run: Run, game: str, model: WorldModel):
+    cfg, horizon = run.cfg, dream_steps(run.profile)
     if horizon < 1:
         raise InputError(f"imagination.context {cfg.context} leaves no room to dream in "
                          f"world_model.max_steps {model.cfg.max_steps}")
-    length = cfg.context + horizon
+    windows, length, context = Windows(run.at("world_model")), cfg.context + horizon, cfg.context
     mask = ~windows.data.is_train & windows.data.in_game(game)
     starts = windows.data.window_starts(length, mask)
     rng = runs.rng_for(run.seed, "dreams", game)
-    starts = np.sort(rng.choice(starts, min(num_dreams, len(starts)), replace=False))
+    starts = np.sort(rng.choice(starts, min(cfg.num_dreams, len(starts)), replace=False))
     batch = windows.batch(starts, length)
-    context = cfg.context
     rollout = imagine(model, batch["tokens"][:, :context].to(runs.device()),
                       batch["actions"][:, :context - 1].to(runs.device()),
                       replayed(batch["actions"][:, context - 1:].to(runs.device())),
@@ -142,7 +160,7 @@ def measure_dreams(run: Run) -> list[dict]:
     """
     rows = []
     for game in run.games:
-        rollout, truth, rewards, stored = dream(run, game, num_dreams=run.cfg.num_dreams)
+        rollout, truth, rewards, stored = dream(run, game)
         dreamed = rollout.tokens.cpu()
         for step in (k for k in DREAM_STEPS if k < truth.shape[1]):
             for level in range(3):
@@ -281,7 +299,7 @@ def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:
 
     Index 0 is the last real step.
     """
-    rollout, _, _, rows = dream(run, game, num_dreams=run.cfg.num_dreams)
+    rollout, _, _, rows = dream(run, game)
     return {**decoder.beside_truth(run, rows[0]),
             "dream": decoder.decode_tokens(run, rollout.tokens[0])}
 
@@ -294,7 +312,7 @@ def dream_balls(run: Run, game: str) -> dict[str, np.ndarray]:
     """
     if GAMES[game].ball_origin is None:
         return {}
-    rollout, truth, _, stored = dream(run, game, num_dreams=run.cfg.num_dreams)
+    rollout, truth, _, stored = dream(run, game)
     data, model = replay.open_run(run), tokenizer.load(run)
     probe, ram = _coordinate_probe(run, game, data, model), data.ram[stored[0]]
     read = {name: probe.predict(tokenizer.quantized(model, codes[0].cpu().numpy()))
@@ -312,7 +330,7 @@ def ranked_dreams(run: Run, game: str, *, count: int = 10) -> tuple[np.ndarray, 
     Returns (count,) the share of true codes and {"real game", "its codes", "dream"}: frames
     (count, H+1, 84, 84) uint8; index 0 of a dream is the last real step.
     """
-    rollout, truth, _, rows = dream(run, game, num_dreams=run.cfg.num_dreams)
+    rollout, truth, _, rows = dream(run, game)
     dreamed, near = rollout.tokens.cpu(), slice(1, 16)
     share = (dreamed[:, near, 0] == truth[:, near, 0]).float().mean(1).numpy()
     ranks = np.linspace(0, len(share) - 1, min(count, len(share))).round().astype(int)

@@ -6,7 +6,7 @@ audit's table from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,31 +97,35 @@ class Tables:
     profile: str
     root: Path | None = None
 
-    def _paths(self, stage: str, variant: str) -> list[Path]:
-        root = Path(self.root or ROOT / "results")
-        is_fresh = root.resolve().parent.name == self.profile
-        return report.tables_of((root if is_fresh else root / self.profile) / stage, variant)
+    def _read(self, stage: str, variant: str) -> Iterator[tuple[Path, pd.DataFrame, dict]]:
+        """A variant's tables by seed: (path, table, the record beside it)."""
+        for path in report.paths_of(self.root, self.profile, stage, variant):
+            table, record = _load(str(path), sha256_of(path))
+            if record["profile"] == self.profile:
+                yield path, table, record
+
+    def _shown(self, path: Path) -> str:
+        return f"results/{path.relative_to(Path(self.root or ROOT / 'results')).as_posix()}"
 
     def find(self, stage: str, metric: str, variant: str = "base", *, game: str = "all",
              step: float | None = None, split: str | None = None) -> Found | None:
         """One metric over the seeds that are published, or None where it is not measured."""
-        root, parts = Path(self.root or ROOT / "results"), []
-        for path in self._paths(stage, variant):
-            table, record = _load(str(path), sha256_of(path))
+        parts = []
+        for path, table, record in self._read(stage, variant):
             chosen = (table["metric"] == metric) & (table["game"] == game)
             chosen &= table["step"].isna() if step is None else table["step"] == step
             if split is not None:
                 chosen &= table["split"] == split
             rows = table[chosen]
             if len(rows) == 1:
-                parts.append((rows.iloc[0], record, path.relative_to(root).as_posix()))
+                parts.append((rows.iloc[0], record, self._shown(path)))
         if not parts:
             return None
         seeds = [int(row["seed"]) for row, _, _ in parts]
         return Found(pd.Series([row["value"] for row, _, _ in parts], seeds, float),
                      pd.Series([row["baseline"] for row, _, _ in parts], seeds, float),
                      self.profile, report.listed(record["device"] for _, record, _ in parts),
-                     tuple(f"results/{path}" for _, _, path in parts))
+                     tuple(path for _, _, path in parts))
 
     def mean_over_games(self, stage: str, metric: str, variant: str = "base") -> Found | None:
         """The mean over the three games, seed by seed; None unless all are measured."""
@@ -129,19 +133,17 @@ class Tables:
 
     def last_of_history(self, stage: str, key: str, variant: str = "base") -> Found | None:
         """The last recorded value of a learning curve, over seeds."""
-        root = Path(self.root or ROOT / "results")
         values, records, names = {}, [], []
-        for path in self._paths(stage, variant):
+        for path, _, record in self._read(stage, variant):
             beside = path.with_name(f"{path.stem}-history.csv")
             if not beside.exists():
                 continue
             curve = pd.read_csv(beside)
             if key not in curve or curve[key].isna().all():
                 continue
-            record = _load(str(path), sha256_of(path))[1]
             values[record["seed"]] = curve[key].dropna().iloc[-1]
             records.append(record)
-            names.append(f"results/{beside.relative_to(root).as_posix()}")
+            names.append(self._shown(beside))
         if not values:
             return None
         return Found(pd.Series(values, dtype=float), pd.Series(float("nan"), list(values)),
@@ -149,17 +151,15 @@ class Tables:
 
     def made_seconds(self, stage: str, variant: str = "base") -> Found | None:
         """Seconds that training the stage took, from the provenance beside its tables."""
-        root = Path(self.root or ROOT / "results")
-        paths = self._paths(stage, variant)
-        records = [_load(str(path), sha256_of(path))[1] for path in paths]
-        if not records:
+        found = list(self._read(stage, variant))
+        if not found:
             return None
+        records = [record for _, _, record in found]
         seeds = [record["seed"] for record in records]
         return Found(pd.Series([r["made_seconds"] for r in records], seeds, float),
                      pd.Series(float("nan"), seeds), self.profile,
                      report.listed(r["device"] for r in records),
-                     tuple(f"results/{p.relative_to(root).with_suffix('.json').as_posix()}"
-                           for p in paths))
+                     tuple(self._shown(path.with_suffix(".json")) for path, _, _ in found))
 
 
 @lru_cache(maxsize=512)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from hd import reference, report
-from hd.config import GAMES, PROFILES
+from hd.config import GAMES, PROFILES, resolve
+from hd.evaluation import dream_steps
 from hd.evidence import Found, Tables
 
 VARIANTS = ("base", "hi-dreamer")
@@ -49,6 +50,14 @@ def _metric(stage: str, metric: str, *, step: float | None = None) -> Callable:
     return lambda t, variant, game: t.find(stage, metric, variant, game=game, step=step)
 
 
+def _of_whole_dreams(metric: str) -> Callable:
+    """A metric that stands at the last step of the profile's dreams."""
+    def find(t: Tables, variant: str, game: str) -> Found | None:
+        return t.find("imagination", metric, variant, game=game,
+                      step=dream_steps(resolve(t.profile, variant)))
+    return find
+
+
 def _lost_in_codes(t: Tables, variant: str, game: str) -> Found | None:
     """Probes on continuous embeddings less those on codes; both stand in the tokenizer's table."""
     codes = t.find("tokenizer", "f1_overall", variant, game=game)
@@ -78,10 +87,7 @@ def _way_to_floor(level: int) -> Callable:
 
 def _probe_bar(game: str) -> float:
     """ST-DIM's weighted F1 (Anand et al. 2019), which sees the full screen."""
-    table = pd.read_csv(reference.FOLDER / "anchors.csv")
-    chosen = table[(table["section"] == "AtariARI probe F1") & (table["method"] == "ST-DIM")
-                   & (table["metric"] == report.TITLES[game])]
-    return float(chosen["value"].iloc[0])
+    return reference.anchor("AtariARI probe F1", "ST-DIM", report.TITLES[game])
 
 
 def _always(value: float) -> Callable[[str], float]:
@@ -110,18 +116,9 @@ GOALS = (
          _always(0.6), _metric("imagination", "dream_turn_recall_ball_x", step=STEP),
          is_chance=True),
     *(Goal("dynamics", f"scoring steps of dreams: {name}", "another dream", GAMES, _always(0.8),
-           lambda t, variant, game, name=name: _last_step(t, f"dream_reward_{name}", variant, game),
-           is_chance=True)
+           _of_whole_dreams(f"dream_reward_{name}"), is_chance=True)
       for name in ("recall", "precision")),
 )
-
-
-def _last_step(t: Tables, metric: str, variant: str, game: str) -> Found | None:
-    """A metric of whole dreams, which stands at the profile's longest step."""
-    for step in range(64, 0, -1):
-        if found := t.find("imagination", metric, variant, game=game, step=step):
-            return found
-    return None
 
 
 def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:

@@ -37,6 +37,12 @@ def anchors(section: str, games=None) -> pd.DataFrame:
     return wide.fillna("–").reset_index("mark").rename_axis(index=None, columns=None)
 
 
+def anchor(section: str, method: str, metric: str) -> float:
+    """One number of anchors.csv; raises KeyError where it has none."""
+    table = pd.read_csv(FOLDER / "anchors.csv").set_index(["section", "method", "metric"])
+    return float(table.loc[(section, method, metric), "value"])
+
+
 def seed_claims() -> pd.DataFrame:
     """The seed document's claims: one row each, with the figures it prints (its last epoch's)."""
     table = pd.read_csv(FOLDER / "seed.csv")

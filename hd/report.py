@@ -192,7 +192,7 @@ def load_with_record(path: Path) -> tuple[pd.DataFrame, dict]:
 
 def has_table(results_dir, profile: str, stage: str) -> bool:
     """Whether there is a table of base of this stage."""
-    return bool(_there(results_dir, profile, stage))
+    return bool(paths_of(results_dir, profile, stage))
 
 
 def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
@@ -212,14 +212,17 @@ def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str]
 
 def _found(results_dir, profile, stage, variant, seed) -> list[Path]:
     config.allowed("profile", profile, config.PROFILES)
-    if paths := _there(results_dir, profile, stage, variant, seed):
+    if paths := paths_of(results_dir, profile, stage, variant, seed):
         return paths
     made_by, root = runs.NOTEBOOKS.get(stage, "all"), Path(results_dir or ROOT / "results")
     raise InputError(f"no table of stage {stage} below {shown(root)}; make it: python -m hd run "
                      f"{made_by} --profile {profile} --variant {variant} --seed {seed or 0}")
 
 
-def _there(results_dir, profile, stage, variant="base", seed=None) -> list[Path]:
+def paths_of(results_dir, profile: str, stage: str, variant: str = "base",
+             seed: int | None = None) -> list[Path]:
+    """A variant's tables by seed; results_dir as in fresh_or_published. A folder of fresh results
+    may be another profile's: the record beside a table says which."""
     root = Path(results_dir or ROOT / "results")
     return (tables_of(root / profile / stage, variant, seed)
             or tables_of(root / stage, variant, seed))

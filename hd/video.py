@@ -173,7 +173,7 @@ def _dreamed(run: Run, game: str, tokens, actions):
     """Codes (n, 3) of dreams under actions (n,), each from the real context (tokens) before it,
     the first one's context left as it is; and what to say about each step, n texts."""
     context, model = run.cfg.context, with_ale_ids(world_model.load(run), game)
-    horizon = min(run.cfg.horizon, model.cfg.max_steps - context)
+    horizon = evaluation.dream_steps(run.profile)
     last_real = torch.arange(context - 1, len(tokens) - 1, horizon)
     past = last_real[:, None] + torch.arange(1 - context, 1)
     padded = torch.cat([actions, actions.new_zeros(horizon)])

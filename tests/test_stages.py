@@ -78,6 +78,20 @@ def test_anyones_agent_can_act_in_a_trained_dream(chain):
         evaluation.dream_env(run, "pong")
 
 
+def test_the_same_dreams_are_dreamed_once_and_never_from_a_missing_model(chain, monkeypatch):
+    run, _ = chain["imagination"]
+    first, times = evaluation.dream(run, "breakout"), []
+    monkeypatch.setattr(evaluation, "imagine", lambda *inputs, **settings: times.append(1))
+    assert evaluation.dream(run, "breakout")[0] is first[0] and not times
+    model = run.at("world_model").folder / "model.safetensors"
+    model.rename(model.with_suffix(".aside"))
+    try:
+        with pytest.raises(InputError):
+            evaluation.dream(run, "breakout")
+    finally:
+        model.with_suffix(".aside").rename(model)
+
+
 def test_a_dream_starts_from_held_out_steps_of_its_game(chain):
     run, _ = chain["imagination"]
     tokens, actions = evaluation.dream_env(run, "breakout").contexts
