@@ -81,7 +81,8 @@ def _way_to_floor(level: int) -> Callable:
         if model is None or floor is None:
             return None
         saved = (model.baselines - model.values) / (model.baselines - floor.mean)
-        return Found(saved, saved * 0, model.profile, model.device, model.tables + floor.tables)
+        return Found(saved, saved * math.nan, model.profile, model.device,
+                     model.tables + floor.tables)
     return find
 
 
@@ -95,9 +96,9 @@ def _always(value: float) -> Callable[[str], float]:
 
 
 GOALS = (
-    Goal("representation", "F1 of RAM state, linear probe on embeddings (bar: ST-DIM)",
-         "untrained encoder", GAMES, _probe_bar, _metric("encoder", "f1_overall")),
-    Goal("representation", "F1 lost in the codes", "–", GAMES, _always(0.05), _lost_in_codes,
+    Goal("representation", "F1 of RAM state by linear probes; bar: ST-DIM", "untrained encoder",
+         GAMES, _probe_bar, _metric("encoder", "f1_overall")),
+    Goal("representation", "F1 lost in the codes", "", GAMES, _always(0.05), _lost_in_codes,
          higher=False),
     Goal("representation", "R2 of ball_x read from codes", "embeddings", BALL_GAMES, _always(0.9),
          _metric("tokenizer", "r2_ball_x")),
@@ -105,9 +106,9 @@ GOALS = (
          _metric("tokenizer", "r2_ball_y")),
     Goal("representation", "median error of ball_x read from codes, of 160", "embeddings",
          BALL_GAMES, _always(4.0), _metric("tokenizer", "error_ball_x"), higher=False),
-    Goal("representation", "codes in use at the level that uses fewest", "random codes", ("all",),
+    Goal("representation", "codes in use, least used level", "random codes", ("all",),
          _always(0.95), _least_usage),
-    *(Goal("dynamics", f"next L{level} code: share of the way from n-gram to floor", "n-gram",
+    *(Goal("dynamics", f"next L{level} code: way from n-gram (0) to floor (1)", "",
            GAMES, _always(0.5), _way_to_floor(level)) for level in LEVELS),
     Goal("dynamics", f"median error of ball_x after {STEP} dreamed steps, of 160",
          "last true place", BALL_GAMES, _always(8.0),
@@ -122,21 +123,21 @@ GOALS = (
 
 
 def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
-    """The goals of a topic: game, bar, and for each variant mean [95% interval] (baseline), then
-    whether it is reached; – where nothing is measured."""
+    """The goals of a topic, with what the brackets hold: game, bar, and for each variant mean
+    [95% interval] (baseline), n seeds; ✓ before one that reaches the bar, – where nothing is
+    measured."""
     tables, rows = Tables(profile, results_dir), []
     for goal in (goal for goal in GOALS if goal.topic == topic):
         for game in goal.games:
-            sign = "≥" if goal.higher else "≤"
-            row = {"what is measured": goal.words, "game": report.TITLES[game],
-                   "bar": f"{sign} {report.number(goal.bar(game))}"}
+            row = {"what (in brackets)": goal.words + f" ({goal.baseline})" * bool(goal.baseline),
+                   "game": report.TITLES[game],
+                   "bar": f"{'≥' if goal.higher else '≤'} {goal.bar(game):g}"}
             for variant in VARIANTS:
                 found = goal.find(tables, variant, game)
-                row[variant] = "–" if found is None else _cell(found)
-                row[f"{variant} reaches it"] = "–" if found is None else (
-                    "yes" if goal.is_reached(found, game) else "no")
-            rows.append(row | {"in brackets": goal.baseline})
-    return pd.DataFrame(rows).set_index("what is measured").rename_axis(index=None)
+                row[variant] = "–" if found is None else (
+                    "✓ " * goal.is_reached(found, game) + _cell(found))
+            rows.append(row)
+    return pd.DataFrame(rows).set_index("what (in brackets)").rename_axis(index=None)
 
 
 def show(topic: str, profile: str, *, results_dir=None) -> None:
@@ -156,4 +157,4 @@ def _cell(found: Found) -> str:
         text += f" [{', '.join(report.number(bound) for bound in found.bounds)}]"
     if not math.isnan(found.baseline):
         text += f" ({report.number(found.baseline)})"
-    return f"{text} n={len(found.values)}"
+    return f"{text}, n={len(found.values)}"
