@@ -6,7 +6,7 @@ audit's table from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,7 +97,7 @@ class Tables:
     profile: str
     root: Path | None = None
 
-    def _read(self, stage: str, variant: str) -> Iterator[tuple[Path, pd.DataFrame, dict]]:
+    def read(self, stage: str, variant: str) -> Iterator[tuple[Path, pd.DataFrame, dict]]:
         """A variant's tables by seed: (path, table, the record beside it)."""
         for path in report.paths_of(self.root, self.profile, stage, variant):
             table, record = _load(str(path), sha256_of(path))
@@ -111,7 +111,7 @@ class Tables:
              step: float | None = None, split: str | None = None) -> Found | None:
         """One metric over the seeds that are published, or None where it is not measured."""
         parts = []
-        for path, table, record in self._read(stage, variant):
+        for path, table, record in self.read(stage, variant):
             chosen = (table["metric"] == metric) & (table["game"] == game)
             chosen &= table["step"].isna() if step is None else table["step"] == step
             if split is not None:
@@ -134,7 +134,7 @@ class Tables:
     def last_of_history(self, stage: str, key: str, variant: str = "base") -> Found | None:
         """The last recorded value of a learning curve, over seeds."""
         values, records, names = {}, [], []
-        for path, _, record in self._read(stage, variant):
+        for path, _, record in self.read(stage, variant):
             beside = path.with_name(f"{path.stem}-history.csv")
             if not beside.exists():
                 continue
@@ -151,7 +151,7 @@ class Tables:
 
     def made_seconds(self, stage: str, variant: str = "base") -> Found | None:
         """Seconds that training the stage took, from the provenance beside its tables."""
-        found = list(self._read(stage, variant))
+        found = list(self.read(stage, variant))
         if not found:
             return None
         records = [record for _, _, record in found]
@@ -160,6 +160,19 @@ class Tables:
                      pd.Series(float("nan"), seeds), self.profile,
                      report.listed(r["device"] for r in records),
                      tuple(self._shown(path.with_suffix(".json")) for path, _, _ in found))
+
+
+def devices_and_commits(records: Iterable[Mapping]) -> str:
+    """What provenance records name, each with its stages where there are several."""
+    parts = []
+    for what, read in (("Device", lambda record: record["device"]), ("Commit", report.commit_of)):
+        stages = {}
+        for record in records:
+            stages.setdefault(read(record), []).append(record["stage"])
+        parts.append(f"{what}: " + "; ".join(
+            name if len(stages) == 1 else f"{name} ({report.listed(made)})"
+            for name, made in stages.items()) + ".")
+    return " ".join(parts)
 
 
 @lru_cache(maxsize=512)

@@ -7,6 +7,7 @@ a player needs: where the ball is, where it will be, whether it scores.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,12 +16,14 @@ import pandas as pd
 from hd import reference, report
 from hd.config import GAMES, PROFILES, resolve
 from hd.evaluation import dream_steps
-from hd.evidence import Found, Tables
+from hd.evidence import Found, Tables, devices_and_commits
 
 VARIANTS = ("base", "hi-dreamer")
 BALL_GAMES = ("pong", "breakout")
 LEVELS = (0, 1, 2)
 STEP = 15  # of a dream
+STAGES = {"representation": ("encoder", "tokenizer"),
+          "dynamics": ("world_model", "entropy_floor", "imagination")}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Goal:
     Who is over a bar by chance has not reached it: is_chance says that the baseline is chance.
     """
 
-    topic: str  # "representation" or "dynamics"
+    topic: str  # of STAGES
     words: str
     baseline: str
     games: tuple[str, ...]
@@ -149,6 +152,11 @@ def show(topic: str, profile: str, *, results_dir=None) -> None:
     for name in both or [profile]:
         display(Markdown(f"**{name}**: {PROFILES[name].purpose}"))
         display(found[name])
+        for variant in VARIANTS:
+            records = [record for stage in STAGES[topic] for _, _, record
+                       in Tables(name, results_dir).read(stage, variant)]
+            if records:
+                print(textwrap.fill(f"{variant}. {devices_and_commits(records)}", 76))
 
 
 def _cell(found: Found) -> str:

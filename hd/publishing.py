@@ -14,9 +14,9 @@ import pandas as pd
 
 from hd import claims, config
 from hd.config import GAMES, InputError
+from hd.evidence import devices_and_commits
 from hd.report import (
     TITLES,
-    commit_of,
     fresh_or_published,
     listed,
     load_with_record,
@@ -83,25 +83,13 @@ def _headline_of(root: Path, profile: str, chosen: str) -> str:
     named = profile if chosen == "base" else f"{profile}, variant {chosen}"
     return "\n".join([f"**{named}**: {config.PROFILES[profile].purpose}", "",
                       f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
-                      *lines, "", _footnote(records)])
+                      *lines, "", "Value [95% interval over seeds] (baseline), held-out episodes. "
+                      + devices_and_commits(records)])
 
 
 def _headline_cell(row: Mapping) -> str:
     bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
     return with_baseline(number(row["mean"]) + bounds, row["baseline"])
-
-
-def _footnote(records: list[dict]) -> str:
-    """Devices and commits behind a headline, with their stages if there are several."""
-    text = "Value [95% interval over seeds] (baseline), held-out episodes."
-    for what, read in (("Device", lambda r: r["device"]), ("Commit", commit_of)):
-        stages = {}
-        for record in records:
-            stages.setdefault(read(record), []).append(record["stage"])
-        text += f" {what}: " + "; ".join(
-            name if len(stages) == 1 else f"{name} ({listed(made)})"
-            for name, made in stages.items()) + "."
-    return text
 
 
 def headline_pages(root: Path = ROOT) -> dict[Path, str]:

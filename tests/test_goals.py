@@ -125,6 +125,14 @@ def test_every_profile_at_which_hi_dreamer_is_measured_is_shown(published, monke
     assert headings("representation", "desk") == ["**audit**"]
 
 
+def test_what_is_shown_names_its_devices_and_commits(published, capsys):
+    root = published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.4)])
+    goals.show("representation", "audit", results_dir=root)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"base. Device: {runs.device_name()}. Commit: {runs.git_state()['commit'][:7]}" in said
+    assert "hi-dreamer." not in said
+
+
 def test_fresh_results_of_one_profile_are_read_too(published, tmp_path):
     published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.4)])
     fresh = tmp_path / "audit" / "results"
