@@ -7,6 +7,7 @@ RAM addresses: AtariARI (Anand et al. 2019).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ale_py
@@ -29,28 +30,31 @@ FRAME_SKIP = 4
 class Game:
     """One game: ROM, gymnasium's name, useful actions (ALE ids) and RAM addresses of its state.
 
-    ball_origin: column and row of an 84x84 frame that a ball of RAM position 0, 0 would have.
+    place: what is followed on pictures, the ball (MsPacman: the player): its two labels, and the
+    shift from RAM to its centre on the 160 x 210 screen, measured on rendered frames.
     """
 
     rom: str
     gym_id: str
     actions: tuple[int, ...]
     labels: dict[str, int | range]
-    ball_origin: tuple[float, float] | None = None
+    place: tuple[str, str, float, float]
 
 
 GAMES = {
     "pong": Game("pong", "ALE/Pong-v5", (0, 1, 3, 4, 11, 12), {
         "player_y": 51, "enemy_y": 50, "ball_x": 49, "ball_y": 54,
-        "enemy_score": 13, "player_score": 14}, ball_origin=(-26.0, -4.7)),
+        "enemy_score": 13, "player_score": 14},
+        ("ball_x", "ball_y", -48.5, -12.5)),
     "breakout": Game("breakout", "ALE/Breakout-v5", (0, 1, 3, 4), {
         "player_x": 72, "ball_x": 99, "ball_y": 101, "blocks_hit_count": 77, "score": 84,
-        "block_bit_map": range(30)}, ball_origin=(-25.6, 3.7)),
+        "block_bit_map": range(30)}, ("ball_x", "ball_y", -48.5, 10.5)),
     "ms_pacman": Game("ms_pacman", "ALE/MsPacman-v5", (0, 2, 3, 4, 5, 6, 7, 8, 9), {
         "sue_x": 6, "inky_x": 7, "pinky_x": 8, "blinky_x": 9, "sue_y": 12, "inky_y": 13,
         "pinky_y": 14, "blinky_y": 15, "player_x": 10, "player_y": 16, "fruit_x": 11,
         "fruit_y": 17, "ghosts_count": 19, "player_direction": 56, "dots_eaten": 119,
-        "player_score": 120, "num_lives": 123}),
+        "player_score": 120, "num_lives": 123},
+        ("player_x", "player_y", -8.5, 5.5)),
 }
 
 
@@ -66,11 +70,12 @@ def labels(game: str, ram: np.ndarray) -> dict[str, np.ndarray]:
             for name, address in game_named(game).labels.items()}
 
 
-def ball_on_frame(game: str, x, y) -> np.ndarray:
-    """RAM positions of the ball, each (...) -> column and row on an 84x84 frame (..., 2) float."""
-    left, top = game_named(game).ball_origin
-    return np.stack([left + np.asarray(x, float) * 84 / 160,
-                     top + np.asarray(y, float) * 84 / 210], -1)
+def on_frame(game: str, state: Mapping[str, np.ndarray]) -> np.ndarray:
+    """State variables by name, each (...), in RAM units -> column and row (..., 2) float on an
+    84x84 frame of what the game's place follows."""
+    x, y, right, down = game_named(game).place
+    return np.stack([(np.asarray(state[x], float) + right + 0.5) * 84 / 160 - 0.5,
+                     (np.asarray(state[y], float) + down + 0.5) * 84 / 210 - 0.5], -1)
 
 
 def ball_in_play(game: str, ram: np.ndarray) -> np.ndarray:

@@ -304,23 +304,17 @@ def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:
             "dream": decoder.decode_tokens(run, rollout.tokens[0])}
 
 
-def dream_balls(run: Run, game: str) -> dict[str, np.ndarray]:
-    """Where the ball is in dream_frames, (H+1, 2) column and row, NaN while none is in play: by
-    RAM in the real game, read by the probe from its codes and from the dream's.
-
-    Empty for a game without a ball.
-    """
-    if GAMES[game].ball_origin is None:
-        return {}
+def dream_places(run: Run, game: str) -> dict[str, np.ndarray]:
+    """Where the ball (MsPacman: the player) is in dream_frames, (H+1, 2) column and row, NaN while
+    none is in play: by RAM in the real game, read by the probe from its codes and the dream's."""
     rollout, truth, _, stored = dream(run, game)
     data, model = replay.open_run(run), tokenizer.load(run)
     probe, ram = _coordinate_probe(run, game, data, model), data.ram[stored[0]]
     read = {name: probe.predict(tokenizer.quantized(model, codes[0].cpu().numpy()))
             for name, codes in (("its codes", truth), ("dream", rollout.tokens))}
-    balls = {name: atari.ball_on_frame(game, found["ball_x"], found["ball_y"])
-             for name, found in {"real game": atari.labels(game, ram), **read}.items()}
-    return {name: np.where(atari.ball_in_play(game, ram)[:, None], places, np.nan)
-            for name, places in balls.items()}
+    is_shown = atari.ball_in_play(game, ram)[:, None]
+    return {name: np.where(is_shown, atari.on_frame(game, found), np.nan)
+            for name, found in {"real game": atari.labels(game, ram), **read}.items()}
 
 
 def ranked_dreams(run: Run, game: str, *, count: int = 10) -> tuple[np.ndarray, dict]:

@@ -38,10 +38,6 @@ SVG_BYTES = 200_000  # a larger drawing is kept as PNG only
 MAX_POINTS = 3000  # in a scatter
 LEVELS = ("L0 coarse", "L1 middle", "L2 fine")
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28)}  # a legend that hides nothing
-# What RAM says about the place of the ball (MsPacman: the player), and the shift from there to
-# its centre on the 160 x 210 screen, measured on rendered frames.
-PLACES = {"pong": ("ball_x", "ball_y", -48.5, -12.5), "breakout": ("ball_x", "ball_y", -48.5, 10.5),
-          "ms_pacman": ("player_x", "player_y", -8.5, 5.5)}
 
 
 def styled(draw):
@@ -108,19 +104,17 @@ def frame_strip(data, game: str, rows: Sequence[int]) -> Figure:
     that RAM gives for the ball (MsPacman: the player); no ring while the ball is out of play."""
     rows = np.asarray(rows)
     frames, ram = data.stack(rows), data.ram[rows]
-    labels, in_play = atari.labels(game, ram), atari.ball_in_play(game, ram)
-    x_name, y_name, dx, dy = PLACES[game]
+    places = atari.on_frame(game, atari.labels(game, ram))
+    in_play, followed = atari.ball_in_play(game, ram), atari.GAMES[game].place[0][:-2]
     fig, axes = panels(len(rows), 5, width=1.5, height=1.6)
     for i, line in enumerate(axes):
         for j, ax in enumerate(line):
             ax.imshow(frames[i, min(j, 3)], cmap="gray", vmin=0, vmax=255)
             ax.set(xticks=[], yticks=[])
             if i == 0:
-                ax.set_title(("t - 3", "t - 2", "t - 1", "t", f"t, {x_name[:-2]} by RAM")[j])
+                ax.set_title(("t - 3", "t - 2", "t - 1", "t", f"t, {followed} by RAM")[j])
         if in_play[i]:
-            x, y = int(labels[x_name][i]) + dx, int(labels[y_name][i]) + dy
-            line[4].plot((x + 0.5) * 84 / 160 - 0.5, (y + 0.5) * 84 / 210 - 0.5, "o", ms=11,
-                         mfc="none", mec=COLOURS[4], mew=1.6)
+            line[4].plot(*places[i], "o", ms=11, mfc="none", mec=COLOURS[4], mew=1.6)
         line[0].set_ylabel(f"row {rows[i]}")
     fig.suptitle(f"{TITLES[game]}: one observation is four frames")
     return fig
@@ -156,7 +150,7 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
     """
     histories = history if isinstance(history, Mapping) else {"": history}
     columns = min(3, len(keys))
-    fig, axes = panels(-(-len(keys) // columns), columns)
+    fig, axes = panels(-(-len(keys) // columns), columns, height=2.9 if len(histories) > 1 else 2.2)
     for ax, key in zip(axes.flat, keys):
         for colour, (name, entries) in zip(COLOURS * len(histories), histories.items()):
             for metric, dash, side in ((key, "-", "training"), (f"val_{key}", "--", "held out")):
@@ -170,9 +164,14 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
             ax.axhline(value, color=GREY, ls=(":", "-.", "--")[i % 3], label=name)
         ax.set(xlabel=xlabel, ylabel=axis_label(key),
                xscale="log" if x == "exposures" else "linear")
-        ax.legend(**(BELOW if len(histories) > 1 else {}))
+        if len(histories) == 1:
+            ax.legend()
     for ax in axes.flat[len(keys):]:
         ax.remove()
+    if len(histories) > 1:  # one for all panels, where it hides nothing
+        named = {name: line for ax in fig.axes
+                 for line, name in zip(*ax.get_legend_handles_labels())}
+        fig.legend(named.values(), named, loc="outside lower center", ncols=3)
     return fig
 
 

@@ -7,7 +7,6 @@ a player needs: where the ball is, where it will be, whether it scores.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -156,7 +155,7 @@ def show(topic: str, profile: str, *, results_dir=None) -> None:
             records = [record for stage in STAGES[topic] for _, _, record
                        in Tables(name, results_dir).read(stage, variant)]
             if records:
-                print(textwrap.fill(f"{variant}. {devices_and_commits(records)}", 76))
+                display(Markdown(f"{variant}. {devices_and_commits(records)}"))
 
 
 def _cell(found: Found) -> str:

@@ -232,8 +232,7 @@ def test_the_ball_is_where_the_frame_shows_it(game, colour, rows):
     is_ball = (screens[:, rows, 8:152] == colour).all(-1)
     shown = is_ball.any((1, 2)) & ball_in_play(game, ram)
     assert shown.sum() > 50
-    found = labels(game, ram)
-    places = atari.ball_on_frame(game, found["ball_x"], found["ball_y"])
+    places = atari.on_frame(game, labels(game, ram))
     assert places.shape == (400, 2)
     for picture, place in zip(is_ball[shown], places[shown]):
         y, x = (np.flatnonzero(picture.any(axis)).mean() for axis in (1, 0))

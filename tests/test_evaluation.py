@@ -165,13 +165,12 @@ def test_the_ball_of_a_dream_is_placed_on_the_frame_as_read_from_its_codes(plain
     dreamed[..., 1] += 20
     monkeypatch.setattr(evaluation, "dream", lambda *inputs: (
         types.SimpleNamespace(tokens=dreamed[2:]), truth[2:], None, stored[2:]))
-    balls = evaluation.dream_balls(None, "pong")
+    balls = evaluation.dream_places(None, "pong")
     assert list(balls) == ["real game", "its codes", "dream"]
     np.testing.assert_allclose(balls["its codes"][:5, 0] - balls["real game"][:5, 0], 84 / 160)
     moved = balls["dream"][:5] - balls["its codes"][:5]
     np.testing.assert_allclose(moved, [[20 * 84 / 160, 0]] * 5)
     assert all(np.isnan(places[5]).all() for places in balls.values()), "out of play"
-    assert evaluation.dream_balls(None, "ms_pacman") == {}
 
 
 def paths(turn, num=4, length=19):

@@ -77,8 +77,9 @@ def test_learning_curves_draw_training_held_out_and_baseline_with_units():
     history[-1]["val_codes"] = 0.5
     fig = figures.learning_curves({"a": history, "b": history}, ["codes", "loss"],
                                   {"codes": {"n-gram": 0.7, "frequency": 0.9}, "loss": 5.5})
-    assert legend(fig.axes[0]) == ["a training", "a held out", "b training", "b held out",
-                                   "n-gram", "frequency"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "a training", "a held out", "b training", "b held out", "n-gram", "frequency", "baseline"]
+    assert all(ax.get_legend() is None for ax in fig.axes), "one for all panels"
     assert [len(ax.lines) for ax in fig.axes] == [6, 3]
     assert fig.axes[1].lines[-1].get_ydata()[0] == 5.5
     assert [ax.get_ylabel() for ax in fig.axes] == ["codes (nats)", "loss (nats)"]

@@ -117,7 +117,8 @@ def test_every_profile_at_which_hi_dreamer_is_measured_is_shown(published, monke
     def headings(topic, profile):
         shown.clear()
         goals.show(topic, profile, results_dir=root)
-        return [one.data.partition(":")[0] for one in shown[::2]]
+        return [one.data.partition(":")[0] for one in shown
+                if getattr(one, "data", "").startswith("**")]
 
     assert headings("representation", "audit") == ["**audit**"]
     assert headings("dynamics", "desk") == ["**desk**"], "measured nowhere: the page's own profile"
@@ -125,12 +126,14 @@ def test_every_profile_at_which_hi_dreamer_is_measured_is_shown(published, monke
     assert headings("representation", "desk") == ["**audit**"]
 
 
-def test_what_is_shown_names_its_devices_and_commits(published, capsys):
+def test_what_is_shown_names_its_devices_and_commits(published, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
     root = published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.4)])
     goals.show("representation", "audit", results_dir=root)
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"base. Device: {runs.device_name()}. Commit: {runs.git_state()['commit'][:7]}" in said
-    assert "hi-dreamer." not in said
+    _, _, said = shown
+    assert said.data.startswith(f"base. Device: {runs.device_name()}. Commit: "
+                                f"{runs.git_state()['commit'][:7]}")
 
 
 def test_fresh_results_of_one_profile_are_read_too(published, tmp_path):
