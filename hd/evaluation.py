@@ -305,16 +305,27 @@ def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:
 
 
 def dream_places(run: Run, game: str) -> dict[str, np.ndarray]:
-    """Where the ball (MsPacman: the player) is in dream_frames, (H+1, 2) column and row, NaN while
-    none is in play: by RAM in the real game, read by the probe from its codes and the dream's."""
+    """Where the ball (MsPacman: the player) is in dream_frames: places of its columns."""
     rollout, truth, _, stored = dream(run, game)
-    data, model = replay.open_run(run), tokenizer.load(run)
-    probe, ram = _coordinate_probe(run, game, data, model), data.ram[stored[0]]
-    read = {name: probe.predict(tokenizer.quantized(model, codes[0].cpu().numpy()))
-            for name, codes in (("its codes", truth), ("dream", rollout.tokens))}
+    return places(run, game, replay.open_run(run).ram[stored[0]],
+                  {"its codes": truth[0], "dream": rollout.tokens[0]})
+
+
+def places(run: Run, game: str, ram: np.ndarray, codes: dict) -> dict[str, np.ndarray]:
+    """Where the ball (MsPacman: the player) is at T steps: (T, 2) column and row on a frame.
+
+    ram (T, 128) says it as "real game", and for all of them when no ball is in play: NaN. codes:
+    name -> (T, L), from each of which a probe reads it; without codes no stored frames are needed.
+    """
+    found = {"real game": atari.labels(game, ram)}
+    if codes:
+        data, model = replay.open_run(run), tokenizer.load(run)
+        probe = _coordinate_probe(run, game, data, model)
+        found |= {name: probe.predict(tokenizer.quantized(model, chosen.cpu().numpy()))
+                  for name, chosen in codes.items()}
     is_shown = atari.ball_in_play(game, ram)[:, None]
-    return {name: np.where(is_shown, atari.on_frame(game, found), np.nan)
-            for name, found in {"real game": atari.labels(game, ram), **read}.items()}
+    return {name: np.where(is_shown, atari.on_frame(game, state), np.nan)
+            for name, state in found.items()}
 
 
 def ranked_dreams(run: Run, game: str, *, count: int = 10) -> tuple[np.ndarray, dict]:

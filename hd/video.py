@@ -112,7 +112,9 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
 
     policy: who acts in the real game: "random", "agent", "tracker", or "recorded", a stored
     held-out episode. The dream gets the same actions and starts again from real context whenever
-    its horizon is over; the line on top says where. steps: after the context. out: the mp4, by
+    its horizon is over; the line on top says where. The ball (MsPacman: the player) is circled
+    where RAM has it, and where a probe reads it from the real and from the dreamed codes; without
+    stored frames to fit that probe on, by RAM only. steps: after the context. out: the mp4, by
     default play-<game>-<policy>.mp4 among the run's figures. Raises InputError in one line.
     """
     config.allowed("game", game, GAMES)
@@ -121,22 +123,34 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
         raise InputError(f"steps must be a whole number from 1 to {MAX_STEPS}; got {steps!r}")
     run = runs.start("imagination", profile=profile, variant=variant, seed=seed)
     play = _recorded if policy == "recorded" else functools.partial(_played, policy)
-    frames, tokens, actions = play(run, game, run.cfg.context + steps)
+    frames, ram, tokens, actions = play(run, game, run.cfg.context + steps)
     dreamed, notes = _dreamed(run, game, tokens, actions)
     drawn = decoder.decode_tokens(run, torch.stack([tokens, dreamed]))
+    columns = {f"real game ({policy})": frames, "its codes, decoded": drawn[0], "dream": drawn[1]}
+    found = evaluation.places(run, game, ram, _readable(run, tokens=tokens, dreamed=dreamed))
     out = Path(out or run.root / "figures" / run.name / f"play-{game}-{policy}.mp4")
-    return side_by_side_video({f"real game ({policy})": frames, "its codes, decoded": drawn[0],
-                               "dream": drawn[1]}, out, notes=notes)
+    return side_by_side_video(columns, out, notes=notes, marks=dict(zip(columns, found.values())))
+
+
+def _readable(run: Run, **codes) -> dict:
+    """The codes, if there are stored frames that a probe can learn to read them from; else none,
+    so that published weights play in a clone that has collected nothing."""
+    if runs.finished(run.at("frames")):
+        return codes
+    print("Only what RAM says is circled: the probe that reads codes is fitted on stored frames. "
+          f"To collect them: {run.at('frames').command}")
+    return {}
 
 
 def _recorded(run: Run, game: str, length: int):
-    """frames (n, 84, 84), tokens (n, 3), actions (n,) of a held-out stretch of n = length steps."""
+    """Of a held-out stretch of n = length steps: frames (n, 84, 84), ram (n, 128), tokens (n, 3),
+    actions (n,)."""
     data, codes = replay.open_run(run), tokenizer.tokens(run)
     starts = data.window_starts(length, ~data.is_train & data.in_game(game))
     if not len(starts):
         raise InputError(f"no held-out episode of {game} has {length} steps; ask for fewer steps")
     rows = runs.rng_for(run.seed, "play", game).choice(starts) + np.arange(length)
-    return (data.newest(rows), torch.from_numpy(codes[rows].astype(np.int64)),
+    return (data.newest(rows), data.ram[rows], torch.from_numpy(codes[rows].astype(np.int64)),
             torch.from_numpy(data.actions[rows].astype(np.int64)))
 
 
@@ -149,12 +163,13 @@ def _played(policy: str, run: Run, game: str, length: int):
     players = {"random": lambda: evaluation.random_act(game),
                "tracker": lambda: evaluation.tracker_act(game),
                "agent": lambda: evaluation.policy_act(run.at("policy"))}
-    act, stacks, actions = players[policy](), [], []
+    act, stacks, ram, actions = players[policy](), [], [], []
 
     def recorded(seen, generator):
         chosen = act(seen, generator)
         if len(stacks) < length:
             stacks.append(seen.frames[0])
+            ram.append(seen.ram[0])
             actions.append(int(chosen[0]))
         return chosen
 
@@ -166,7 +181,7 @@ def _played(policy: str, run: Run, game: str, length: int):
     frames = torch.from_numpy(np.stack(stacks)).to(runs.device())
     with torch.no_grad():
         tokens = torch.cat([codes.encode(eyes(part)) for part in frames.split(256)])
-    return frames[:, -1].cpu().numpy(), tokens.cpu(), torch.tensor(actions)
+    return frames[:, -1].cpu().numpy(), np.stack(ram), tokens.cpu(), torch.tensor(actions)
 
 
 def _dreamed(run: Run, game: str, tokens, actions):

@@ -125,6 +125,65 @@ def test_a_played_video_starts_every_dream_from_real_context(untrained, tmp_path
         assert film.get_meta_data()["size"] == (3 * 260, 44 + 252)
 
 
+@pytest.fixture
+def drawn_with(monkeypatch):
+    """What play_video has drawn: frames and marks by column, instead of a file."""
+    found = {}
+    monkeypatch.setattr(video, "side_by_side_video", lambda columns, out, *, notes, marks: (
+        found.update(columns=columns, marks=marks)))
+    return found
+
+
+def test_the_ball_is_circled_by_ram_and_as_each_columns_own_codes_say(
+        untrained, drawn_with, monkeypatch):
+    steps, context = 5, 8
+    ram = np.zeros((context + steps, 128), np.uint8)
+    ram[:, 49], ram[:, 54] = 60 + 4 * np.arange(13), 90
+    ram[10, 54] = 0  # no ball in play
+    tokens = torch.stack([torch.arange(13) * k for k in (3, 5, 7)], 1) + 60
+    dreamed = tokens + torch.tensor([9, 0, 0])
+    monkeypatch.setattr(video, "_recorded", lambda run, game, length: (
+        clip(length), ram, tokens, torch.zeros(length)))
+    monkeypatch.setattr(video, "_dreamed", lambda *inputs: (dreamed, [""] * 13))
+    monkeypatch.setattr(video.runs, "finished", lambda run: {"stage": run.stage})
+    monkeypatch.setattr(video.replay, "open_run", lambda run: None)
+    monkeypatch.setattr(video.tokenizer, "quantized", lambda model, codes: codes.astype(float))
+    probe = SimpleNamespace(predict=lambda x: {"ball_x": x[:, 0], "ball_y": x[:, 2]})
+    monkeypatch.setattr(video.evaluation, "_coordinate_probe", lambda *inputs: probe)
+    video.play_video(game="pong", profile="smoke", steps=steps)
+    names = ["real game (recorded)", "its codes, decoded", "dream"]
+    assert list(drawn_with["columns"]) == list(drawn_with["marks"]) == names
+    real, codes, dream = drawn_with["marks"].values()
+    in_play = np.arange(13) != 10
+    assert all(np.isnan(places[10]).all() for places in (real, codes, dream))
+    one = np.array([84 / 160, 84 / 210])  # RAM's units are screen pixels of 160 x 210
+    moves = np.arange(13)[in_play, None]
+    np.testing.assert_allclose(real[in_play] - real[0], moves * [4, 0] * one, atol=1e-9)
+    np.testing.assert_allclose(codes[in_play] - real[0], (moves * [3, 7] - [0, 30]) * one,
+                               atol=1e-9)
+    np.testing.assert_allclose((dream - codes)[in_play], [[9 * one[0], 0]] * 12, atol=1e-9)
+
+
+def test_without_stored_frames_only_ram_says_where_the_ball_is(untrained, drawn_with, capsys):
+    video.play_video(game="breakout", profile="smoke", policy="random", steps=20)
+    assert list(drawn_with["marks"]) == ["real game (random)"]
+    assert drawn_with["marks"]["real game (random)"].shape == (8 + 20, 2)
+    assert "hd run 01_frames --profile smoke" in capsys.readouterr().out
+
+
+def test_a_circle_lies_on_the_ball_that_the_played_frame_shows(untrained, drawn_with):
+    video.play_video(game="pong", profile="smoke", policy="random", steps=120)
+    frames, marks = (drawn_with[part]["real game (random)"] for part in ("columns", "marks"))
+    shown = np.isfinite(marks).all(1)
+    assert 20 < shown.sum() < len(shown), "the ball comes into play after a while"
+    hits = []
+    for frame, (column, row) in zip(frames[shown], marks[shown]):
+        column, row = round(column), round(row)
+        near = frame[max(row - 2, 0):row + 3, max(column - 2, 0):column + 3].astype(int)
+        hits.append(near.size > 0 and np.ptp(near) > 30)
+    assert np.mean(hits) > 0.9
+
+
 def test_a_dream_is_told_apart_from_its_context_in_the_line_on_top(untrained):
     run = runs.start("imagination", profile="smoke")
     tokens, actions = torch.randint(256, (8 + 20, 3)), torch.zeros(28, dtype=torch.long)
