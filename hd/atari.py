@@ -58,6 +58,26 @@ GAMES = {
 }
 
 
+def check_frames(frames, shape: tuple[int, ...] = (4, 84, 84)) -> None:
+    """Raise InputError in one line unless frames, an array or a tensor, are (N, *shape) uint8:
+    stacks of four, oldest first, or single frames (N, 84, 84)."""
+    found = tuple(getattr(frames, "shape", ()))
+    kind = str(getattr(frames, "dtype", type(frames).__name__)).removeprefix("torch.")
+    if kind == "uint8" and len(found) == 1 + len(shape) and found[1:] == shape:
+        return
+    wanted = f"(N, {', '.join(map(str, shape))})"
+    order = ", oldest frame first" if len(shape) == 3 else ""
+    hint = ""
+    if found[-3:] == (*shape[1:], shape[0]):
+        hint = f"; these are channels-last: the {shape[0]} belongs before the picture's two sides"
+    elif found == shape:
+        hint = "; one alone needs a dimension of 1 in front"
+    elif kind.startswith(("float", "bfloat")):
+        hint = "; pixels are whole numbers from 0 to 255, not scaled"
+    raise InputError(f"frames must be uint8 of shape {wanted}{order}; got {kind} of shape "
+                     f"{found}{hint}")
+
+
 def game_named(game: str) -> Game:
     """The Game; raises InputError that lists the known ones."""
     allowed("game", game, GAMES)

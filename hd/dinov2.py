@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hd import encoder, game_state, probes, replay, runs, seed_protocol
+from hd.atari import check_frames
 from hd.config import InputError
 from hd.runs import Run, row
 from hd.storage import sha256_of, write_atomically, write_json
@@ -100,6 +101,7 @@ def prepared(frames: np.ndarray) -> torch.Tensor:
     which resizes to 256, cuts off 16 pixels a side and, given floats in [0, 1], divides by 255
     once more: nearly black pictures, unless it was changed before the published figures.
     """
+    check_frames(frames, (84, 84))
     grey = torch.from_numpy(frames)[:, None].float() / 255
     grey = F.interpolate(grey, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))

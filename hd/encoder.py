@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hd import game_state, probes, replay, runs, training
+from hd.atari import check_frames
 from hd.config import EncoderConfig, InputError, TokenizerConfig
 from hd.negatives import BATCHES
 from hd.quantization import ResidualVQ
@@ -66,16 +67,14 @@ class AtariEncoder(nn.Module):
     def forward(self, frames):
         """frames (N, 4, 84, 84) uint8, oldest first -> (N, 384) float32, unit length.
 
-        Raises InputError for another shape or type.
+        Raises InputError for another shape or type; an array is as good as a tensor.
         """
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1:] != (4, 84, 84):
-            raise InputError(f"frames must be uint8 of shape (N, 4, 84, 84), oldest frame first; "
-                             f"got {frames.dtype} of shape {tuple(frames.shape)}")
         return self._embedded(self._convolved(frames))
 
     def _convolved(self, frames):
         """frames (N, 4, 84, 84) uint8 -> local features (N, MAPS * PLACES)."""
-        x = frames.to(self.head[0].weight.dtype).div_(255)
+        check_frames(frames)
+        x = torch.as_tensor(frames).to(self.head[0].weight.dtype).div_(255)
         return self.convolutions(x.contiguous(memory_format=torch.channels_last))
 
     def _embedded(self, features):

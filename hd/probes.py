@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hd import config
+from hd.atari import check_frames
 from hd.config import InputError, ProbeConfig
 from hd.runs import device, rng_for
 
@@ -374,6 +375,7 @@ def _f1(labels, guesses, rows):
 
 def _halved(frames):
     """(N, 4, 84, 84) uint8 -> (N, 7056) float32 in [0, 1]."""
+    check_frames(frames)
     pairs = frames[..., 0::2].astype(np.uint16) + frames[..., 1::2]
     sums = pairs[..., 0::2, :] + pairs[..., 1::2, :]
     return sums.reshape(len(frames), -1) * np.float32(1 / 1020)

@@ -50,6 +50,7 @@ NOTEBOOKS = {"frames": "01_frames", "encoder": "02_encoder", "tokenizer": "03_to
              "imagination": "05_imagination", "policy": "06_policy",
              "entropy_floor": "08_entropy_floor", "transfer": "09_transfer"}
 PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
+DAMAGED = "is damaged (its sha256 does not match)"
 LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
 
 
@@ -228,39 +229,46 @@ def finish(run: Run, files: Iterable[Path], *, wall_seconds: float, **extra) -> 
 def finished(run: Run) -> dict | None:
     """The stage's finished.json if it is done and no file is damaged; None when it is not done.
 
-    Raises InputError naming a damaged file and the command that rebuilds it.
+    Raises InputError naming a damaged file, or the hash of the other configuration that what is
+    there was made with, and the command that rebuilds it.
     """
-    record, damaged = _inspect(run)
-    if damaged:
-        raise InputError(f"{shown(run.folder / damaged[0])} is damaged (its sha256 does not "
-                         f"match); rebuild it: {run.command}")
+    record, unusable = _inspect(run)
+    for name, why in unusable.items():
+        raise InputError(f"{shown(run.folder / name)} {why}; rebuild it: {run.command}")
     return record
 
 
 def finished_or_cleared(run: Run) -> dict | None:
-    """As finished, for the stage that is about to be made: what is damaged is removed first."""
-    record, damaged = _inspect(run)
-    if not damaged:
+    """As finished, for the stage that is about to be made: what is unusable is removed first."""
+    record, unusable = _inspect(run)
+    if not unusable:
         return record
-    print(f"{shown(run.folder / damaged[0])} is damaged: making it again", file=sys.stderr)
-    for name in ("finished.json", *damaged):
+    name, why = next(iter(unusable.items()))
+    print(f"{shown(run.folder / name)} {why}: making it again", file=sys.stderr)
+    for name in ("finished.json", *unusable):
         (run.folder / name).unlink(missing_ok=True)
     return None
 
 
-def _inspect(run: Run) -> tuple[dict | None, list[str]]:
-    """The record of a finished stage, and the names of its files that are not as recorded."""
+def _inspect(run: Run) -> tuple[dict | None, dict[str, str]]:
+    """The record of a finished stage, and for each of its files that cannot be used why not."""
     marker = run.folder / "finished.json"
     if not marker.exists():
-        return None, []
+        return None, {}
     try:
         record = read_record(marker)
     except ValueError:
-        return None, [marker.name]
+        return None, {marker.name: DAMAGED}
+    # The folder's name holds the hash, but folders can be copied.
+    if record["identity"] != run.identity:
+        return record, {marker.name: (
+            f"is of another configuration ({record['identity'][:10]}, variant {record['variant']}, "
+            f"seed {record['seed']}) than this run's {run.stage} ({run.identity[:10]}, variant "
+            f"{run.variant}, seed {run.seed})")}
     # Only names: what a stranger's record lists must not lead out of the folder.
     paths = {run.folder / Path(name).name: digest for name, digest in record["files"].items()}
-    return record, [path.name for path, digest in paths.items()
-                    if not path.exists() or sha256_of(path) != digest]
+    return record, {path.name: DAMAGED for path, digest in paths.items()
+                    if not path.exists() or sha256_of(path) != digest}
 
 
 def require(run: Run) -> dict:
@@ -281,9 +289,19 @@ def save_model(run: Run, model: torch.nn.Module, *, wall_seconds: float, **extra
 
 
 def load_model(run: Run, model: torch.nn.Module) -> torch.nn.Module:
-    """Load a finished stage's weights into model, in eval mode, on the device."""
+    """Load a finished stage's weights into model, in eval mode, on the device.
+
+    Raises InputError when they are missing, damaged, of another configuration or of other code.
+    """
     require(run)
-    model.load_state_dict(load_file(run.folder / "model.safetensors"))
+    path = run.folder / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[2].strip().partition("\n")[0]
+        raise InputError(f"{shown(path)} ({run.identity[:10]}) does not fit the {run.stage} that "
+                         f"this code builds ({reason}): remove its folder, then make it again: "
+                         f"{run.command}") from None
     return model.to(device()).eval()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hd import config, decoder, encoder, evaluation, replay, runs, tokenizer, world_model
+from hd.atari import check_frames
 from hd.config import GAMES, InputError
 from hd.imagination import imagine, replayed
 from hd.policy import with_ale_ids
@@ -37,6 +38,8 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or not shape[0]:
         raise InputError(f"videos side by side need the same shape (T, height, width); got "
                          f"{ {name: np.shape(frames) for name, frames in columns.items()} }")
+    for frames in columns.values():
+        check_frames(frames, shape[1:])
     path = Path(path)
 
     def write(aside):

@@ -98,7 +98,9 @@ class WorldModel(nn.Module):
 
     def embed(self, tokens, actions):
         """tokens (B, T, 3), actions (B, T) -> (B, 4T, dim), positions from 0."""
-        B, T, _ = tokens.shape
+        B, T, num_levels = tokens.shape
+        if num_levels != 3:
+            raise InputError(f"the world model reads tokens (B, T, 3); got {tuple(tokens.shape)}")
         if len(self.mask) < 4 * T:
             raise InputError(f"the world model reads at most {self.cfg.max_steps} steps; got {T}")
         parts = [table(tokens[..., level]) for level, table in enumerate(self.code_embeddings)]
@@ -184,8 +186,21 @@ def _initialise(module: nn.Module) -> None:
 # ---- the stage
 
 def build(run: Run) -> WorldModel:
-    """An untrained world model over this run's tokenizer."""
-    return WorldModel(run.at("world_model").cfg, tokenizer.load(run).codebooks.clone())
+    """An untrained world model over this run's tokenizer.
+
+    Raises InputError when the tokenizer's levels or codes are not those the config reads.
+    """
+    run, source = run.at("world_model"), run.at("tokenizer")
+    codebooks, wanted = tokenizer.load(run).codebooks, (run.cfg.num_levels, run.cfg.num_codes)
+    if codebooks.shape[:2] != wanted:
+        raise InputError(f"the tokenizer {source.name} ({source.identity[:10]}) has "
+                         f"{_levels(codebooks.shape)}; the world model {run.name} "
+                         f"({run.identity[:10]}) reads {_levels(wanted)}")
+    return WorldModel(run.cfg, codebooks.clone())
+
+
+def _levels(shape) -> str:
+    return f"{shape[0]} levels of {shape[1]} codes"
 
 
 def load(run: Run) -> WorldModel:

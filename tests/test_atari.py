@@ -4,11 +4,20 @@ import ale_py
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from ale_py import roms
 from gymnasium.utils.env_checker import check_env
 
 from hd import atari, config
-from hd.atari import ACTION_MEANINGS, GAMES, AtariGame, ball_in_play, labels, tracker_action
+from hd.atari import (
+    ACTION_MEANINGS,
+    GAMES,
+    AtariGame,
+    ball_in_play,
+    check_frames,
+    labels,
+    tracker_action,
+)
 from hd.config import InputError
 
 gymnasium.register_envs(ale_py)
@@ -259,3 +268,32 @@ def test_the_tracker_wins_pong_and_scores_in_breakout():
     assert returns("breakout", lambda ram: tracker_action("breakout", ram), seed=0) > 20
     with pytest.raises(InputError, match="no tracker for 'ms_pacman'; allowed: pong, breakout"):
         tracker_action("ms_pacman", np.zeros(128, np.uint8))
+
+
+STACKS = np.zeros((2, 4, 84, 84), np.uint8)
+
+
+@pytest.mark.parametrize(("frames", "said"), [
+    (STACKS.transpose(0, 2, 3, 1), "uint8 of shape (2, 84, 84, 4); these are channels-last: the 4 "
+                                   "belongs before the picture's two sides"),
+    (STACKS[0].transpose(1, 2, 0), "uint8 of shape (84, 84, 4); these are channels-last"),
+    (STACKS[0], "uint8 of shape (4, 84, 84); one alone needs a dimension of 1 in front"),
+    (STACKS / 255, "float64 of shape (2, 4, 84, 84); pixels are whole numbers from 0 to 255"),
+    (torch.zeros(2, 4, 84, 84), "float32 of shape (2, 4, 84, 84); pixels are whole numbers"),
+    (STACKS.astype(np.int64), "int64 of shape (2, 4, 84, 84)"),
+    (np.zeros((2, 4, 210, 160), np.uint8), "uint8 of shape (2, 4, 210, 160)"),
+    (STACKS.tolist(), "list of shape ()")], ids=lambda case: str(case)[:40])
+def test_frames_of_other_size_type_or_order_are_refused_in_one_line_that_says_which(frames, said):
+    with pytest.raises(InputError) as caught:
+        check_frames(frames)
+    assert str(caught.value).startswith(
+        f"frames must be uint8 of shape (N, 4, 84, 84), oldest frame first; got {said}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_stacks_and_single_frames_of_the_right_kind_pass():
+    check_frames(STACKS)
+    check_frames(torch.from_numpy(STACKS))
+    check_frames(STACKS[:, -1], (84, 84))
+    with pytest.raises(InputError, match=r"\(N, 84, 84\); got uint8 of shape \(2, 4, 84, 84\)"):
+        check_frames(STACKS, (84, 84))

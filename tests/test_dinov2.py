@@ -82,6 +82,11 @@ def test_an_embedding_is_the_unit_cls_token_of_the_newest_frame(weights):
     assert np.abs(found[3] - found[2]).max() > 1e-3
 
 
+def test_dinov2_refuses_frames_of_another_kind():
+    with pytest.raises(InputError, match=r"\(N, 84, 84\); got uint8 of shape \(3, 4, 84, 84\)"):
+        dinov2.prepared(np.zeros((3, 4, 84, 84), np.uint8))
+
+
 def test_frames_are_prepared_as_dinov2_was_trained():
     frames = np.stack([np.full((84, 84), 51), np.full((84, 84), 255)]).astype(np.uint8)
     frames[1, :, :42] = 0

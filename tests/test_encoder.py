@@ -94,10 +94,17 @@ def test_embeddings_are_float32_of_unit_length(network):
     ids=["float", "channels last", "three frames", "no batch", "small", "int64"],
 )
 def test_other_frames_are_refused_in_one_line(network, frames):
-    with pytest.raises(InputError, match="uint8 of shape") as caught:
-        network(frames)
-    assert len(str(caught.value).splitlines()) == 1
-    assert str(tuple(frames.shape)) in str(caught.value)
+    pair = {"anchor": torch.tensor([0]), "positive": torch.tensor([1])}
+    for use in (network, lambda frames: network.loss({"frames": frames, **pair})):
+        with pytest.raises(InputError, match="uint8 of shape") as caught:
+            use(frames)
+        assert len(str(caught.value).splitlines()) == 1
+        assert str(tuple(frames.shape)) in str(caught.value)
+
+
+def test_an_array_embeds_as_a_tensor_does(network):
+    frames = np.random.default_rng(0).integers(0, 256, (1, 4, 84, 84), np.uint8)
+    assert torch.equal(network(frames), network(torch.from_numpy(frames)))
 
 
 def test_each_row_is_embedded_by_itself(network):

@@ -322,6 +322,14 @@ def test_pixel_pca_keeps_where_a_small_square_is(rng):
     assert np.median(np.abs(column[:120][nearest] - column[120:])) <= 1
 
 
+def test_pixel_pca_refuses_frames_of_another_kind(rng):
+    frames = rng.integers(256, size=(60, 4, 84, 84), dtype=np.uint8)
+    represent = probes.pixel_pca(frames, 7)
+    for use in (lambda wrong: probes.pixel_pca(wrong, 7), represent):
+        with pytest.raises(InputError, match="these are channels-last"):
+            use(frames.transpose(0, 2, 3, 1))
+
+
 def test_pixel_pca_sees_means_of_two_by_two_pixels(rng):
     frames = rng.integers(256, size=(3, 4, 84, 84), dtype=np.uint8)
     means = frames.reshape(3, 4, 42, 2, 42, 2).mean(axis=(3, 5)).reshape(3, -1) / 255

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -248,6 +249,41 @@ def test_every_byte_of_a_model_is_watched():
         assert "model.safetensors is damaged" in refusal(runs.finished, run)
         flip_bit(path, position)
     assert runs.finished(run)
+
+
+def copied(source, target):
+    """A finished stage of another configuration, put where target looks for its own."""
+    made(source)
+    target.folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source.folder, target.folder)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "world_model"])
+def test_a_stage_of_another_configuration_is_refused_by_name_and_hash(stage):
+    run = start(stage)
+    other = start(stage, seed=1, overrides={f"{stage}.lr": 0.5})
+    copied(other, run)
+    for load in (runs.finished, lambda run: runs.load_model(run, torch.nn.Linear(3, 2))):
+        message = refusal(load, run)
+        assert f"of another configuration ({other.identity[:10]}, variant base, seed 1)" in message
+        assert f"this run's {stage} ({run.identity[:10]}, variant base, seed 0)" in message
+        assert run.command in message
+
+
+def test_what_is_of_another_configuration_is_cleared_before_the_stage_is_made_again(capsys):
+    run, other = start(), start(seed=1)
+    copied(other, run)
+    assert runs.finished_or_cleared(run) is None
+    assert other.identity[:10] in capsys.readouterr().err
+    assert runs.finished(run) is None and runs.finished(other)
+
+
+def test_weights_of_a_network_that_the_code_no_longer_builds_are_refused_by_name_and_hash():
+    run = start("world_model")
+    made(run)
+    message = refusal(runs.load_model, run, torch.nn.Linear(3, 5))
+    assert f"model.safetensors ({run.identity[:10]}) does not fit the world_model" in message
+    assert "size mismatch for weight" in message and run.command in message
 
 
 def test_what_is_damaged_is_cleared_before_the_stage_is_made_again(capsys):

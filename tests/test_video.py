@@ -66,6 +66,11 @@ def test_videos_of_unequal_length_are_refused_and_nothing_is_left(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_video_of_pixels_from_0_to_1_is_refused_rather_than_drawn_black(tmp_path):
+    with pytest.raises(InputError, match="got float64 of shape"):
+        video.side_by_side_video({"a": clip() / 255}, tmp_path / "x.mp4")
+
+
 def test_an_embedded_video_needs_no_other_file(tmp_path, monkeypatch):
     path = video.side_by_side_video({"a": clip()}, tmp_path / "a.mp4", scale=1)
     html = video.embed_video(path).data

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hd import config, training
+from hd import config, runs, training, world_model
 from hd.config import PROFILES, InputError, WorldModelConfig
 from hd.tokenizer import ResidualVQ
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
@@ -211,6 +211,23 @@ def test_more_steps_than_the_model_reads_are_refused():
 def test_another_number_of_levels_is_refused():
     with pytest.raises(InputError, match="num_levels=4"):
         WorldModel(tiny_config(num_levels=4))
+    with pytest.raises(InputError, match=r"tokens \(B, T, 3\); got \(2, 5, 4\)"):
+        WorldModel(tiny_config())(torch.zeros(B, T, 4, dtype=torch.long), any_steps()[1])
+
+
+@pytest.mark.parametrize(("levels", "codes"), [(4, 256), (1, 256), (3, 128)])
+def test_a_tokenizer_with_other_levels_or_codes_is_refused_by_name_and_hash(
+        monkeypatch, levels, codes):
+    run = runs.start("world_model", profile="smoke", overrides={
+        "tokenizer.num_levels": levels, "tokenizer.num_codes": codes})
+    vq = ResidualVQ(levels, codes, 4, commitment_costs=[0.1] * levels)
+    monkeypatch.setattr(world_model.tokenizer, "load", lambda run: vq)
+    with pytest.raises(InputError) as caught:
+        world_model.build(run)
+    assert str(caught.value) == (
+        f"the tokenizer base-seed0 ({run.at('tokenizer').identity[:10]}) has {levels} levels of "
+        f"{codes} codes; the world model base-seed0 ({run.identity[:10]}) reads 3 levels of 256 "
+        "codes")
 
 
 def test_the_desk_profile_has_the_seeds_eleven_million_parameters():
