@@ -50,6 +50,7 @@ NOTEBOOKS = {"frames": "01_frames", "encoder": "02_encoder", "tokenizer": "03_to
              "imagination": "05_imagination", "policy": "06_policy",
              "entropy_floor": "08_entropy_floor", "transfer": "09_transfer"}
 PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
+BESIDE = ("-episodes", "-history")  # what may stand beside a metric table
 LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
 
 
@@ -255,10 +256,10 @@ def _inspect(run: Run) -> tuple[dict | None, list[str]]:
         return None, []
     try:
         record = read_record(marker)
-    except ValueError:
+        # Only names: what a stranger's record lists must not lead out of the folder.
+        paths = {run.folder / Path(name).name: digest for name, digest in record["files"].items()}
+    except (ValueError, KeyError, AttributeError):
         return None, [marker.name]
-    # Only names: what a stranger's record lists must not lead out of the folder.
-    paths = {run.folder / Path(name).name: digest for name, digest in record["files"].items()}
     return record, [path.name for path, digest in paths.items()
                     if not path.exists() or sha256_of(path) != digest]
 
@@ -281,9 +282,18 @@ def save_model(run: Run, model: torch.nn.Module, *, wall_seconds: float, **extra
 
 
 def load_model(run: Run, model: torch.nn.Module) -> torch.nn.Module:
-    """Load a finished stage's weights into model, in eval mode, on the device."""
+    """Load a finished stage's weights into model, in eval mode, on the device.
+
+    Raises InputError where the file holds no tensors, or another model's.
+    """
     require(run)
-    model.load_state_dict(load_file(run.folder / "model.safetensors"))
+    path = run.folder / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{shown(path)} cannot be loaded ({reason}); rebuild it: "
+                         f"{run.command}") from None
     return model.to(device()).eval()
 
 
@@ -338,16 +348,32 @@ def save_table(run: Run, rows: list[dict], *, wall_seconds: float = 0.0,
     table = table.assign(stage=run.stage, variant=run.variant, seed=run.seed)[list(COLUMNS)]
     path = run.root / "results" / run.stage / f"{run.name}.csv"
     write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.8g"))
+    beside = [path.with_name(f"{run.name}{kind}.csv") for kind in BESIDE]
     write_json(path.with_suffix(".json"),
-               {**provenance(run, wall_seconds=wall_seconds), **extra, "sha256": sha256_of(path)})
+               {**provenance(run, wall_seconds=wall_seconds), **extra, "sha256": sha256_of(path),
+                "beside": {file.name: sha256_of(file) for file in beside if file.exists()}})
     return table
 
 
 def save_beside(run: Run, what: str, rows: list[dict]) -> None:
-    """Keep rows of another shape beside the table: results/<stage>/<name>-<what>.csv."""
+    """Keep rows of another shape beside the table, before it is saved and takes their sha256:
+    results/<stage>/<name>-<what>.csv. Without rows, what an earlier run left is removed."""
     path = run.root / "results" / run.stage / f"{run.name}-{what}.csv"
-    table = pd.DataFrame(rows)
-    write_atomically(path, lambda aside: table.to_csv(aside, index=False))
+    if rows:
+        table = pd.DataFrame(rows)
+        write_atomically(path, lambda aside: table.to_csv(aside, index=False))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def load_beside(run: Run, what: str) -> pd.DataFrame:
+    """What save_beside kept; raises InputError with the command when it is missing, or damaged."""
+    table = run.root / "results" / run.stage / f"{run.name}.csv"
+    path = table.with_name(f"{run.name}-{what}.csv")
+    if not path.exists():
+        raise InputError(f"{shown(path)} is missing; make it: {run.command}")
+    load_table(table)
+    return pd.read_csv(path)
 
 
 def load_table(path: Path) -> pd.DataFrame:
@@ -359,7 +385,9 @@ def load_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{shown(path)} or its .json is missing or cannot be read") from None
     if tuple(table.columns) != COLUMNS:
         raise InputError(f"{shown(path)} must have the columns {', '.join(COLUMNS)}")
-    if record.get("sha256") != sha256_of(path):
-        raise InputError(f"{shown(path)} is damaged (its sha256 does not match its .json): make it "
-                         f"again with its notebook, or restore it from git")
+    files = {**record.get("beside", {}), path.name: record.get("sha256")}
+    for file, digest in ((path.with_name(Path(name).name), files[name]) for name in files):
+        if not file.exists() or sha256_of(file) != digest:
+            raise InputError(f"{shown(file)} is damaged (its sha256 is not the one in {path.stem}"
+                             f".json): make it again with its notebook, or restore it from git")
     return table
