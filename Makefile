@@ -22,7 +22,7 @@ export PYTHONUTF8 := 1
 help:
 	@echo "make report     train every stage, play the real games, build the HTML book"
 	@echo "make test       every test but the long ones, then all notebooks against their stored outputs"
-	@echo "make test-long  the tests that take minutes"
+	@echo "make test-long  the tests that take minutes; a clean tree gets results/long-tests.csv"
 	@echo "make publish    copy the tables and figures of a profile into results/ and figures/"
 	@echo "make notebooks  execute the book's notebooks in place at smoke, after changing one"
 	@echo "make bench      side-by-side timings"
@@ -39,7 +39,7 @@ test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --nbval --nbval-current-env book
 
 test-long: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest tests -m long
+	$(VENV_PYTHON) -m pytest tests -m long --publish
 
 publish: $(INSTALLED)
 	$(RUN) publish --profile $(PROFILE)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
-import time
 from importlib.util import find_spec
 
 from hd import config
@@ -97,7 +95,7 @@ def run_notebook(args) -> None:
     """Execute one notebook, or the chain."""
     from hd import notebooks
     if args.with_parent:
-        _stop_with_parent()
+        notebooks.end_with_parent()
     settings = {**_choices(args), "time_limit": args.time_limit, "force": args.force}
     if args.notebook == "all":
         if args.p:
@@ -292,19 +290,6 @@ def _listed(values) -> str:
 def _complain(message, code: int) -> int:
     print(f"hd: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     return code
-
-
-def _stop_with_parent() -> None:
-    """A killed sweep takes its notebooks with it, so that the same command can start again."""
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        # The kernel notices by itself that this process is gone.
-        os._exit(EXIT_INTERRUPTED)
-    if os.name == "posix":
-        threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The book: executed notebooks laid over a copy of its sources, then built without execution."""
+"""The book: executed notebooks laid over a copy of its sources, then built without execution.
+
+Whatever stops the work, the last complete book stays readable until a new one is complete.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from pathlib import Path
 
 from hd import notebooks
 from hd.config import InputError
-from hd.storage import ROOT, artifacts_root, sha256_of, shown
+from hd.storage import ROOT, artifacts_root, sha256_of, shown, writing
+
+# The build ends with the process that started it: else, after kill -9, it would write on beside
+# the next one.
+BUILD = ("from hd.notebooks import end_with_parent; end_with_parent(); "
+         "from jupyter_book.cli.main import main; main()")
 
 
 def stage_book(profile: str, **chosen) -> Path:
@@ -23,21 +31,31 @@ def stage_book(profile: str, **chosen) -> Path:
     jobs = [notebooks.plan(notebook, profile=profile, **chosen) for notebook in notebooks.names()]
     book = artifacts_root() / profile / "book"
     aside = book.with_name(".book-staging")
-    with notebooks.exclusive(book):
+    with notebooks.exclusive(book), writing(book):
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(notebooks.BOOK, aside, ignore=shutil.ignore_patterns(
             "_build", ".*", "__pycache__", "conftest.py", "*.partial.ipynb"))
+        for job in jobs:
+            if job.target.exists() and not notebooks.is_current(job):
+                print(f"{_page(job)}: shown as executed before something it depends on changed; "
+                      f"execute it again: {job.command}", flush=True)
         for job in [*jobs, *_report_jobs(book.parent)]:
-            page = job.source.relative_to(notebooks.BOOK)
             if job.target.exists():
-                shutil.copyfile(job.target, aside / page)
+                shutil.copyfile(job.target, aside / f"{_page(job)}.ipynb")
             else:
-                print(f"{page.with_suffix('').as_posix()}: shown as published", flush=True)
-        if (book / "_build").exists():
-            (book / "_build").rename(aside / "_build")
-        shutil.rmtree(book, ignore_errors=True)
-        aside.rename(book)
+                print(f"{_page(job)}: shown as published", flush=True)
+        book.mkdir(exist_ok=True)
+        for old in book.iterdir():
+            if old.name != "_build":  # the last complete book, untouched until the next is
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for new in aside.iterdir():
+            new.rename(book / new.name)
+        aside.rmdir()
     return book
+
+
+def _page(job: notebooks.Job) -> str:
+    return job.source.relative_to(notebooks.BOOK).with_suffix("").as_posix()
 
 
 def _report_jobs(root: Path) -> list[notebooks.Job]:
@@ -71,26 +89,56 @@ def _relative(path: Path, start: Path) -> str:
 def build_book(source: Path) -> Path:
     """Build the HTML book strictly and offline, executing nothing; returns its index.html.
 
-    It is built aside and put in place when complete. Raises NotebookError naming the log.
+    It is built aside and put in place when complete. Raises NotebookError naming the log, and
+    InputError when the folder cannot be written.
     """
-    built = Path(source).resolve() / "_build"
-    aside, log = built / "partial", built / "build.log"
-    with notebooks.exclusive(built / "html"):
-        shutil.rmtree(aside, ignore_errors=True)
-        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
-                   str(built.parent), "--path-output", str(aside), "-W", "-n", "--keep-going"]
-        with open(log, "w", encoding="utf-8") as output:
-            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
-                                  stdin=subprocess.DEVNULL, check=False)
-        index = aside / "_build" / "html" / "index.html"
-        if done.returncode or not index.exists():
-            text = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
-            found = re.search(r"^.*(?:WARNING|ERROR|Error:).*$", text, flags=re.MULTILINE)
-            reason = found.group() if found else f"exit code {done.returncode}"
-            reason = notebooks.one_line(reason.replace(str(built.parent), "."))
-            raise notebooks.NotebookError(f"the book could not be built: {reason}; "
-                                          f"log: {shown(log)}")
-        shutil.rmtree(built / "html", ignore_errors=True)
-        index.parent.rename(built / "html")
-        shutil.rmtree(aside, ignore_errors=True)
-    return built / "html" / "index.html"
+    source = Path(source).resolve()
+    built, html = source / "_build", source / "_build" / "html"
+    with notebooks.exclusive(source), writing(built):
+        built.mkdir(exist_ok=True)
+        _put_back(html)
+        for leftover in built.glob("partial*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        aside = built / f"partial-{os.getpid()}"
+        try:
+            _replace(_built_aside(source, aside, built / "build.log"), html)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return html / "index.html"
+
+
+def _built_aside(source: Path, aside: Path, log: Path) -> Path:
+    """The folder of the new pages; raises NotebookError with the first warning of the log."""
+    command = [sys.executable, "-c", BUILD, "build", str(source), "--path-output", str(aside),
+               "-W", "-n", "--keep-going"]
+    with open(log, "w", encoding="utf-8") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
+                              stdin=subprocess.DEVNULL, check=False)
+    html = aside / "_build" / "html"
+    if done.returncode or not (html / "index.html").exists():
+        text = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
+        found = re.search(r"^.*(?:WARNING|ERROR|Error:).*$", text, flags=re.MULTILINE)
+        reason = found.group() if found else f"exit code {done.returncode}"
+        reason = notebooks.one_line(reason.replace(str(source), "."))
+        raise notebooks.NotebookError(f"the book could not be built: {reason}; log: {shown(log)}")
+    return html
+
+
+def _replace(new: Path, place: Path) -> None:
+    """Put a complete folder in place of the old one."""
+    old = place.with_name("replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+    finally:
+        _put_back(place)
+
+
+def _put_back(place: Path) -> None:
+    """The old folder comes back where it was moved away and no new one followed."""
+    old = place.with_name("replaced")
+    if old.exists() and not place.exists():
+        old.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

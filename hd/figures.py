@@ -235,7 +235,8 @@ def game_information(table: pd.DataFrame) -> Figure:
     bars(ax, found, np.arange(len(found)), 0.6, COLOURS[0])
     ax.axhline(found["baseline"].mean(), color=GREY, ls="--", label="H(game), the most possible")
     ax.set_xticks(range(len(found)), LEVELS[:len(found)])
-    ax.set(ylabel="what codes tell of the game (nats)", ylim=(0, found["baseline"].mean() * 1.15))
+    most = found["baseline"].mean() or 1.0  # of a single game there is nothing to tell
+    ax.set(ylabel="what codes tell of the game (nats)", ylim=(0, most * 1.15))
     ax.legend(**BELOW)
     return fig
 

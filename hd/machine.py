@@ -36,14 +36,17 @@ def device_name() -> str:
 @lru_cache
 def git_state() -> dict:
     """Commit and whether the tree was dirty; None outside a checkout."""
-    def ask(*words):
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-    try:
-        commit, status = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
-    except OSError:
-        commit = status = None
+    commit, status = asked_git(ROOT, "rev-parse", "HEAD"), asked_git(ROOT, "status", "--porcelain")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def asked_git(root: Path, *words: str) -> str | None:
+    """What git says about a checkout; None outside of one, or without git."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def peak_memory_mb() -> float:

@@ -12,9 +12,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,6 +60,15 @@ class Job:
     @property
     def stamp(self) -> Path:
         return self.target.with_suffix(".json")
+
+    @property
+    def command(self) -> str:
+        """The command that executes it as part of the pipeline."""
+        given = self.parameters
+        games = "" if tuple(given["games"]) == GAMES else f" --games {','.join(given['games'])}"
+        extra = [f" -p {name} {_flat(value)}" for name, value in given.items() if name not in CORE]
+        return (f"python -m hd run {self.source.stem} --profile {given['profile']} --variant "
+                f"{given['variant']} --seed {given['seed']}{games}{''.join(extra)}")
 
     @property
     def key(self) -> str:
@@ -139,6 +150,22 @@ def exclusive(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it does.
+
+    A killed sweep takes its notebooks with it, so that the same command can start again.
+    """
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        # The kernel notices by itself that this process is gone.
+        os._exit(130)
+    if os.name == "posix":
+        threading.Thread(target=watch, daemon=True).start()
+
+
 # ---- checks before anything runs
 
 def _deadline(time_limit: float | None) -> float | None:
@@ -214,7 +241,7 @@ def run_job(job: Job, *, deadline: float | None = None, force: bool = False, lab
     label += job.target.stem
     with exclusive(job.target):
         stamp = _read_stamp(job)
-        if not force and _is_current(job, stamp):
+        if not force and is_current(job):
             print(f"{label}: up to date", flush=True)
             return False
         before = stamp.get("wall_seconds")
@@ -228,6 +255,7 @@ def run_job(job: Job, *, deadline: float | None = None, force: bool = False, lab
         for cell in notebook.cells:
             if "injected-parameters" in cell.metadata.get("tags", ()):
                 cell.metadata.tags.append("hide-input")
+        _without_places(notebook)
         import nbformat
         storage.write_text(job.target, nbformat.writes(notebook) + "\n")
         job.partial.unlink(missing_ok=True)
@@ -267,8 +295,7 @@ def _run(job: Job, deadline: float | None, cwd: Path | None):
         raise NotebookError(f"{job.target.stem}: its kernel died (out of memory?) or did not "
                             f"start: {one_line(error)}; kept: {shown(job.partial)}") from None
     except OSError as error:
-        raise InputError(f"cannot write {shown(job.partial)}: {error.strerror or error}; free "
-                         f"space or set HD_ARTIFACTS to another folder") from None
+        raise storage.cannot_write(job.partial, error) from None
 
 
 def _kernel_class():
@@ -297,6 +324,20 @@ def _as_raised(error, job: Job) -> Exception:
                          f"{one_line(error.evalue)}; kept: {shown(job.partial)}")
 
 
+def _without_places(notebook) -> None:
+    """Take this machine's folders out of what cells printed: a warning names its file."""
+    places = {str(artifacts_root()): "$HD_ARTIFACTS", str(ROOT): ".", sys.prefix: "python",
+              sys.base_prefix: "python", str(Path.home()): "~"}
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    texts = [(output, "text") for output in outputs if "text" in output]
+    texts += [(output["data"], "text/plain") for output in outputs
+              if "text/plain" in output.get("data", ())]
+    for holder, key in texts:
+        for place, instead in places.items():
+            if len(place) > 1:
+                holder[key] = holder[key].replace(place, instead)
+
+
 def one_line(error) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -304,7 +345,8 @@ def one_line(error) -> str:
 def _what_was_made(job: Job) -> dict:
     root = job.target.parents[2]
     tables = [root / "results" / run.stage / f"{run.name}{suffix}"
-              for run in job.runs for suffix in (".csv", ".json", "-episodes.csv")]
+              for run in job.runs
+              for suffix in (".csv", ".json", "-episodes.csv", "-history.csv")]
     return {"files": {path.relative_to(root).as_posix(): sha256_of(path)
                       for path in (job.target, *tables) if path.exists()},
             "finished": [run.stage for run in job.runs if (run.folder / "finished.json").exists()]}
@@ -316,10 +358,10 @@ def _read_stamp(job: Job) -> dict:
     return {}
 
 
-def _is_current(job: Job, stamp: Mapping) -> bool:
-    """Whether the stamp still holds: same inputs, and nothing made is missing or damaged."""
+def is_current(job: Job) -> bool:
+    """Whether its stamp still holds: same inputs, and nothing made is missing or damaged."""
     from hd import runs
-    root = job.target.parents[2]
+    root, stamp = job.target.parents[2], _read_stamp(job)
     try:
         return (stamp["key"] == job.key
                 and all(sha256_of(root / name) == digest

@@ -6,7 +6,6 @@ results/ and figures/ change only here, and only from a clean tree.
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pandas as pd
 from hd import claims, config
 from hd.config import GAMES, InputError
 from hd.evidence import devices_and_commits
+from hd.machine import asked_git
 from hd.report import (
     TITLES,
     fresh_or_published,
@@ -25,13 +25,12 @@ from hd.report import (
     tables_of,
     with_baseline,
 )
+from hd.runs import BESIDE
 from hd.storage import ROOT, artifacts_root, shown, write_atomically, write_text
 
 NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
 HEADER = "<!-- Written by hd.publishing from the published tables; do not edit by hand. -->"
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
-
-BESIDE = ("-episodes", "-history")  # what may stand beside a metric table
 
 HEADLINE = (  # stage, metric, in words, what stands in brackets
     ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
@@ -122,7 +121,7 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
     """
     config.allowed("profile", profile, config.PROFILES)
     config.allowed("variant", variant, ("all", *config.variants()))
-    _check_clean(root)
+    check_clean(root)
     source, copies = artifacts_root() / profile, []
     for path in sorted((source / "results").glob("*/*-seed*.csv")):
         if path.stem.endswith(BESIDE):
@@ -133,8 +132,7 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
         if record["git"]["dirty"] is not False:
             raise InputError(f"{shown(path)} was not made from a clean commit; commit, then make "
                              f"it again: make report PROFILE={profile}")
-        beside = [path.with_name(f"{path.stem}{kind}.csv") for kind in BESIDE]
-        copies += [path, path.with_suffix(".json"), *filter(Path.exists, beside)]
+        copies += [path, path.with_suffix(".json"), *_beside(path, record)]
         copies += (source / "figures" / path.stem).glob("[!.]*.*")
     if not copies:
         raise InputError(f"nothing to publish below {shown(source / 'results')} for variant "
@@ -152,13 +150,18 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
     return sorted(targets)
 
 
-def _check_clean(root: Path) -> None:
+def _beside(path: Path, record: Mapping) -> list[Path]:
+    """The files beside a table that its record names; all where an older record names none."""
+    beside = [path.with_name(f"{path.stem}{kind}.csv") for kind in BESIDE]
+    return [file for file in beside if file.exists()
+            and file.name in record.get("beside", [file.name])]
+
+
+def check_clean(root: Path) -> None:
     """Raise InputError unless root is a git working tree without changes."""
-    ask = ["git", "-C", str(root), "status", "--porcelain"]
-    try:
-        changed = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        raise InputError("publishing needs a git working tree") from None
+    changed = asked_git(root, "status", "--porcelain")
+    if changed is None:
+        raise InputError("publishing needs a git working tree")
     if changed := changed.splitlines():
         raise InputError(f"publishing needs a clean git tree; {len(changed)} changed, first "
-                         f"{changed[0][3:]}: commit or remove them")
+                         f"{changed[0].split(maxsplit=1)[-1]}: commit or remove them")

@@ -51,6 +51,8 @@ NOTEBOOKS = {"frames": "01_frames", "encoder": "02_encoder", "tokenizer": "03_to
              "entropy_floor": "08_entropy_floor", "transfer": "09_transfer"}
 PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
 DAMAGED = "is damaged (its sha256 does not match)"
+MODEL = "model.safetensors"
+BESIDE = ("-episodes", "-history")  # what may stand beside a metric table
 LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
 
 
@@ -251,22 +253,22 @@ def finished_or_cleared(run: Run) -> dict | None:
 
 
 def _inspect(run: Run) -> tuple[dict | None, dict[str, str]]:
-    """The record of a finished stage, and for each of its files that cannot be used why not."""
+    """The record of a finished stage, and why each of its files that cannot be used cannot."""
     marker = run.folder / "finished.json"
     if not marker.exists():
         return None, {}
     try:
         record = read_record(marker)
-    except ValueError:
+        made = [record[name] for name in ("identity", "variant", "seed")]
+        # Only names: what a stranger's record lists must not lead out of the folder.
+        paths = {run.folder / Path(name).name: digest for name, digest in record["files"].items()}
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None, {marker.name: DAMAGED}
-    # The folder's name holds the hash, but folders can be copied.
-    if record["identity"] != run.identity:
-        return record, {marker.name: (
-            f"is of another configuration ({record['identity'][:10]}, variant {record['variant']}, "
-            f"seed {record['seed']}) than this run's {run.stage} ({run.identity[:10]}, variant "
-            f"{run.variant}, seed {run.seed})")}
-    # Only names: what a stranger's record lists must not lead out of the folder.
-    paths = {run.folder / Path(name).name: digest for name, digest in record["files"].items()}
+    if made[0] != run.identity:  # the folder's name holds the hash, but folders can be copied
+        this, that = ("({:.10}, variant {}, seed {})".format(*names) for names in (
+            (run.identity, run.variant, run.seed), made))
+        return record, {marker.name: f"is of another configuration {that} than this run's "
+                                     f"{run.stage} {this}"}
     return record, {path.name: DAMAGED for path, digest in paths.items()
                     if not path.exists() or sha256_of(path) != digest}
 
@@ -283,9 +285,8 @@ def require(run: Run) -> dict:
 def save_model(run: Run, model: torch.nn.Module, *, wall_seconds: float, **extra) -> dict:
     """The model's state as model.safetensors, then finished.json."""
     tensors = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
-    path = run.folder / "model.safetensors"
-    write_atomically(path, lambda aside: save_file(tensors, aside))
-    return finish(run, [path], wall_seconds=wall_seconds, **extra)
+    write_atomically(run.folder / MODEL, lambda aside: save_file(tensors, aside))
+    return finish(run, [run.folder / MODEL], wall_seconds=wall_seconds, **extra)
 
 
 def load_model(run: Run, model: torch.nn.Module) -> torch.nn.Module:
@@ -294,14 +295,13 @@ def load_model(run: Run, model: torch.nn.Module) -> torch.nn.Module:
     Raises InputError when they are missing, damaged, of another configuration or of other code.
     """
     require(run)
-    path = run.folder / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[2].strip().partition("\n")[0]
-        raise InputError(f"{shown(path)} ({run.identity[:10]}) does not fit the {run.stage} that "
-                         f"this code builds ({reason}): remove its folder, then make it again: "
-                         f"{run.command}") from None
+        model.load_state_dict(load_file(run.folder / MODEL))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join((str(error).partition("\n")[2] or str(error)).split())[:200]
+        raise InputError(f"{shown(run.folder / MODEL)} ({run.identity[:10]}) does not fit "
+                         f"the {run.stage} that this code builds ({reason}): remove its folder, "
+                         f"then make it again: {run.command}") from None
     return model.to(device()).eval()
 
 
@@ -356,16 +356,30 @@ def save_table(run: Run, rows: list[dict], *, wall_seconds: float = 0.0,
     table = table.assign(stage=run.stage, variant=run.variant, seed=run.seed)[list(COLUMNS)]
     path = run.root / "results" / run.stage / f"{run.name}.csv"
     write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.8g"))
+    beside = [path.with_name(f"{run.name}{kind}.csv") for kind in BESIDE]
     write_json(path.with_suffix(".json"),
-               {**provenance(run, wall_seconds=wall_seconds), **extra, "sha256": sha256_of(path)})
+               {**provenance(run, wall_seconds=wall_seconds), **extra, "sha256": sha256_of(path),
+                "beside": {file.name: sha256_of(file) for file in beside if file.exists()}})
     return table
 
 
 def save_beside(run: Run, what: str, rows: list[dict]) -> None:
-    """Keep rows of another shape beside the table: results/<stage>/<name>-<what>.csv."""
+    """Keep rows of another shape beside the table, before it is saved and takes their sha256:
+    results/<stage>/<name>-<what>.csv. Without rows, what an earlier run left is removed."""
     path = run.root / "results" / run.stage / f"{run.name}-{what}.csv"
-    table = pd.DataFrame(rows)
-    write_atomically(path, lambda aside: table.to_csv(aside, index=False))
+    if rows:
+        write_atomically(path, lambda aside: pd.DataFrame(rows).to_csv(aside, index=False))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def load_beside(run: Run, what: str) -> pd.DataFrame:
+    """What save_beside kept; raises InputError with the command when it is missing, or damaged."""
+    path = run.root / "results" / run.stage / f"{run.name}-{what}.csv"
+    if path.exists():
+        load_table(path.with_name(f"{run.name}.csv"))
+        return pd.read_csv(path)
+    raise InputError(f"{shown(path)} is missing; make it: {run.command}")
 
 
 def load_table(path: Path) -> pd.DataFrame:
@@ -377,7 +391,10 @@ def load_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{shown(path)} or its .json is missing or cannot be read") from None
     if tuple(table.columns) != COLUMNS:
         raise InputError(f"{shown(path)} must have the columns {', '.join(COLUMNS)}")
-    if record.get("sha256") != sha256_of(path):
-        raise InputError(f"{shown(path)} is damaged (its sha256 does not match its .json): make it "
-                         f"again with its notebook, or restore it from git")
+    files = {**record.get("beside", {}), path.name: record.get("sha256")}
+    for name, digest in files.items():
+        file = path.with_name(Path(name).name)
+        if not file.exists() or sha256_of(file) != digest:
+            raise InputError(f"{shown(file)} is damaged (its sha256 is not the one in {path.stem}"
+                             f".json): make it again with its notebook, or restore it from git")
     return table

@@ -30,7 +30,7 @@ from hd import (
 )
 from hd.config import InputError
 from hd.runs import Run
-from hd.storage import artifacts_root, shown
+from hd.storage import artifacts_root
 
 MAKE = {"frames": collection.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
         "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train,
@@ -54,8 +54,7 @@ def measure(run: Run) -> pd.DataFrame:
     began = time.monotonic()
     rows = ROWS[run.stage](run)
     made = runs.finished(run) or {}
-    if made.get("history"):
-        runs.save_beside(run, "history", made["history"])
+    runs.save_beside(run, "history", made.get("history", []))
     return runs.save_table(run, rows, wall_seconds=time.monotonic() - began,
                            made_seconds=made.get("wall_seconds", 0.0))
 
@@ -121,10 +120,7 @@ def compare(ablation: str, *, profile: str, seeds, games=config.GAMES,
 
 def beside(run: Run, what: str) -> pd.DataFrame:
     """What measure kept beside a run's table: "episodes" or "history"."""
-    path = run.root / "results" / run.stage / f"{run.name}-{what}.csv"
-    if not path.exists():
-        raise InputError(f"{shown(path)} is missing; make it: {run.command}")
-    return pd.read_csv(path)
+    return runs.load_beside(run, what)
 
 
 CURVES = {  # what to watch while a stage trains
@@ -148,11 +144,10 @@ def histories(ablation: str, *, profile: str, seed: int, games=config.GAMES) -> 
     chosen, curves = config.ablation(ablation), {}
     for variant in ("base", *(f"{ablation}.{arm}" for arm in chosen.arms)):
         run = runs.start(chosen.measure, profile=profile, variant=variant, seed=seed, games=games)
-        try:
-            table = beside(run, "history")
-        except InputError:  # nothing trained here: codebooks that came with the encoder
-            continue
         path = run.root / "results" / run.stage / f"{run.name}.csv"
+        if not path.with_name(f"{run.name}-history.csv").exists():
+            continue  # nothing trained here: codebooks that came with the encoder
+        table = runs.load_beside(run, "history")
         found = runs.load_table(path).set_index("metric")["value"]
         if "exposures" in found.index:
             table["exposures"] = found["exposures"] * table["step"] / table["step"].iloc[-1]

@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,12 +39,28 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         if isinstance(error, FileNotFoundError) and not aside.exists() and path.parent.exists():
             raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot write {shown(path)}: {reason}; free space or set HD_ARTIFACTS "
-                         f"to a folder that can be written") from None
+        raise cannot_write(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: Exception) -> InputError:
+    """The one line that says why a file or folder could not be written, and what helps."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(f"cannot write {shown(path)}: {reason}; free space or set HD_ARTIFACTS to a "
+                      f"folder that can be written")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses to write there, a file or a whole tree, is one line."""
+    try:
+        yield
+    except shutil.Error as error:  # of shutil.copytree: (from, to, reason) of each file
+        raise cannot_write(path, OSError(str(error.args[0][0][2]).partition(": ")[0])) from None
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def write_text(path: Path, text: str) -> None:

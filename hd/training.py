@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import sys
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from hd import runs
 from hd.config import InputError, TrainedStage
 from hd.runs import Run
+from hd.storage import writing
 
 CHECKPOINT_SECONDS = 20.0
 NUM_RECORDS = 200  # points on a learning curve
@@ -268,22 +270,31 @@ def _evaluate(model, evaluate) -> dict:
 def tracker_for(run: Run):
     """A wandb run below the profile's folder: offline unless WANDB_MODE says otherwise.
 
-    Closed whatever happens: wandb would give a run left open to the next stage.
+    Closed whatever happens: wandb would give a run left open to the next stage. Raises InputError
+    when its files cannot be written.
     """
     import wandb  # late: it takes a second, and most commands never train
 
     settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False,
                               x_disable_meta=True, x_disable_stats=True, host="local")
-    (run.root / "wandb").mkdir(parents=True, exist_ok=True)
-    tracker = wandb.init(project="hi-dreamer", name=f"{run.stage}-{run.name}", dir=run.root,
-                         group=f"{run.profile.name}-{run.variant}", job_type=run.stage,
-                         mode=os.environ.get("WANDB_MODE", "offline"), settings=settings,
-                         config={"profile": run.profile.name, "variant": run.variant,
-                                 "seed": run.seed, **dataclasses.asdict(run.cfg)})
+    folder, loud = run.root / "wandb", logging.raiseExceptions
+    logging.raiseExceptions = False  # on a full disk its debug log would print tracebacks
     try:
-        yield tracker
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tracker = wandb.init(
+                project="hi-dreamer", name=f"{run.stage}-{run.name}", dir=run.root,
+                group=f"{run.profile.name}-{run.variant}", job_type=run.stage,
+                mode=os.environ.get("WANDB_MODE", "offline"), settings=settings,
+                config={"profile": run.profile.name, "variant": run.variant, "seed": run.seed,
+                        **dataclasses.asdict(run.cfg)})
+        try:
+            yield tracker
+        finally:
+            with writing(folder):
+                tracker.finish()
     finally:
-        tracker.finish()
+        logging.raiseExceptions = loud
 
 
 def to_device(batch, device: torch.device):

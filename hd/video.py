@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 import torch
 
@@ -32,7 +33,7 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
 
     columns: name, written on top, -> (T, 84, 84) uint8, all of the same T. notes: T texts for the
     line below the names. marks: name -> (T, 2) column and row to be circled, NaN for none.
-    Returns the path. Raises InputError for unequal shapes.
+    Returns the path. Raises InputError for unequal shapes, and when the disk is full.
     """
     shapes = {np.shape(frames) for frames in columns.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or not shape[0]:
@@ -52,9 +53,20 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
                 video.append_data(_titled({name: frames[t] for name, frames in columns.items()},
                                           scale, notes[t] if notes else "",
                                           {name: at[t] for name, at in (marks or {}).items()}))
+        _check_whole(aside, shape[0])
 
     write_atomically(path, write)
     return path
+
+
+def _check_whole(path: Path, num_frames: int) -> None:
+    """Raise OSError unless all frames can be read back: imageio drops ffmpeg's error of writing."""
+    try:
+        found = imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+    except RuntimeError:
+        found = 0
+    if found != num_frames:
+        raise OSError(f"only {found} of the video's {num_frames} frames arrived, is the disk full?")
 
 
 def _titled(columns: Mapping[str, np.ndarray], scale: int, note: str,

@@ -40,7 +40,7 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
             raise InputError(f"{stage} was not made from a clean commit; its weights are not "
                              f"published")
     folder, files = folder_of(run, root), []
-    shards = {stage: _shards(load_file(run.at(stage).folder / "model.safetensors"))
+    shards = {stage: _shards(load_file(run.at(stage).folder / runs.MODEL))
               for stage in made}
     _check_size(root, folder, shards)
     for old in folder.glob("*"):
@@ -119,7 +119,7 @@ def _put(run: Run, folder: Path, record: dict) -> None:
             raise InputError(f"{shown(path)} cannot be read: {error}") from None
     tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor
                for name, tensor in tensors.items()}
-    path = run.folder / "model.safetensors"
+    path = run.folder / runs.MODEL
     write_atomically(path, lambda aside: save_file(tensors, aside))
     runs.finish(run, [path], wall_seconds=record["wall_seconds"], precision="float16",
                 restored_from=shown(folder), made_by=record["git"])

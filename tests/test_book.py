@@ -1,37 +1,113 @@
 """The book as a reader gets it: a strict build, pages that need no network, maths that renders."""
 
+import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 
+import nbformat
 import pytest
 
 from hd import notebooks
 from hd.book import build_book
 
-ADDRESS = re.compile(r"""<(?:script|link|img|iframe|video|source)\b[^>]*?(?:src|href)=["']"""
-                     r"""((?:https?:)?//[^"']+)["']""")
+# What makes a browser load something: attributes by tag; links are only followed when clicked.
+LOADING = {"script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "frame": ("src",),
+           "video": ("src", "poster"), "audio": ("src",), "source": ("src", "srcset"),
+           "track": ("src",), "embed": ("src",), "object": ("data",), "input": ("src",),
+           "link": ("href",), "base": ("href",), "body": ("background",), "form": ("action",),
+           "image": ("href", "xlink:href"), "use": ("href", "xlink:href")}  # fmt: skip
+ONLY_NAMED = {"canonical", "prev", "next", "author", "license", "search", "index"}  # of <link>
+ELSEWHERE = re.compile(r"(?:https?:|ftp:|wss?:)?//\S", re.IGNORECASE)
+IN_STYLES = re.compile(
+    r"""(?:url\(\s*["']?|@import\s+["'])((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
+IN_SCRIPTS = re.compile(
+    r"""(?:\bsrc\s*=\s*|\.href\s*=\s*|\b(?:import|importScripts|fetch|Worker|EventSource|WebSocket|"""
+    r"""getScript|getJSON|sendBeacon)\s*\(\s*|\bimport\s+|\bfrom\s+|\.open\(\s*["']GET["'],\s*)"""
+    r"""["'`]((?:https?:|wss?:)?//[^"'`]+)""")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
                                                 "google-chrome"))), None)
 
 
+class Loads(HTMLParser):
+    """Collects the addresses that a page would load from elsewhere, without its scripts' doing."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.inside = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = {name: value or "" for name, value in attributes}
+        self.inside = tag
+        relation = set(given.get("rel", "").split())
+        if not (tag == "link" and relation and relation <= ONLY_NAMED):
+            values = [given.get(name, "") for name in LOADING.get(tag, ())]
+            self.found += [value for value in values if ELSEWHERE.match(value.strip())]
+            self.found += [value for name, value in given.items() if name == "srcset"
+                           and ELSEWHERE.search(value)]  # fmt: skip
+        self.found += IN_STYLES.findall(given.get("style", ""))
+        if tag == "meta" and given.get("http-equiv", "").lower() == "refresh":
+            self.found += [given["content"]] * bool(ELSEWHERE.search(given["content"]))
+
+    def handle_data(self, text):
+        kinds = {"style": IN_STYLES, "script": IN_SCRIPTS}
+        self.found += kinds[self.inside].findall(text) if self.inside in kinds else []
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+
+def loads_of(path):
+    """What a file of the book would load from elsewhere."""
+    text = path.read_text("utf-8", errors="replace")
+    if path.suffix == ".html":
+        return Loads(text).found
+    pattern = {".css": IN_STYLES, ".svg": IN_STYLES, ".js": IN_SCRIPTS, ".mjs": IN_SCRIPTS}
+    return pattern[path.suffix].findall(text) if path.suffix in pattern else []
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The folder of the built HTML of the committed book."""
+    """The folder of the built HTML of the committed book, in which one notebook has a trap."""
     source = tmp_path_factory.mktemp("book") / "book"
     shutil.copytree(notebooks.BOOK, source, ignore=shutil.ignore_patterns("_build"))
+    page = source / "pipeline" / "01_frames.ipynb"
+    notebook = nbformat.read(page, 4)
+    trap = f"open({str(source.parent / 'executed')!r}, 'w').close()"
+    notebook.cells.append(nbformat.v4.new_code_cell(trap))
+    nbformat.write(notebook, page)
     return build_book(source).parent
 
 
-def dom_of(page, tmp_path, query=""):
-    """The page after its scripts ran in headless Chromium without any network."""
+def in_chromium(page, folder, *options):
+    """What headless Chromium printed after it opened a page without any network."""
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-         "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom",
-         "--virtual-time-budget=15000", f"--user-data-dir={tmp_path}", page.as_uri() + query],
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-default-apps",
+         "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", "--virtual-time-budget=15000",
+         f"--user-data-dir={folder}", *options, page],
         capture_output=True, text=True, timeout=120)
     return done.stdout
+
+
+def dom_of(page, tmp_path, query=""):
+    """The page after its scripts ran."""
+    return in_chromium(page.as_uri() + query, tmp_path)
+
+
+def requests_of(page, folder):
+    """The addresses that a page asked the network for in Chromium; not Chromium's own."""
+    log = folder / f"{page.stem}-net.json"
+    in_chromium(page.as_uri(), folder / "profile", f"--log-net-log={log}")
+    text = log.read_text("utf-8")
+    # Chromium may be ended before it closes the list of events.
+    events = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")
+    asked = [event["params"] for event in events["events"] if "url" in event.get("params", {})]
+    return {params["url"] for params in asked
+            if params.get("initiator") not in (None, "not an origin")}
 
 
 def test_the_book_builds_with_every_page_of_its_table_of_contents(pages):
@@ -41,10 +117,41 @@ def test_the_book_builds_with_every_page_of_its_table_of_contents(pages):
     assert [name for name in wanted if not (pages / f"{name}.html").exists()] == []
 
 
-def test_no_page_loads_anything_from_elsewhere(pages):
-    found = {path.relative_to(pages).as_posix(): ADDRESS.findall(path.read_text("utf-8"))
-             for path in pages.rglob("*.html")}
+def test_building_the_book_executes_no_cell(pages):
+    assert "executed" in (pages / "pipeline" / "01_frames.html").read_text("utf-8")
+    assert not (pages.parents[2] / "executed").exists()
+
+
+def test_no_page_style_or_script_loads_anything_from_elsewhere(pages):
+    found = {path.relative_to(pages).as_posix(): loads_of(path)
+             for path in pages.rglob("*.*") if path.is_file()}
+    assert sum(name.endswith(".html") for name in found) >= 15
     assert {page: hosts for page, hosts in found.items() if hosts} == {}
+
+
+OUTSIDE = "https://example.org/x"
+EXTERNAL = {
+    "a.html": f'<script src="{OUTSIDE}.js"></script>', "b.html": f'<img src="{OUTSIDE}.png">',
+    "c.html": f'<link rel="stylesheet" href="{OUTSIDE}.css">',
+    "d.html": f"<style>@import '{OUTSIDE}.css';</style>",
+    "e.html": f'<p style="background: url({OUTSIDE}.png)">',
+    "f.html": '<img src="//example.org/x">', "g.html": f'<script>fetch("{OUTSIDE}")</script>',
+    "h.css": f"@font-face {{src: url({OUTSIDE})}}",
+    "i.js": f'import("{OUTSIDE}.js")', "j.js": f'image.src = "{OUTSIDE}.png"',
+    "k.html": f'<img srcset="x.png 1x, {OUTSIDE}.png 2x">',
+    "l.html": f'<meta http-equiv="refresh" content="0; url={OUTSIDE}">',
+    "m.html": f'<iframe src="{OUTSIDE}"></iframe>'}
+
+
+@pytest.mark.parametrize("name", EXTERNAL)
+def test_that_check_sees_every_way_to_load(name, tmp_path):
+    (tmp_path / name).write_text(EXTERNAL[name])
+    assert loads_of(tmp_path / name)
+
+
+def test_a_link_to_click_loads_nothing(tmp_path):
+    (tmp_path / "a.html").write_text(f'<a href="{OUTSIDE}">there</a><img src="here.png">')
+    assert loads_of(tmp_path / "a.html") == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which .ci/run installs")
@@ -59,3 +166,14 @@ def test_search_finds_a_page_in_a_browser_without_network(pages, tmp_path):
     dom = dom_of(pages / "search.html", tmp_path, "?q=commitment")
     found = re.findall(r'<li[^>]*><a href="([^"?#]+)', dom)
     assert any("notation" in page for page in found), found
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which .ci/run installs")
+def test_a_browser_asks_for_nothing_from_elsewhere_on_any_page(pages, tmp_path):
+    trap = tmp_path / "trap.html"
+    trap.write_text(f'<img src="{OUTSIDE}.png"><script>fetch("{OUTSIDE}.json")</script>')
+    assert requests_of(trap, tmp_path) == {f"{OUTSIDE}.png", f"{OUTSIDE}.json"}
+    asked = {page.relative_to(pages).as_posix(): requests_of(page, tmp_path)
+             for page in pages.rglob("*.html")}
+    assert {page: urls for page, urls in asked.items() if urls} == {}

@@ -1,7 +1,13 @@
 """Notebooks run strictly, appear whole, are not run twice; the book's own are fit to be run."""
 
 import ast
+import errno
+import functools
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -132,11 +138,14 @@ def test_a_completed_notebook_appears_under_its_name_with_its_parameters(book, t
     path = notebooks.execute("02_encoder", profile="smoke", seed=3, games=["pong"])
     assert executed(tmp_path) == ["02_encoder-base-pong-seed3.ipynb",
                                   "02_encoder-base-pong-seed3.json"]
-    assert "seen 3 ['pong']" in capsys.readouterr().out  # live, not only in the notebook
+    said = capsys.readouterr().out  # live, not only in the notebook
+    assert "seen 3 ['pong']" in said
+    root, python, folder = next(line for line in said.splitlines() if " hd-" in line).split()
+    assert Path(root) == storage.artifacts_root() and Path(python) == Path(sys.executable)
     notebook = nbformat.read(path, 4)
-    root, python, folder = notebook.cells[-1].outputs[0].text.split()
-    assert Path(root) == storage.artifacts_root() and folder.startswith("hd-")
-    assert Path(python) == Path(sys.executable)
+    kept = notebook.cells[-1].outputs[0].text
+    assert kept.split() == ["$HD_ARTIFACTS", kept.split()[1], folder], "no place of this machine"
+    assert not Path(kept.split()[1]).is_absolute()
     assert not {"input_path", "output_path"} & set(notebook.metadata.papermill)
 
 
@@ -290,6 +299,143 @@ def test_the_book_builds_and_a_broken_one_leaves_the_old_in_place(tmp_path, monk
         hd.book.build_book(tmp_path)
     assert "\n" not in str(failed.value)
     assert "First title" in index.read_text(encoding="utf-8")
+
+
+def test_a_page_executed_before_a_change_is_shown_with_a_line_that_says_so(book, ran, tmp_path,
+                                                                            capsys):
+    small_book(tmp_path / "book")
+    write_notebook(book / "02_encoder.ipynb", "'old'")
+    notebooks.execute("02_encoder", profile="smoke", seed=3, games=["pong"])
+    capsys.readouterr()
+    hd.book.stage_book("smoke", seed=3, games=["pong"])
+    assert capsys.readouterr().out == ""
+    write_notebook(book / "02_encoder.ipynb", "'new'")
+    staged = hd.book.stage_book("smoke", seed=3, games=["pong"])
+    assert "'old'" in (staged / "pipeline" / "02_encoder.ipynb").read_text()
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith("pipeline/02_encoder: shown as executed before something it depends on")
+    assert line.endswith("python -m hd run 02_encoder --profile smoke --variant base --seed 3 "
+                         "--games pong")
+
+
+@pytest.fixture
+def last_book(tmp_path):
+    """The first page of a complete book, built before from sources that are no longer there."""
+    page = tmp_path / "artifacts" / "smoke" / "book" / "_build" / "html" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("the last book")
+    (page.parents[2] / "gone.md").write_text("")
+    return page
+
+
+def test_staging_replaces_every_source_and_leaves_the_last_book(book, last_book, tmp_path):
+    small_book(tmp_path / "book")
+    staged = hd.book.stage_book("smoke")
+    assert {path.name for path in staged.iterdir()} == {"_build", "_config.yml", "_toc.yml",
+                                                        "index.md"}
+    assert last_book.read_text() == "the last book"
+
+
+def test_a_disk_that_is_full_while_staging_is_one_line_and_leaves_the_last_book(
+        book, last_book, tmp_path, monkeypatch):
+    small_book(tmp_path / "book")
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+    monkeypatch.setattr(shutil, "copytree",
+                        functools.partial(shutil.copytree, copy_function=full))
+    with pytest.raises(InputError) as refused:
+        hd.book.stage_book("smoke")
+    assert str(refused.value) == (
+        f"cannot write $HD_ARTIFACTS/smoke/book: [Errno {errno.ENOSPC}] "
+        f"{os.strerror(errno.ENOSPC)}; free space or set HD_ARTIFACTS to a folder that can be "
+        f"written")
+    assert last_book.read_text() == "the last book"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_new_book_that_cannot_be_put_in_place_gives_way_to_the_last_one(moment, last_book,
+                                                                          monkeypatch):
+    place, new = last_book.parent, last_book.parents[1] / "new"
+    new.mkdir()
+    (new / "index.html").write_text("the new book")
+    rename, moved = Path.rename, []
+
+    def interrupted(path, target):
+        moved.append(path)
+        if len(moved) == 2 and moment == "before":
+            raise KeyboardInterrupt
+        rename(path, target)
+        if len(moved) == 2 and moment == "after":
+            raise KeyboardInterrupt
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        hd.book._replace(new, place)
+    assert last_book.read_text() == ("the last book" if moment == "before" else "the new book")
+    assert not place.with_name("replaced").exists()
+
+
+def test_a_book_whose_replacement_was_killed_comes_back(last_book, tmp_path):
+    place = last_book.parent
+    place.rename(place.with_name("replaced"))
+    hd.book._put_back(place)
+    assert last_book.read_text() == "the last book"
+
+
+REPORT = """
+import sys
+from pathlib import Path
+from hd import notebooks
+from hd.__main__ import main
+notebooks.BOOK = Path(sys.argv[1])
+sys.exit(main(["report", "--no-run", "--profile", "smoke"]))
+"""
+
+
+def building(tmp_path):
+    """A process of hd report in the middle of building a book, leader of its own group."""
+    small_book(tmp_path / "book")
+    process = subprocess.Popen(
+        [sys.executable, "-c", REPORT, str(tmp_path / "book")], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "HD_ARTIFACTS": str(tmp_path / "artifacts")})
+    built = tmp_path / "artifacts" / "smoke" / "book" / "_build"
+    deadline = time.monotonic() + 120
+    while not list(built.glob("partial-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+# A terminal sends Ctrl-C to the whole group, kill -INT to one process.
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+@pytest.mark.parametrize("send", [os.killpg, pytest.param(os.kill, marks=pytest.mark.long)])
+def test_ctrl_c_while_the_book_is_built_is_one_line_and_leaves_the_last_book(send, last_book,
+                                                                              tmp_path):
+    process = building(tmp_path)
+    send(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "hd: interrupted; the same command continues\n"
+    assert last_book.read_text() == "the last book"
+    assert {path.name for path in last_book.parents[1].iterdir()} == {"html", "build.log"}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_after_kill_9_the_build_ends_too_and_the_same_command_makes_the_book(last_book, tmp_path):
+    process = building(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)  # until what it started has closed the pipes, too
+    assert last_book.read_text() == "the last book"
+    with pytest.raises(ProcessLookupError):
+        for _ in range(400):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    done = subprocess.run([sys.executable, "-c", REPORT, str(tmp_path / "book")], timeout=120,
+                          env={**os.environ, "HD_ARTIFACTS": str(tmp_path / "artifacts")})
+    assert done.returncode == 0 and "Title" in last_book.read_text()
+    assert {path.name for path in last_book.parents[1].iterdir()} == {"html", "build.log"}
 
 
 # ---- the notebooks of the book

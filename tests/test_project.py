@@ -65,6 +65,7 @@ MODULES = (
     "ablation_tables",
     "weights",
     "publishing",
+    "long_tests",
     "figures",
     "figures_audit",
     "video",

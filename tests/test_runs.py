@@ -559,3 +559,47 @@ def test_a_table_with_other_columns_is_refused_with_the_right_ones():
     runs.save_table(run, ROWS)
     pd.read_csv(table_path(run)).rename(columns={"value": "score"}).to_csv(table_path(run))
     assert ", ".join(runs.COLUMNS) in refusal(runs.load_table, table_path(run))
+
+
+# ---- what stands beside a table
+
+
+def beside(run, what="history"):
+    return table_path(run).with_name(f"{run.name}-{what}.csv")
+
+
+def test_what_stands_beside_a_table_comes_back():
+    run = start()
+    runs.save_beside(run, "history", [{"step": 1, "loss": 0.5}])
+    runs.save_table(run, ROWS)
+    assert runs.load_beside(run, "history").to_dict("records") == [{"step": 1, "loss": 0.5}]
+    assert run.command in refusal(runs.load_beside, run, "episodes")
+
+
+@pytest.mark.parametrize("harm", [truncate, flip_bit])
+def test_damage_beside_a_table_is_named(harm):
+    run = start()
+    runs.save_beside(run, "history", [{"step": k, "loss": 0.5} for k in range(9)])
+    runs.save_table(run, ROWS)
+    harm(beside(run), 30)
+    for message in (refusal(runs.load_beside, run, "history"),
+                    refusal(runs.load_table, table_path(run))):  # fmt: skip
+        assert "encoder/base-seed0-history.csv is damaged" in message
+
+
+def test_a_file_beside_a_table_that_a_newer_one_replaced_or_that_vanished_is_named():
+    run = start()
+    runs.save_beside(run, "history", [{"step": 1}])
+    runs.save_table(run, ROWS)
+    runs.save_beside(run, "history", [{"step": 2}])  # killed before the table of the same run
+    assert "history.csv is damaged" in refusal(runs.load_table, table_path(run))
+    beside(run).unlink()
+    assert "history.csv is damaged" in refusal(runs.load_table, table_path(run))
+
+
+def test_no_rows_remove_what_an_earlier_run_left_beside_the_table():
+    run = start()
+    runs.save_beside(run, "history", [{"step": 1}])
+    runs.save_beside(run, "history", [])
+    runs.save_table(run, ROWS)
+    assert not beside(run).exists() and len(runs.load_table(table_path(run))) == len(ROWS)

@@ -423,6 +423,18 @@ def test_a_changed_config_is_trained_anew():
     assert len(counted.calls) == NUM_STEPS
 
 
+def test_a_config_edited_after_an_interruption_never_meets_the_old_checkpoint():
+    run = start(time_limit=1e-3)
+    with pytest.raises(runs.TimeLimitReached):
+        training.train(Line(), batches, run)
+    before = {path.name: storage.sha256_of(path) for path in run.folder.glob("checkpoint*")}
+    counted = frozen(batches)
+    training.train(Line(), counted, start(lr=0.01))
+    assert counted.calls == list(range(NUM_STEPS))
+    assert before == {path.name: storage.sha256_of(path)
+                      for path in run.folder.glob("checkpoint*")}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint-*.safetensors"])
 @pytest.mark.parametrize("truncated", [True, False])
 def test_a_damaged_checkpoint_is_named_and_training_starts_afresh(
@@ -566,6 +578,28 @@ def test_tracking_keeps_the_config_but_no_secret_no_host_and_no_place(tracked, r
     for written in (root / "smoke" / "wandb").rglob("*"):
         if written.is_file():
             assert SECRET[:20].encode() not in written.read_bytes(), written.name
+
+
+@pytest.mark.parametrize("when", ["init", "finish"])
+def test_a_full_disk_under_the_tracker_is_one_line(when, root, monkeypatch):
+    import logging
+
+    import wandb
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb if when == "init" else wandb.Run, when, full)
+    loud = logging.raiseExceptions
+    with pytest.raises(InputError) as refused:
+        training.train(Line(), batches, start(num_steps=3))
+    assert str(refused.value).startswith(
+        "cannot write $HD_ARTIFACTS/smoke/wandb: No space left on device; free space")
+    assert logging.raiseExceptions == loud
+    monkeypatch.undo()
+    if wandb.run is not None:
+        wandb.run.finish()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("broken")])

@@ -1,6 +1,7 @@
 """hd.video: videos that play in any browser, and dreams beside the game they began in."""
 
 import base64
+import os
 import re
 from types import SimpleNamespace
 
@@ -35,6 +36,25 @@ def test_a_video_has_every_frame_even_sides_and_its_columns_in_order(tmp_path):
         assert frame[170, 126, 0] == pytest.approx(20 * t, abs=6)
         assert frame[170, 260 + 126, 0] == pytest.approx(100 + 20 * t, abs=6)
     assert frames[0][:44].min() < 100 < frames[0][:44].max()  # the names, dark on white
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX")
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_half_video(tmp_path, monkeypatch):
+    # ffmpeg writes, in a process of its own that inherits the limit.
+    import resource
+
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    noise = np.random.default_rng(0).integers(0, 255, (20, 84, 84)).astype(np.uint8)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
+    try:
+        with pytest.raises(InputError) as refused:
+            video.side_by_side_video({"noise": noise}, tmp_path / "x.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    message = str(refused.value)
+    assert message.startswith("cannot write $HD_ARTIFACTS/x.mp4: only ") and "\n" not in message
+    assert "of the video's 20 frames" in message and list(tmp_path.iterdir()) == []
 
 
 def test_a_marked_place_is_circled_in_its_own_column_and_step(tmp_path):
