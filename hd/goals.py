@@ -30,6 +30,7 @@ class Goal:
     """words: what is measured; baseline: what the brackets hold. find(tables, variant, game).
 
     Who is over a bar by chance has not reached it: is_chance says that the baseline is chance.
+    reason: why it is not reached where it is not, and where the evidence stands.
     """
 
     topic: str  # of STAGES
@@ -40,6 +41,10 @@ class Goal:
     find: Callable[[Tables, str, str], Found | None]
     higher: bool = True
     is_chance: bool = False
+    reason: str = ""
+
+    def bar_text(self, game: str) -> str:
+        return f"{'≥' if self.higher else '≤'} {self.bar(game):g}"
 
     def is_reached(self, found: Found, game: str) -> bool:
         if self.is_chance and not found.mean > found.baseline:
@@ -99,27 +104,47 @@ def _always(value: float) -> Callable[[str], float]:
 
 GOALS = (
     Goal("representation", "F1 of RAM state by linear probes; bar: ST-DIM", "untrained encoder",
-         GAMES, _probe_bar, _metric("encoder", "f1_overall")),
+         GAMES, _probe_bar, _metric("encoder", "f1_overall"),
+         reason="A frame is told from its neighbours of the same stretch: what stands still there, "
+                "like score and lives, need not be known, and a linear softmax asks for the exact "
+                "place. The untrained network keeps more of both (`f1_score_clock_lives_display` "
+                "and `f1_agent_localization` in the encoder's table)."),
     Goal("representation", "F1 lost in the codes", "", GAMES, _always(0.05), _lost_in_codes,
-         higher=False),
+         higher=False,
+         reason="Three codes are few for exact places and scores, and a game does not use them "
+                "all: games share almost no codes (`l0_usage` by game in the tokenizer's table)."),
     Goal("representation", "R2 of ball_x read from codes", "embeddings", BALL_GAMES, _always(0.9),
-         _metric("tokenizer", "r2_ball_x")),
+         _metric("tokenizer", "r2_ball_x"),
+         reason="The embeddings hold it (in brackets above) and half of all frames are read within "
+                "the bar of the error: the rest is frames whose codes point elsewhere."),
     Goal("representation", "R2 of ball_y read from codes", "embeddings", BALL_GAMES, _always(0.9),
-         _metric("tokenizer", "r2_ball_y")),
+         _metric("tokenizer", "r2_ball_y"), reason="Lost in the codes, as above."),
     Goal("representation", "median error of ball_x read from codes, of 160", "embeddings",
-         BALL_GAMES, _always(4.0), _metric("tokenizer", "error_ball_x"), higher=False),
+         BALL_GAMES, _always(4.0), _metric("tokenizer", "error_ball_x"), higher=False,
+         reason="Lost in the codes, as above."),
     Goal("representation", "codes in use, least used level", "random codes", ("all",),
-         _always(0.95), _least_usage),
+         _always(0.95), _least_usage, reason="Codes that no held-out frame falls on."),
     *(Goal("dynamics", f"next L{level} code: way from n-gram (0) to floor (1)", "",
-           GAMES, _always(0.5), _way_to_floor(level)) for level in LEVELS),
+           GAMES, _always(0.5), _way_to_floor(level),
+           reason="Training ended while the loss was falling (the world model's history).")
+      for level in LEVELS),
     Goal("dynamics", f"median error of ball_x after {STEP} dreamed steps, of 160",
          "last true place", BALL_GAMES, _always(8.0),
-         _metric("imagination", "dream_error_ball_x", step=STEP), higher=False),
+         _metric("imagination", "dream_error_ball_x", step=STEP), higher=False,
+         reason="The codes of the truth themselves are read with an error "
+                "(`dream_error_ball_x[re-encoded]` below), and codes are drawn at random at every "
+                "step, so small errors add up."),
     Goal("dynamics", "first turn of ball_x dreamed within 2 steps", "another dream", BALL_GAMES,
          _always(0.6), _metric("imagination", "dream_turn_recall_ball_x", step=STEP),
-         is_chance=True),
+         is_chance=True,
+         reason="Read from the codes of the truth, turns are missed too "
+                "(`dream_turn_recall_ball_x[re-encoded]` in the table of imagination), and a dream "
+                "that is late by three steps counts as blind."),
     *(Goal("dynamics", f"scoring steps of dreams: {name}", "another dream", GAMES, _always(0.8),
-           _of_whole_dreams(f"dream_reward_{name}"), is_chance=True)
+           _of_whole_dreams(f"dream_reward_{name}"), is_chance=True,
+           reason="In a real context the reward head finds scoring steps (in Pong: "
+                  "`reward_average_precision` below); over its length the dream drifts away from "
+                  "the ball that scores. Random play scores rarely.")
       for name in ("recall", "precision")),
 )
 
@@ -133,7 +158,7 @@ def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
         for game in goal.games:
             row = {"what (in brackets)": goal.words + f" ({goal.baseline})" * bool(goal.baseline),
                    "game": report.TITLES[game],
-                   "bar": f"{'≥' if goal.higher else '≤'} {goal.bar(game):g}"}
+                   "bar": goal.bar_text(game)}
             for variant in VARIANTS:
                 found = goal.find(tables, variant, game)
                 row[variant] = "–" if found is None else (
@@ -156,6 +181,28 @@ def show(topic: str, profile: str, *, results_dir=None) -> None:
                        in Tables(name, results_dir).read(stage, variant)]
             if records:
                 display(Markdown(f"{variant}. {devices_and_commits(records)}"))
+
+
+def show_unreached(topic: str, profile: str, *, results_dir=None) -> None:
+    """In a notebook: each bar of a topic that no variant reaches at the profile, with the best
+    value of each such game and the reason found; and what else is not measured there."""
+    from IPython.display import Markdown, display
+    tables = Tables(profile, results_dir)
+    lines = [line for goal in GOALS if goal.topic == topic for line in _shortfall(goal, tables)]
+    display(Markdown("\n".join(lines or ["Every bar is reached, or nothing is measured."])))
+
+
+def _shortfall(goal: Goal, tables: Tables) -> list[str]:
+    """A line about the games in which no variant reaches the goal; none where all are reached."""
+    missed = []
+    for game in goal.games:
+        found = {variant: goal.find(tables, variant, game) for variant in VARIANTS}
+        found = {variant: one for variant, one in found.items() if one is not None}
+        if found and not any(goal.is_reached(one, game) for one in found.values()):
+            best = (max if goal.higher else min)(found, key=lambda name: found[name].mean)
+            missed.append(f"{report.TITLES[game]} {report.number(found[best].mean)} ({best}), "
+                          f"bar {goal.bar_text(game)}")
+    return [f"- **{goal.words}**: {'; '.join(missed)}. {goal.reason}"] if missed else []
 
 
 def _cell(found: Found) -> str:

@@ -142,3 +142,41 @@ def test_fresh_results_of_one_profile_are_read_too(published, tmp_path):
     assert line(fresh, "representation", "R2 of ball_x", "Pong")["base"] == "0.300 (0.400), n=1"
     other = goals.table("representation", "desk", results_dir=fresh)
     assert set(other["base"]) == {"–"}
+
+
+def unreached(root, monkeypatch, topic):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    goals.show_unreached(topic, "audit", results_dir=root)
+    return shown[0].data.splitlines()
+
+
+def test_a_bar_that_no_variant_reaches_is_named_with_the_best_value_and_a_reason(
+        published, monkeypatch):
+    published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.97)])
+    root = published("tokenizer", [row("r2_ball_x", 0.7, game="pong", baseline=0.97),
+                                   row("r2_ball_x", 0.93, game="breakout", baseline=0.97),
+                                   row("error_ball_x", 3.0, game="pong", baseline=1.0)],
+                     variant="hi-dreamer")
+    line, = unreached(root, monkeypatch, "representation")
+    said = "- **R2 of ball_x read from codes**: Pong 0.700 (hi-dreamer), bar ≥ 0.9."
+    assert line.startswith(said)
+    assert len(line) > 100, "a reason follows"
+
+
+def test_the_best_of_an_error_is_the_smaller_one(published, monkeypatch):
+    published("imagination", [row("dream_error_ball_x", 20.0, game="pong", step=15, baseline=50.0)])
+    root = published("imagination", [row("dream_error_ball_x", 30.0, game="pong", step=15,
+                                         baseline=50.0)], variant="hi-dreamer")
+    line, = unreached(root, monkeypatch, "dynamics")
+    assert "Pong 20.0 (base), bar ≤ 8." in line
+
+
+def test_every_goal_that_can_be_missed_has_a_reason():
+    assert all(goal.reason.strip().endswith(".") for goal in goals.GOALS)
+
+
+def test_with_every_bar_reached_or_nothing_measured_one_line_says_so(published, monkeypatch):
+    root = published("tokenizer", [row("error_ball_x", 3.0, game="pong", baseline=1.0)])
+    assert unreached(root, monkeypatch, "representation") == [
+        "Every bar is reached, or nothing is measured."]
