@@ -169,7 +169,7 @@ def test_the_best_of_an_error_is_the_smaller_one(published, monkeypatch):
     root = published("imagination", [row("dream_error_ball_x", 30.0, game="pong", step=15,
                                          baseline=50.0)], variant="hi-dreamer")
     line, = unreached(root, monkeypatch, "dynamics")
-    assert "Pong 20.0 (base), bar ≤ 8." in line
+    assert "Pong 20 (base), bar ≤ 8." in line
 
 
 def test_every_goal_that_can_be_missed_has_a_reason():
