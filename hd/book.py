@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hd import notebooks
 from hd.config import InputError
-from hd.storage import ROOT, artifacts_root, sha256_of, shown, writing
+from hd.storage import ROOT, artifacts_root, sha256_of, shown, write_text, writing
 
 # The build ends with the process that started it: else, after kill -9, it would write on beside
 # the next one.
@@ -111,12 +111,13 @@ def _built_aside(source: Path, aside: Path, log: Path) -> Path:
     """The folder of the new pages; raises NotebookError with the first warning of the log."""
     command = [sys.executable, "-c", BUILD, "build", str(source), "--path-output", str(aside),
                "-W", "-n", "--keep-going"]
-    with open(log, "w", encoding="utf-8") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
-                              stdin=subprocess.DEVNULL, check=False)
+    # Not straight into the log: on a full disk that would lose the reason with the rest.
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          stdin=subprocess.DEVNULL, check=False)
+    text = re.sub(r"\x1b\[[\d;]*m", "", done.stdout.decode("utf-8", errors="replace"))
+    write_text(log, text)
     html = aside / "_build" / "html"
     if done.returncode or not (html / "index.html").exists():
-        text = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
         found = re.search(r"^.*(?:WARNING|ERROR|Error:).*$", text, flags=re.MULTILINE)
         reason = found.group() if found else f"exit code {done.returncode}"
         reason = notebooks.one_line(reason.replace(str(source), "."))

@@ -43,8 +43,6 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
     shards = {stage: _shards(load_file(run.at(stage).folder / runs.MODEL))
               for stage in made}
     _check_size(root, folder, shards)
-    for old in folder.glob("*"):
-        old.unlink()
     for stage, record in made.items():
         names = {}
         for k, tensors in enumerate(shards[stage]):
@@ -54,6 +52,8 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
         kept = {key: value for key, value in record.items() if key not in ("files", "history")}
         write_json(folder / f"{stage}.json", {**kept, "precision": "float16", "files": names})
         files += [*(folder / name for name in names), folder / f"{stage}.json"]
+    for old in set(folder.glob("*")) - set(files):
+        old.unlink()
     return files
 
 

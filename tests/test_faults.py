@@ -1,12 +1,14 @@
 """What goes wrong goes wrong in one line, before work is lost, and the same command mends it."""
 
 import dataclasses
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -151,6 +153,36 @@ def test_a_stage_whose_input_is_missing_names_the_command_that_makes_it(stage, r
 def test_a_notebook_whose_input_is_missing_ends_in_one_line_with_the_command(root):
     line = the_line(hd("run", "03_tokenizer", "--profile", "smoke", "--games", "pong"))
     assert "python -m hd run 0" in line and line.endswith("--seed 0 --games pong")
+
+
+COMMANDS = ("run 01_frames", "run all", "report", "report --no-run", "check", "restore", "play",
+            "sweep --cores 1")  # fmt: skip
+AS_NOBODY = """
+import json, os, sys
+from hd.__main__ import main
+if os.geteuid() == 0:  # root may write anywhere
+    os.setgid(65534), os.setuid(65534)
+for command in json.loads(sys.argv[1]):
+    print(f"{main([*command.split(), '--profile', 'desk'])} {command}", file=sys.stderr, flush=True)
+"""
+
+
+@posix_only
+@pytest.mark.long
+def test_in_a_read_only_folder_every_command_is_one_line_before_any_work():
+    # Not below tmp_path, whose parents only their owner may enter.
+    with tempfile.TemporaryDirectory(prefix="hd-") as name:
+        os.chmod(name, 0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, json.dumps(COMMANDS)], capture_output=True,
+            text=True, timeout=300, cwd=storage.ROOT,
+            env={**os.environ, "HD_ARTIFACTS": name, "HOME": name})  # fmt: skip
+        os.chmod(name, 0o755)
+        assert done.stdout == "" and not list(Path(name).iterdir())
+    lines = done.stderr.splitlines()
+    assert lines[1::2] == [f"2 {command}" for command in COMMANDS], done.stderr
+    for line in lines[::2]:
+        assert line.startswith("hd: cannot write $HD_ARTIFACTS") and "Permission denied" in line
 
 
 @posix_only

@@ -418,7 +418,24 @@ def test_ctrl_c_while_the_book_is_built_is_one_line_and_leaves_the_last_book(sen
     assert process.returncode == 130
     assert errors == "hd: interrupted; the same command continues\n"
     assert last_book.read_text() == "the last book"
-    assert {path.name for path in last_book.parents[1].iterdir()} == {"html", "build.log"}
+    assert [path.name for path in last_book.parents[1].iterdir()] == ["html"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX")
+def test_a_disk_that_is_full_while_the_book_is_built_is_one_line_and_leaves_the_last_book(
+        last_book, tmp_path):
+    import resource
+
+    small_book(tmp_path / "book")
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT, str(tmp_path / "book")], capture_output=True, text=True,
+        env={**os.environ, "HD_ARTIFACTS": str(tmp_path / "artifacts")}, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    assert done.returncode in (1, 2) and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("hd: ") and os.strerror(errno.EFBIG) in done.stderr
+    assert last_book.read_text() == "the last book"
+    assert {path.name for path in last_book.parents[1].iterdir()} <= {"html", "build.log"}
 
 
 @pytest.mark.long
