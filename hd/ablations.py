@@ -30,7 +30,7 @@ HI_DREAMER = {**_AT_EVERY_PLACE, "encoder.temperature": 0.3, "encoder.lr": 5e-4,
               "world_model.detach_heads": False, "policy.features": "hidden",
               "policy.entropy": 1e-2}
 HI_DREAMER_AT = {  # what the variant adds at a profile
-    # 1M parameters instead of 11M: in less time they see each step three times as often.
+    # 1M parameters instead of 11M: in less time they see each step several times as often.
     "desk": {"encoder.num_steps": 3600, "world_model.num_layers": 4, "world_model.dim": 128,
              "world_model.num_heads": 4, "world_model.ffn_dim": 512, "world_model.num_steps": 3000,
              "world_model.accumulate": 1, "world_model.lr": 2e-3, "world_model.dropout": 0.0,

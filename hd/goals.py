@@ -171,11 +171,9 @@ def show(topic: str, profile: str, *, results_dir=None) -> None:
     """The tables of all profiles at which hi-dreamer is measured, the largest first; that of the
     given profile where it is measured at none."""
     from IPython.display import Markdown, display
-    found = {name: table(topic, name, results_dir=results_dir) for name in reversed(PROFILES)}
-    both = [name for name, goals in found.items() if (goals["hi-dreamer"] != "–").any()]
-    for name in both or [profile]:
+    for name in _measured(topic, results_dir) or [profile]:
         display(Markdown(f"**{name}**: {PROFILES[name].purpose}"))
-        display(found[name])
+        display(table(topic, name, results_dir=results_dir))
         for variant in VARIANTS:
             records = [record for stage in STAGES[topic] for _, _, record
                        in Tables(name, results_dir).read(stage, variant)]
@@ -183,13 +181,25 @@ def show(topic: str, profile: str, *, results_dir=None) -> None:
                 display(Markdown(f"{variant}. {devices_and_commits(records)}"))
 
 
-def show_unreached(topic: str, profile: str, *, results_dir=None) -> None:
-    """In a notebook: each bar of a topic that no variant reaches at the profile, with the best
-    value of each such game and the reason found; and what else is not measured there."""
+def show_unreached(topic: str, *, results_dir=None) -> None:
+    """In a notebook: each bar of a topic that no variant reaches at the largest profile at which
+    hi-dreamer is measured, with the best value of each such game and the reason found."""
     from IPython.display import Markdown, display
+    profile = next(iter(_measured(topic, results_dir)), None)
+    if profile is None:
+        display(Markdown("hi-dreamer is not measured here."))
+        return
     tables = Tables(profile, results_dir)
     lines = [line for goal in GOALS if goal.topic == topic for line in _shortfall(goal, tables)]
-    display(Markdown("\n".join(lines or ["Every bar is reached, or nothing is measured."])))
+    display(Markdown("\n".join([f"At **{profile}**:", "", *lines] if lines else
+                               [f"At **{profile}** every bar that is measured is reached."])))
+
+
+def _measured(topic: str, results_dir) -> list[str]:
+    """The profiles at which hi-dreamer is measured, the largest first."""
+    return [profile for profile in reversed(PROFILES) if any(
+        True for stage in STAGES[topic]
+        for _ in Tables(profile, results_dir).read(stage, "hi-dreamer"))]
 
 
 def _shortfall(goal: Goal, tables: Tables) -> list[str]:

@@ -118,11 +118,6 @@ def compare(ablation: str, *, profile: str, seeds, games=config.GAMES,
     return pd.concat(tables, ignore_index=True)
 
 
-def beside(run: Run, what: str) -> pd.DataFrame:
-    """What measure kept beside a run's table: "episodes" or "history"."""
-    return runs.load_beside(run, what)
-
-
 CURVES = {  # what to watch while a stage trains
     "encoder": ("loss",), "tokenizer": ("squared_error",), "decoder": ("loss",),
     "world_model": ("codes", "l0_accuracy", "l0_changed_accuracy"),

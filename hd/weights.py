@@ -40,8 +40,7 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
             raise InputError(f"{stage} was not made from a clean commit; its weights are not "
                              f"published")
     folder, files = folder_of(run, root), []
-    shards = {stage: _shards(load_file(run.at(stage).folder / runs.MODEL))
-              for stage in made}
+    shards = {stage: _shards(load_file(run.at(stage).folder / runs.MODEL)) for stage in made}
     _check_size(root, folder, shards)
     for stage, record in made.items():
         names = {}

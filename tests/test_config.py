@@ -3,10 +3,11 @@
 import dataclasses
 
 import pytest
+from tiny import refusal
 
 from hd import config
 from hd.ablations import ABLATIONS, HI_DREAMER, HI_DREAMER_AT
-from hd.config import GAMES, PROFILES, InputError
+from hd.config import GAMES, PROFILES
 
 SECTIONS = [f.name for f in dataclasses.fields(config.Profile) if f.name not in ("name", "purpose")]
 
@@ -18,15 +19,6 @@ def flat(profile):
         for section in SECTIONS
         for field, value in dataclasses.asdict(getattr(profile, section)).items()
     }
-
-
-def refusal(function, *args, **kwargs):
-    """The one line with which function refuses."""
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 def num_parameters(model):

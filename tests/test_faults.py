@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import refusal
 
 from hd import encoder, replay, runs, stages, storage, tokenizer
 from hd.__main__ import main
@@ -57,14 +58,6 @@ def copy(made, root):
     """A copy of the artefacts that a test may damage."""
     shutil.copytree(made, root, dirs_exist_ok=True)
     return root
-
-
-def refusal(function, *args):
-    with pytest.raises(InputError) as caught:
-        function(*args)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 def truncate(path):

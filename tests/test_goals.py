@@ -147,8 +147,9 @@ def test_fresh_results_of_one_profile_are_read_too(published, tmp_path):
 def unreached(root, monkeypatch, topic):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
-    goals.show_unreached(topic, "audit", results_dir=root)
-    return shown[0].data.splitlines()
+    goals.show_unreached(topic, results_dir=root)
+    first, *lines = shown[0].data.splitlines()
+    return first, [line for line in lines if line]
 
 
 def test_a_bar_that_no_variant_reaches_is_named_with_the_best_value_and_a_reason(
@@ -158,7 +159,8 @@ def test_a_bar_that_no_variant_reaches_is_named_with_the_best_value_and_a_reason
                                    row("r2_ball_x", 0.93, game="breakout", baseline=0.97),
                                    row("error_ball_x", 3.0, game="pong", baseline=1.0)],
                      variant="hi-dreamer")
-    line, = unreached(root, monkeypatch, "representation")
+    first, (line,) = unreached(root, monkeypatch, "representation")
+    assert first == "At **audit**:"
     said = "- **R2 of ball_x read from codes**: Pong 0.700 (hi-dreamer), bar ≥ 0.9."
     assert line.startswith(said)
     assert len(line) > 100, "a reason follows"
@@ -168,7 +170,7 @@ def test_the_best_of_an_error_is_the_smaller_one(published, monkeypatch):
     published("imagination", [row("dream_error_ball_x", 20.0, game="pong", step=15, baseline=50.0)])
     root = published("imagination", [row("dream_error_ball_x", 30.0, game="pong", step=15,
                                          baseline=50.0)], variant="hi-dreamer")
-    line, = unreached(root, monkeypatch, "dynamics")
+    _, (line,) = unreached(root, monkeypatch, "dynamics")
     assert "Pong 20 (base), bar ≤ 8." in line
 
 
@@ -176,7 +178,14 @@ def test_every_goal_that_can_be_missed_has_a_reason():
     assert all(goal.reason.strip().endswith(".") for goal in goals.GOALS)
 
 
-def test_with_every_bar_reached_or_nothing_measured_one_line_says_so(published, monkeypatch):
-    root = published("tokenizer", [row("error_ball_x", 3.0, game="pong", baseline=1.0)])
-    assert unreached(root, monkeypatch, "representation") == [
-        "Every bar is reached, or nothing is measured."]
+def test_with_every_bar_reached_one_line_says_so(published, monkeypatch):
+    root = published("tokenizer", [row("error_ball_x", 3.0, game="pong", baseline=1.0)],
+                     variant="hi-dreamer")
+    assert unreached(root, monkeypatch, "representation") == (
+        "At **audit** every bar that is measured is reached.", [])
+
+
+def test_where_hi_dreamer_is_not_measured_no_bar_of_its_is_called_reached(published, monkeypatch):
+    root = published("tokenizer", [row("error_ball_x", 9.0, game="pong", baseline=1.0)])
+    assert unreached(root, monkeypatch, "representation") == (
+        "hi-dreamer is not measured here.", [])

@@ -1,27 +1,16 @@
 """hd.long_tests: how the tests that take minutes last ended, published from a clean tree only."""
 
-import subprocess
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from conftest import LongTests
+from tiny import commit, git
 
 from hd import long_tests, machine, storage
 from hd.config import InputError
 
 FILE = "tests/test_slow.py"
-
-
-def git(root, *words):
-    subprocess.run(["git", "-C", str(root), "-c", "user.name=test",
-                    "-c", "user.email=test@example.org", *words], check=True, capture_output=True)
-
-
-def commit(root):
-    git(root, "add", "--all")
-    git(root, "commit", "-q", "-m", "state")
-    return machine.asked_git(root, "rev-parse", "HEAD")
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """hd.publishing: the headline, and what is copied into results/ and figures/ when."""
 
 import re
-import subprocess
 
 import pytest
-from tiny import write_table
+from tiny import commit, git, write_table
 
 from hd import (
     publishing,
@@ -90,16 +89,6 @@ def checkout(tmp_path):
     git(root, "init", "-q")
     commit(root)
     return root
-
-
-def git(root, *words):
-    subprocess.run(["git", "-C", str(root), "-c", "user.name=test",
-                    "-c", "user.email=test@example.org", *words], check=True, capture_output=True)
-
-
-def commit(root):
-    git(root, "add", "--all")
-    git(root, "commit", "-q", "-m", "state")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import refusal
 
 from hd import config, runs, storage
 from hd.config import InputError
@@ -31,14 +32,6 @@ def root(tmp_path, monkeypatch):
 
 def start(stage="encoder", **chosen):
     return runs.start(stage, **{"profile": "smoke", **chosen})
-
-
-def refusal(function, *args, **kwargs):
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 def made(run, **extra):

@@ -18,9 +18,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from tiny import refusal
 
 from hd import encoder, notebooks, replay, runs, stages, storage
-from hd.config import InputError
 
 NOTEBOOKS = sorted(path for folder in ("pipeline", "report")
                    for path in (notebooks.BOOK / folder).glob("*.ipynb"))
@@ -133,14 +133,6 @@ def signed_again(run):
     record = storage.read_record(run.folder / "finished.json")
     record["files"] = {name: storage.sha256_of(run.folder / name) for name in record["files"]}
     storage.write_record(run.folder / "finished.json", record)
-
-
-def refusal(function, *args):
-    with pytest.raises(InputError) as caught:
-        function(*args)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 def pickled_array(path, bomb):

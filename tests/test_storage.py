@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import refusal
 
 from hd import storage
-from hd.config import InputError
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX limits and permissions")
 
@@ -29,14 +29,6 @@ def folder(tmp_path, monkeypatch):
 
 def files_in(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
-
-
-def refusal(function, *args):
-    with pytest.raises(InputError) as caught:
-        function(*args)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 def run_python(code, *args):

@@ -1,14 +1,38 @@
-"""Small stand-ins that tests of several modules share: metric tables, stored episodes."""
+"""Small stand-ins that tests of several modules share: metric tables, stored episodes, refusals."""
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from hd.config import GAMES
+from hd import machine
+from hd.config import GAMES, InputError
 from hd.runs import COLUMNS
+
+
+def refusal(function, *args, **kwargs) -> str:
+    """The one line with which function refuses."""
+    with pytest.raises(InputError) as caught:
+        function(*args, **kwargs)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def git(root, *words):
+    subprocess.run(["git", "-C", str(root), "-c", "user.name=test",
+                    "-c", "user.email=test@example.org", *words], check=True, capture_output=True)
+
+
+def commit(root) -> str:
+    """Everything below root as one commit more; returns its hash."""
+    git(root, "add", "--all")
+    git(root, "commit", "-q", "-m", "state")
+    return machine.asked_git(root, "rev-parse", "HEAD")
 
 
 def record_of(**changes):
