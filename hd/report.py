@@ -304,12 +304,14 @@ def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
 
 
 def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
-               digits: int = 3) -> pd.DataFrame:
+               optional: Iterable[str] = (), digits: int = 3) -> pd.DataFrame:
     """Metrics and games down; columns game, mean, 95% interval over seeds, baseline, n; text.
 
-    A fresh table has the published mean beside its own, where there is one.
+    A fresh table has the published mean beside its own, where there is one. optional: metrics that
+    are shown too where the table has them, such as those that only long dreams have.
     """
-    found = summarise(table, metrics)
+    there = [metric for metric in optional if (table["metric"] == metric).any()]
+    found = summarise(table, [*metrics, *there] if metrics else metrics)
     bounds = [f"{number(low, digits)} to {number(high, digits)}" if n > 1 else "–"
               for low, high, n in zip(found["low"], found["high"], found["n"])]
     shown_table = pd.DataFrame({

@@ -214,6 +214,15 @@ def test_over_seeds_gives_mean_interval_and_n():
     assert report.over_seeds(table[table["seed"] == 1])["95% interval"].tolist() == ["–"]
 
 
+def test_optional_metrics_are_shown_where_the_table_has_them():
+    table = long_table([row("diversity", 1), row("real_return", 2)])
+    names = [report.over_seeds(table, ["diversity"], optional=optional).index.tolist()
+             for optional in ((), ("real_return", "l0_accuracy"))]
+    assert names == [["diversity"], ["diversity", "real_return"]]
+    with pytest.raises(InputError, match="l0_accuracy"):
+        report.over_seeds(table, ["l0_accuracy"])
+
+
 def test_the_same_seed_never_counts_twice():
     table = long_table([row("diversity", 1), row("diversity", 2)])
     with pytest.raises(InputError, match="twice"):
