@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from hd import runs
-from hd.collection import STEP_TYPES
+from hd.collection import SOURCES, STEP_TYPES
 from hd.config import InputError, check_games
 from hd.runs import Run, row
 from hd.storage import shown
@@ -93,6 +93,14 @@ class Replay:
         if game == "all":
             return np.ones(len(self), bool)
         return self.game_idx == self.games.index(game)
+
+    def by_source(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """rows (n,) -> source -> (n,) bool, which of them it chose the actions of.
+
+        Empty where all are of one source: there is nothing to tell apart.
+        """
+        found = np.unique(self.source[rows])
+        return {SOURCES[k]: self.source[rows] == k for k in found} if len(found) > 1 else {}
 
     def stack(self, rows: np.ndarray) -> np.ndarray:
         """rows (...) -> (..., 4, 84, 84) uint8, oldest first; an episode's first frame repeats."""
@@ -297,10 +305,35 @@ def measure(run: Run) -> list[dict]:
                            "return": data.rewards[picks].sum() / num_episodes,
                            "rewarded_share": (data.rewards[picks] != 0).mean()}
             rows += [row(name, value, game=game, split=split) for name, value in values.items()]
+    rows += _source_rows(run, data)
     starts, ids = data.window_starts(length), data.episode_ids
     anywhere = np.arange(len(data) - length + 1)
     crossing = [(ids[x] != ids[x + length - 1]).sum() for x in (starts, anywhere)]
     return [*rows, row("boundary_violations", crossing[0], split="train", baseline=crossing[1])]
+
+
+def _source_rows(run: Run, data: Replay) -> list[dict]:
+    """The share of the steps that each source played, beside the share of episodes asked of it;
+    nothing where one source was asked for and played. Episodes of good players are long, and a
+    game that a source cannot play is played at random."""
+    asked, rows = run.at("frames").cfg.sources, []
+    shares = [asked.get(name, 0.0) / sum(asked.values()) for name in SOURCES]
+    named = np.flatnonzero((np.bincount(data.source, minlength=len(SOURCES)) > 0)
+                           | (np.array(shares) > 0))
+    for game in ("all", *data.games) if len(named) > 1 else ():
+        for split, side in (("train", data.is_train), ("val", ~data.is_train)):
+            picks = side & data.in_game(game)
+            rows += [row(f"source_share[{SOURCES[k]}]", (data.source[picks] == k).mean(),
+                         game=game, split=split, baseline=shares[k])
+                     for k in named if picks.any()]
+    return rows
+
+
+def of_source(rows: list[dict], source: str) -> list[dict]:
+    """Rows measured on the steps of one source alone, named metric[source name]; those of other
+    methods, metric[method], are left out."""
+    return [{**one, "metric": f"{one['metric']}[source {source}]"} for one in rows
+            if "[" not in one["metric"]]
 
 
 def check(run: Run) -> Iterator[tuple[str, bool, str]]:

@@ -28,7 +28,8 @@ TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all"
 Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
 
 # name | definition | unit | better | baseline. {level} 0 is the coarsest, other words in braces
-# stand for any. metric[method] is another method's value, val_metric that on held-out windows
+# stand for any. metric[method] is another method's value, metric[source name] that on the held-out
+# steps which this source played, val_metric that on held-out windows
 # while training. The notation page has the formulas.
 _METRICS = """
 steps | stored agent steps | count | - | -
@@ -39,6 +40,7 @@ games_ended | episodes that ran to their end | count | - | -
 episode_length | mean length of stored episodes | steps | - | -
 return | mean unclipped score of stored episodes | points | - | -
 rewarded_share | steps that score | share | - | -
+source_share | steps that a source played | share | - | share of episodes asked of it
 temporal_consistency | distance of consecutive / of random pairs | ratio | lower | untrained encoder
 diversity | mean distance of 1000 random embeddings | distance | - | untrained encoder
 f1_{category} | RAM state by linear probes, weighted F1 | F1 | higher | {probed}

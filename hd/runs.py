@@ -92,6 +92,16 @@ class Run:
         return self.root / self.stage / name
 
     @property
+    def upstream(self) -> tuple[Run, ...]:
+        """The runs that this one reads: of its own chain, and for frames in which the trained agent
+        plays the policy of hi-dreamer at this profile and seed, from frames without it."""
+        if self.stage == "frames" and self.cfg.sources.get("agent"):
+            profile = config.resolve(self.profile.name, "hi-dreamer", games=self.games)
+            return (dataclasses.replace(self, stage="policy", profile=profile, part="",
+                                        variant="hi-dreamer", parent=None),)
+        return tuple(self.at(stage) for stage in config.UPSTREAM[self.stage])
+
+    @property
     def settings(self) -> dict:
         """All that decides this stage's content beside seed, games and inputs."""
         inside = {stage: dataclasses.asdict(getattr(self.profile, stage))
@@ -103,7 +113,7 @@ class Run:
     def identity(self) -> str:
         """sha256 over all that decides this stage's content."""
         own = {"stage": self.stage, "seed": self.seed, "games": self.games, **self.settings,
-               "inputs": [self.at(stage).identity for stage in config.UPSTREAM[self.stage]]}
+               "inputs": [run.identity for run in self.upstream]}
         return hashlib.sha256(json.dumps(own, sort_keys=True, default=dict).encode()).hexdigest()
 
     @property
@@ -325,8 +335,8 @@ def cached_array(run: Run, name: str, make) -> np.ndarray:
 def provenance(run: Run, *, wall_seconds: float) -> dict:
     """What made a table or an artefact; paths are relative, nothing of the environment is kept."""
     inputs = {}
-    for stage in config.UPSTREAM[run.stage]:
-        marker = run.at(stage).folder / "finished.json"
+    for source in run.upstream:
+        marker = source.folder / "finished.json"
         if marker.exists():
             inputs[marker.relative_to(run.root).as_posix()] = sha256_of(marker)
     return {"stage": run.stage, "profile": run.profile.name, "variant": run.variant,

@@ -13,13 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 from hd import (
-    collection,
     config,
     decoder,
     dinov2,
     encoder,
     entropy_floor,
     evaluation,
+    play,
     policy,
     replay,
     runs,
@@ -32,7 +32,7 @@ from hd.config import InputError
 from hd.runs import Run
 from hd.storage import artifacts_root, shown
 
-MAKE = {"frames": collection.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
+MAKE = {"frames": play.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
         "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train,
         "transfer": transfer.train}
 

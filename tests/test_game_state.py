@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hd import game_state
+from hd import game_state, replay, runs
+from hd.collection import SOURCES
 
 
 @pytest.fixture
@@ -41,3 +42,47 @@ def test_standardising_looks_at_the_given_rows_only():
     # Mean 2 and deviation 1 of rows 0 and 1; the second column never varies.
     expected = [[-1, 0], [1, 0], [np.nan, 0], [98, np.nan]]
     np.testing.assert_array_equal(found, np.array(expected, np.float32))
+
+
+class TwoSources:
+    """Pong in twelve episodes of 40 steps, by turns random's and the tracker's."""
+
+    rng = np.random.default_rng(0)
+    num = 480
+    episode_ids = np.arange(num) // 40
+    source = np.where(episode_ids % 2, SOURCES.index("tracker"), 0).astype(np.int8)
+    is_train = episode_ids < 8
+    ram = rng.integers(1, 12, (num, 128)).astype(np.uint8) * 15
+    by_source = replay.Replay.by_source
+
+    def in_game(self, game):
+        return np.ones(self.num, bool)
+
+    def stack(self, rows):
+        return rows.astype(np.int64)[:, None]  # all frames differ
+
+
+def test_probes_are_judged_on_each_sources_held_out_steps_with_the_same_baseline(monkeypatch):
+    data, rng = TwoSources(), np.random.default_rng(1)
+    run = runs.start("encoder", profile="smoke", games=["pong"], overrides={
+        "probes.epochs": 30})
+    monkeypatch.setattr(replay, "open_run", lambda run: data)
+    ram = data.ram[:, [51, 50, 49, 54, 13, 14]].astype(np.float32)
+    ram += rng.normal(size=ram.shape)  # no two rows alike
+    half = ram.copy()
+    of_tracker = data.source > 0
+    half[of_tracker & ~data.is_train] = rng.permutation(half[of_tracker & ~data.is_train])
+    views = {"half": lambda picks: half[picks], "all": lambda picks: ram[picks]}
+    table = {row["metric"]: row for row in game_state.probe_rows(run, views, baseline="all")}
+    read, blind = (table[f"r2_ball_x[source {name}]"] for name in ("random", "tracker"))
+    assert read["value"] > 0.8 > 0.2 > blind["value"]
+    assert read["value"] > table["r2_ball_x"]["value"] > blind["value"]
+    assert min(read["baseline"], blind["baseline"]) > 0.8
+    assert {f"{kind}[source tracker]" for kind in ("f1_overall", "error_ball_y", "r2_enemy_y")} \
+        <= set(table)
+    assert not [name for name in table if "state_correlation[source" in name]
+    monkeypatch.setattr(data, "source", np.zeros(data.num, np.int8))
+    again = game_state.probe_rows(run, views, baseline="all")
+    plain = [name for name in table if "[source" not in name]
+    assert [(row["metric"], row["value"]) for row in again] == [
+        (name, table[name]["value"]) for name in plain], "one source: the table as ever"

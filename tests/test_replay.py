@@ -288,6 +288,41 @@ def test_collected_games_open_measure_and_pass_their_checks():
     assert len(found) >= 5 and all(holds for _, holds, _ in found), found
 
 
+def shares_of(data, sources, monkeypatch):
+    """(game, split, source) -> (share, asked for), as the frames table has them."""
+    monkeypatch.setattr(replay, "open_run", lambda run: data)
+    run = runs.start("frames", profile="smoke", overrides={"frames.sources": sources})
+    return {(row["game"], row["split"], row["metric"][len("source_share["):-1]):
+            (row["value"], row["baseline"]) for row in replay.measure(run)
+            if row["metric"].startswith("source_share")}
+
+
+def test_the_share_of_each_source_stands_beside_the_share_asked_for(data, monkeypatch):
+    assert shares_of(data, {"random": 1.0}, monkeypatch) == {}, "one source: nothing to tell"
+    source, held_out = np.zeros(33, np.int8), np.zeros(33, bool)
+    source[:9], source[26:] = 2, 2  # the tracker's: Pong's first episode, Breakout's last
+    held_out[9:13] = held_out[21:] = True
+    changed = dataclasses.replace(data, source=source, is_train=~held_out)
+    found = shares_of(changed, {"random": 2.0, "tracker": 5.0, "repeat": 1.0}, monkeypatch)
+    assert found["pong", "train", "tracker"] == (pytest.approx(9 / 15), 0.625)
+    assert found["pong", "val", "random"] == (1.0, 0.25)
+    assert found["breakout", "val", "tracker"] == (pytest.approx(7 / 12), 0.625)
+    assert found["all", "val", "repeat"] == (0.0, 0.125)
+    assert "agent" not in {source for _, _, source in found}
+
+
+def test_rows_are_told_apart_by_source_only_where_there_are_several(data):
+    assert data.by_source(np.arange(20)) == {}
+    source = np.zeros(33, np.int8)
+    source[4:7], source[19:] = 1, 3
+    changed = dataclasses.replace(data, source=source)
+    found = changed.by_source(np.array([3, 6, 20, 5]))
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "random": [True, False, False, False], "repeat": [False, True, False, True],
+        "agent": [False, False, True, False]}
+    assert changed.by_source(np.arange(19, 33)) == {}
+
+
 def test_the_checks_notice_a_window_split_or_end_that_is_wrong(data, monkeypatch):
     run = runs.start("frames", profile="smoke", overrides={"world_model.max_steps": 5})
 

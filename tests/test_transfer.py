@@ -255,7 +255,7 @@ def test_making_a_finished_run_again_trains_nothing_and_a_damaged_part_is_made_a
         transfer.measure(run)
     transfer.train(run)
     assert made_again == [part.part]
-    assert "is damaged: making it again" in capsys.readouterr().err
+    assert "does not match): making it again" in capsys.readouterr().err
     again = [row for row in transfer._measure(Rotation(run, "breakout"), 900)
              if row["metric"] == "transfer_l2_cross_entropy"]
     assert again[0]["value"] == value(table, "transfer_l2_cross_entropy", game="breakout", step=900)
