@@ -65,6 +65,32 @@ def ball_column(data, rows) -> np.ndarray:
     return columns
 
 
+def state_bits(labels) -> tuple[float, float]:
+    """Bits that state variables take on n steps, labels name -> (n,) or (n, k): the sum of their
+    entropies, and the entropy of their combinations. A code of fewer bits than the second cannot
+    hold the state; n steps show at most log2 n bits of it."""
+    table = np.column_stack(list(labels.values()))
+    combinations = np.unique(table, axis=0, return_inverse=True)[1].ravel()
+    apart = sum(_bits(column) for column in table.T)
+    return apart, _bits(combinations)
+
+
+def _bits(labels) -> float:
+    """Entropy in bits of a sample of labels (n,)."""
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def bit_rows(run: Run) -> list[dict]:
+    """state_bits of all AtariARI variables on each game's held-out steps."""
+    data, rows = replay.open_run(run), []
+    for game in run.games:
+        ram = data.ram[~data.is_train & data.in_game(game)]
+        for name, bits in zip(("apart", "together"), state_bits(atari.labels(game, ram))):
+            rows.append(row(f"state_bits[{name}]", bits, game=game, baseline=np.log2(len(ram))))
+    return rows
+
+
 def probe_rows(run: Run, representations: dict, *, baseline: str) -> list[dict]:
     """What representations (name -> function from stored rows (N,) to features (N, D)) know.
 

@@ -64,6 +64,7 @@ l{level}_variance_explained | by the codes up to here | share | higher | mean em
 l{level}_shared_frames | frames on codes that every game uses | share | - | random codes
 l{level}_shared_codes | codes that every game uses | share | - | random codes
 l{level}_state_information | of code and RAM coordinates in 8 bins | nats | higher | bins shuffled
+state_bits | entropy of RAM labels, each by itself or all together | bits | - | log2 of the steps
 l{level}_same_as_base | steps with the code that base gives them | share | - | chance
 l{level}_game_information | mutual information of code and game | nats | - | ceiling: H(game)
 pixel_error | decoded pixels in 0..1 | squared | lower | mean picture
