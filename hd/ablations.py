@@ -29,6 +29,10 @@ HI_DREAMER = {**_AT_EVERY_PLACE, "encoder.temperature": 0.3, "encoder.lr": 5e-4,
               "encoder.schedule": "cosine", "world_model.level_weights": (1.0, 1.0, 1.0),
               "world_model.detach_heads": False, "policy.features": "hidden",
               "policy.entropy": 1e-2}
+_WITHOUT_POLICY = {key: value for key, value in HI_DREAMER.items() if key.split(".")[0] != "policy"}
+_RANDOM = {"frames.min_episodes": 9}  # of as many episodes as a mixture needs to hold out each
+_MIXTURE = {**_RANDOM, "frames.sources": {"random": 0.5, "repeat": 0.25, "tracker": 0.25}}
+_AGENT = {**_RANDOM, "frames.sources": {"random": 0.5, "agent": 0.5}}
 HI_DREAMER_AT = {  # what the variant adds at a profile
     # 1M parameters instead of 11M: in less time they see each step several times as often.
     "desk": {"encoder.num_steps": 3600, "world_model.num_layers": 4, "world_model.dim": 128,
@@ -92,6 +96,15 @@ ABLATIONS = {
         "What do the seed's sticky actions change?",
         "tokenizer", ("l0_repeat_rate", "l0_perplexity", "r2_ball_x"),
         {"v5": {"frames.sticky": 0.25}}, also=("encoder",)),
+    "sources": Ablation(
+        "Does data of several players, instead of random play alone, keep the state better?",
+        "world_model", ("l0_changed_accuracy", "l0_changed_cross_entropy",
+                        "reward_average_precision", "l0_changed_accuracy[source random]",
+                        "l0_changed_accuracy[source tracker]"),
+        {"random": _RANDOM, "mixture": _MIXTURE, "hi_dreamer": {**_WITHOUT_POLICY, **_RANDOM},
+         "hi_dreamer_mixture": {**_WITHOUT_POLICY, **_MIXTURE},
+         "hi_dreamer_agent": {**_WITHOUT_POLICY, **_AGENT}},
+        also=("frames", "encoder", "tokenizer")),
     "commitment": Ablation(
         "Can the commitment schedule change tokens when the encoder is frozen?",
         "tokenizer", (*_CODES, "l2_same_as_base"),

@@ -20,7 +20,7 @@ from ale_py.vector_env import AtariVectorEnv
 from torch import nn
 from vector_quantize_pytorch import ResidualVQ as TheirVQ
 
-from hd import atari, runs
+from hd import atari, machine, runs
 from hd.config import EncoderConfig, WorldModelConfig
 from hd.encoder import AtariEncoder, temporal_infonce
 from hd.imagination import imagine
@@ -58,7 +58,7 @@ def measure(duel: Duel, pairs: int = PAIRS) -> dict:
     return {"stage": duel.stage, "unit": duel.unit, "ours": ours, "theirs": theirs,
             "against": duel.against, "ratio": statistics.median(ratios),
             "ratio_min": min(ratios), "ratio_max": max(ratios), "pairs": pairs,
-            "device": runs.device_name(), "threads": torch.get_num_threads()}
+            "device": machine.device_name(), "threads": torch.get_num_threads()}
 
 
 def collecting(steps: int = 1000) -> Iterator[Duel]:
@@ -201,8 +201,8 @@ def main(pairs: int = PAIRS) -> int:
                   f"{last['ratio']:.2f}x {last['against']} "
                   f"({last['ratio_min']:.2f} to {last['ratio_max']:.2f})", flush=True)
     path = artifacts_root() / "benchmark" / "benchmark.csv"
-    table = pd.DataFrame(rows).assign(commit=runs.git_state()["commit"],
-                                      dirty=runs.git_state()["dirty"], numpy=np.__version__,
+    table = pd.DataFrame(rows).assign(commit=machine.git_state()["commit"],
+                                      dirty=machine.git_state()["dirty"], numpy=np.__version__,
                                       torch=torch.__version__)
     write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.4g"))
     print(f"written: {shown(path)}")

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -33,13 +33,27 @@ from hd.atari import GAMES, AtariGame, game_named, tracker_action
 from hd.config import FramesConfig, InputError, allowed
 from hd.storage import sha256_of, write_atomically
 
-SOURCES = ("random", "repeat", "tracker")  # who chose an action; `source` in the steps file
+SOURCES = ("random", "repeat", "tracker", "agent")  # who chose; `source` in the steps file
 REPEAT_MEAN = 8  # steps for which "repeat" holds a random action, on average
 TRACKER_EPSILON = 0.2  # share of random actions among those of the collecting "tracker"
 STOP_MARGIN = 2.0  # seconds before a time limit at which a collection stops
 STOP_CHECK = 256  # steps between two looks at should_stop inside an episode
 STEP_TYPES = {"actions": np.int8, "rewards": np.float32, "continues": np.float32,
               "ram": np.uint8, "lives": np.uint8, "source": np.int8}
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A trained policy that plays one of the games; hd.play brings it.
+
+    name: decides, as what it was trained with does, how it plays. make() -> begin is called once in
+    every process, so it must be picklable; begin(seed) -> choose starts an episode, in which
+    choose(frame (84, 84), ram (128,)) -> ALE id is asked at every step and may remember the others.
+    """
+
+    name: str
+    game: str
+    make: Callable = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class _Job:
     cfg: FramesConfig
     folder: Path
     seed: int
+    agent: Agent | None = None
 
     @property
     def frames(self) -> Path:
@@ -69,7 +84,8 @@ class _Job:
     @cached_property
     def settings(self) -> str:
         """Stored in every file; a file with other settings is never used."""
-        return json.dumps({"game": self.game, "seed": self.seed, "sticky": self.cfg.sticky,
+        agent = {"agent": self.agent.name} if self.agent else {}
+        return json.dumps({**agent, "game": self.game, "seed": self.seed, "sticky": self.cfg.sticky,
                            "noop_max": self.cfg.noop_max, "sources": dict(self.cfg.sources),
                            "ale": ale_py.__version__}, sort_keys=True)
 
@@ -77,7 +93,8 @@ class _Job:
 def collect_game(game: str, cfg: FramesConfig, *, folder: Path, seed: int = 0,
                  num_workers: int | None = None,
                  progress: Callable[[int, int], None] = lambda done, total: None,
-                 should_stop: Callable[[], bool] = lambda: False) -> bool:
+                 should_stop: Callable[[], bool] = lambda: False,
+                 agent: Agent | None = None) -> bool:
     """Play whole episodes until num_steps and min_episodes are reached; store them in folder.
 
     frames-<game>.npy: (N, 84, 84) uint8, each frame once, that after an episode's end not at all.
@@ -88,11 +105,12 @@ def collect_game(game: str, cfg: FramesConfig, *, folder: Path, seed: int = 0,
     Episode k depends on the settings, seed and k only; num_workers (default: all cores) changes
     nothing. Episodes already stored are kept, damaged ones played again; so are final files.
     progress gets the steps done and asked for. False when should_stop() ended it before the end.
-    Raises InputError for unknown games or sources, and when the folder cannot be written.
+    Raises InputError for unknown games or sources, for the source "agent" without an agent, and
+    when the folder cannot be written.
     """
     game_named(game)
-    _check(cfg)
-    job = _Job(game, cfg, Path(folder), seed)
+    _check(cfg, agent)
+    job = _Job(game, cfg, Path(folder), seed, agent)
     if not _is_complete(job):
         lengths = _whole_parts(job)
         workers = num_workers or os.cpu_count() or 1
@@ -114,18 +132,24 @@ def collect_game(game: str, cfg: FramesConfig, *, folder: Path, seed: int = 0,
 
 
 def play_episode(env: AtariGame, cfg: FramesConfig, *, seed: int, episode: int,
-                 should_stop: Callable[[], bool] = lambda: False) -> dict | None:
-    """One whole episode as arrays by name, a row per step; None when should_stop() ended it."""
+                 should_stop: Callable[[], bool] = lambda: False,
+                 begin: Callable | None = None) -> dict | None:
+    """One whole episode as arrays by name, a row per step; None when should_stop() ended it.
+
+    begin: of the Agent that plays this game. Where a source cannot play the game, random does.
+    """
     key = [seed, list(GAMES).index(env.game), episode]
     rng = np.random.default_rng(np.random.SeedSequence(key))
-    shares = np.array([cfg.sources.get(source, 0.0) for source in SOURCES])
-    source = SOURCES[rng.choice(len(SOURCES), p=shares / shares.sum())]
-    if source == "tracker" and "ball_y" not in GAMES[env.game].labels:
-        source = "random"
+    rng.random()  # unused: the episodes of earlier versions drew their source here
+    source = source_of(episode, cfg)
+    is_able = {"tracker": "ball_y" in GAMES[env.game].labels, "agent": begin is not None}
+    source = source if is_able.get(source, True) else "random"
     frame, info = env.reset(seed=int(rng.integers(2**31)))
+    agent = begin(int(rng.integers(2**31))) if source == "agent" else None
     rows, frames, action, done = [], [], None, False
     while not done:
-        action = _choose(env.game, source, info["ram"], action, rng)
+        action = agent(frame, info["ram"]) if agent else \
+            _choose(env.game, source, info["ram"], action, rng)
         frames.append(frame)
         seen = info
         frame, reward, terminated, truncated, info = env.step(action)
@@ -139,6 +163,14 @@ def play_episode(env: AtariGame, cfg: FramesConfig, *, seed: int, episode: int,
     return {"frames": np.stack(frames), **steps}
 
 
+def source_of(episode: int, cfg: FramesConfig) -> str:
+    """Who plays an episode. Multiples of the golden ratio fill the shares evenly, so that the first
+    few episodes hold every source."""
+    shares = np.cumsum([cfg.sources.get(source, 0.0) for source in SOURCES])
+    position = (episode + 0.5) * (5**0.5 - 1) / 2 % 1
+    return SOURCES[np.searchsorted(shares, position * shares[-1], side="right")]
+
+
 def _choose(game: str, source: str, ram: np.ndarray, last: int | None, rng) -> int:
     """The next action of a collecting policy, given the RAM seen and its last action."""
     actions = GAMES[game].actions
@@ -149,7 +181,7 @@ def _choose(game: str, source: str, ram: np.ndarray, last: int | None, rng) -> i
     return actions[int(rng.random() * len(actions))]
 
 
-def _check(cfg: FramesConfig) -> None:
+def _check(cfg: FramesConfig, agent: Agent | None) -> None:
     for source, share in cfg.sources.items():
         allowed("source in frames.sources", source, SOURCES)
         if not 0 <= share < float("inf"):
@@ -157,6 +189,9 @@ def _check(cfg: FramesConfig) -> None:
     if not sum(cfg.sources.values()) > 0 or cfg.num_steps < 1:
         raise InputError(f"frames: needs num_steps >= 1 and a source with a share above 0; got "
                          f"{cfg.num_steps} and {dict(cfg.sources)}")
+    if cfg.sources.get("agent") and agent is None:
+        raise InputError("frames.sources: the source agent needs a trained policy, which "
+                         "hd.play.collect brings along")
 
 
 def _episodes_needed(lengths: dict[int, int], cfg: FramesConfig) -> int | None:
@@ -238,13 +273,20 @@ def _environment(game: str, sticky: float, noop_max: int) -> AtariGame:
     return AtariGame(game, sticky=sticky, noop_max=noop_max)  # loading a ROM takes 0.1 s
 
 
+@lru_cache(maxsize=1)
+def _begin_of(agent: Agent) -> Callable:
+    return agent.make()  # loading a policy takes seconds
+
+
 atexit.register(_environment.cache_clear)  # emulators alive at exit make ALE print a warning
 
 
 def _play_part(job: _Job, episode: int, should_stop=None) -> int | None:
     """Play one episode into its file; its number of steps, None when it was stopped."""
     env = _environment(job.game, job.cfg.sticky, job.cfg.noop_max)
+    plays = job.agent is not None and job.agent.game == job.game
     arrays = play_episode(env, job.cfg, seed=job.seed, episode=episode,
+                          begin=_begin_of(job.agent) if plays else None,
                           should_stop=should_stop or _stop.is_set)
     if arrays is None:
         return None
@@ -310,9 +352,10 @@ def _merge(job: _Job, lengths: list[int]) -> None:
 
 # ---- the stage
 
-def collect(run) -> dict:
+def collect(run, *, make_agent: Callable[[], Agent] | None = None) -> dict:
     """Collect every game of the Run; returns the record. Continues where it was interrupted.
 
+    make_agent: asked, unless the stage is finished, for the trained policy among the players.
     Raises TimeLimitReached with all finished episodes kept.
     """
     from hd import runs  # not above: workers import this module, and torch with runs, in a second
@@ -321,12 +364,12 @@ def collect(run) -> dict:
     with runs.exclusive(run):
         if record := runs.finished_or_cleared(run):
             return record
-        began = time.monotonic()
+        began, agent = time.monotonic(), make_agent() if make_agent else None
         for game in run.games:
             with tqdm(total=run.cfg.num_steps, desc=f"collecting {game}", unit="step",
                       mininterval=2.0, file=sys.stdout) as bar:
                 is_done = collect_game(
-                    game, run.cfg, folder=run.folder, seed=run.seed,
+                    game, run.cfg, folder=run.folder, seed=run.seed, agent=agent,
                     progress=lambda done, total, bar=bar: bar.update(done - bar.n),
                     should_stop=lambda: run.must_stop(margin=STOP_MARGIN))
             if not is_done:

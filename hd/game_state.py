@@ -65,40 +65,99 @@ def ball_column(data, rows) -> np.ndarray:
     return columns
 
 
+def state_bits(labels) -> tuple[float, float]:
+    """Bits that state variables take on n steps, labels name -> (n,) or (n, k): the sum of their
+    entropies, and the entropy of their combinations. A code of fewer bits than the second cannot
+    hold the state; n steps show at most log2 n bits of it."""
+    table = np.column_stack(list(labels.values()))
+    combinations = np.unique(table, axis=0, return_inverse=True)[1].ravel()
+    apart = sum(_bits(column) for column in table.T)
+    return apart, _bits(combinations)
+
+
+def _bits(labels) -> float:
+    """Entropy in bits of a sample of labels (n,)."""
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def bit_rows(run: Run) -> list[dict]:
+    """state_bits of all AtariARI variables on each game's held-out steps."""
+    data, rows = replay.open_run(run), []
+    for game in run.games:
+        ram = data.ram[~data.is_train & data.in_game(game)]
+        for name, bits in zip(("apart", "together"), state_bits(atari.labels(game, ram))):
+            rows.append(row(f"state_bits[{name}]", bits, game=game, baseline=np.log2(len(ram))))
+    return rows
+
+
 def probe_rows(run: Run, representations: dict, *, baseline: str) -> list[dict]:
     """What representations (name -> function from stored rows (N,) to features (N, D)) know.
 
     The first one's scores are the rows' values, those of `baseline` stand beside them; every
-    other one has rows of its own, named metric[representation].
+    other one has rows of its own, named metric[representation]. Where the held-out episodes are of
+    several sources, the same probes' scores on each follow, named metric[source name].
     """
     data, cfg, rows = replay.open_run(run), run.profile.probes, []
     main = next(iter(representations))
     for game in run.games:
-        scores = {}
         picks = np.flatnonzero(data.in_game(game))
         picks = picks[::-(-len(picks) // cfg.max_rows)]
-        labels = atari.labels(game, data.ram[picks])
-        in_play = atari.ball_in_play(game, data.ram[picks])
-        split = probes.Split(data.is_train[picks], ~data.is_train[picks],
-                             data.episode_ids[picks], probes.frame_keys(data.stack(picks)))
-        varying = probes.varying_labels(labels, split)
+        judged = _Judged(run, data, game, picks)
+        scores, of_sources = {}, {}
         for name, represent in representations.items():
-            features = represent(picks)
-            f1 = probes.f1_scores(features, varying, split, cfg=cfg, seed=run.seed)
-            scores[name] = {f"f1_{key}": value
-                            for key, value in probes.category_means(game, f1).items()}
-            places = {key: labels[key] for key in COORDINATES[game]}
-            read = probes.coordinate_scores(features, places, split, rows=in_play, cfg=cfg,
-                                            seed=run.seed)
-            scores[name] |= {f"r2_{key}": score.r2 for key, score in read.items()}
-            scores[name] |= {f"error_{key}": score.median_error for key, score in read.items()}
-            scores[name]["state_correlation"] = probes.state_correlation(
-                features, places, in_play & split.test)
-        majority = probes.category_means(game, probes.majority_f1(varying, split))
+            scores[name], of_sources[name] = judged.scores(represent(picks))
+        majority = probes.category_means(game, probes.majority_f1(judged.varying, judged.split))
         scores["majority"] = {f"f1_{key}": value for key, value in majority.items()}
         for name, metrics in scores.items():
             suffix = "" if name == main else f"[{name}]"
             rows += [row(key + suffix, value, game=game,
                          baseline=scores[baseline].get(key) if name == main else None)
                      for key, value in metrics.items()]
+        for source, metrics in of_sources[main].items():
+            rows += replay.of_source(
+                [row(key, value, game=game, baseline=of_sources[baseline][source][key])
+                 for key, value in metrics.items()], source)
     return rows
+
+
+class _Judged:
+    """What the probes of one game are fitted to and judged by, at stored rows `picks` (n,)."""
+
+    def __init__(self, run: Run, data, game: str, picks):
+        self.game, self.cfg, self.seed = game, run.profile.probes, run.seed
+        ram = data.ram[picks]
+        self.in_play, labels = atari.ball_in_play(game, ram), atari.labels(game, ram)
+        self.split = probes.Split(data.is_train[picks], ~data.is_train[picks],
+                                  data.episode_ids[picks], probes.frame_keys(data.stack(picks)))
+        self.varying = probes.varying_labels(labels, self.split)
+        self.places = {key: labels[key] for key in COORDINATES[game]}
+        sources = {source: is_from for source, is_from in data.by_source(picks).items()
+                   if self.split.scorable(self.in_play & is_from).any()}
+        self.sources = sources if len(sources) > 1 else {}
+
+    def scores(self, features) -> tuple[dict, dict]:
+        """Of features (n, D): metric -> value on all held-out rows, and source -> the same."""
+        chosen = {"cfg": self.cfg, "seed": self.seed}
+        probe_pair = (
+            probes.fit_linear_probe(features, self.varying, self.split, **chosen),
+            probes.fit_coordinate_probe(features, self.places, self.split, rows=self.in_play,
+                                        **chosen))
+        everywhere = np.ones(len(features), bool)
+        found = self._read(probe_pair, features, everywhere)
+        # Chosen as the best of D on the rows it is measured on: no measure for a part of them.
+        found["state_correlation"] = probes.state_correlation(
+            features, self.places, self.in_play & self.split.test)
+        return found, {source: self._read(probe_pair, features, is_from)
+                       for source, is_from in self.sources.items()}
+
+    def _read(self, probe_pair, features, among) -> dict[str, float]:
+        linear, places = probe_pair
+        f1 = probes.f1_of(linear, features, self.varying, rows=self.split.scored(among))
+        read = probes.read_coordinates(places, features, self.places,
+                                       fitted=self.split.train & self.in_play,
+                                       scored=self.split.scored(self.in_play & among))
+        found = {f"f1_{key}": value
+                 for key, value in probes.category_means(self.game, f1).items()}
+        found |= {f"r2_{key}": score.r2 for key, score in read.items()}
+        return found | {f"error_{key}": score.median_error for key, score in read.items()}

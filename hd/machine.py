@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,11 +16,22 @@ import torch
 
 from hd.storage import ROOT
 
+PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
+
 
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU; HD_DEVICE overrides."""
     chosen = os.environ.get("HD_DEVICE")
     return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> dict:
+    """Commit, versions, device, threads, time and memory behind a number."""
+    return {"git": git_state(),
+            "python": platform.python_version(), "platform": platform.system(),
+            "packages": {name: importlib.metadata.version(name) for name in packages},
+            "device": device_name(), "threads": torch.get_num_threads(),
+            "wall_seconds": round(wall_seconds, 2), "peak_memory_mb": peak_memory_mb()}
 
 
 @lru_cache

@@ -7,9 +7,12 @@ a lost life, up to 30 no-ops at the start, sticky actions stated; at most 27,000
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from hd import atari, encoder, policy, runs, tokenizer
+from hd import atari, collection, encoder, policy, runs, tokenizer
 from hd.atari import GAMES, AtariGame, tracker_action
 from hd.config import InputError, allowed
 from hd.runs import Run
@@ -164,6 +167,43 @@ class Memory:
         """Remember what is done (B,) after the step that features was asked about."""
         for window, action in zip(self.windows.values(), actions):
             window[-1, 3] = action
+
+
+# ---- the trained policy among the players that collect
+
+def collect(run: Run) -> dict:
+    """The frames stage: hd.collection's, with the trained policy where frames.sources asks for the
+    "agent". Raises InputError with the command that makes this policy when it is not finished."""
+    run = run.at("frames")
+    trained = next(iter(run.upstream), None)
+    return collection.collect(run, make_agent=trained and functools.partial(_agent, trained))
+
+
+def _agent(trained: Run) -> collection.Agent:
+    runs.require(trained)
+    return collection.Agent(trained.identity, trained.cfg.game,
+                            functools.partial(_collector, trained))
+
+
+def _collector(trained: Run) -> Callable:
+    """begin of collection.Agent. Episodes are played one at a time and on one thread, so that
+    neither the number of processes nor that of threads changes an action."""
+    act = policy_act(trained)
+
+    def begin(seed: int) -> Callable:
+        generator, steps = torch.Generator().manual_seed(seed), itertools.count()
+        frames: deque = deque(maxlen=4)
+
+        def choose(frame: np.ndarray, ram: np.ndarray) -> int:
+            frames.extend([frame] if frames else [frame] * 4)
+            seen = Observation(np.stack(frames)[None], ram[None], np.zeros(1, int),
+                               np.array([next(steps)]))
+            with _threads(1):
+                return int(act(seen, generator)[0])
+
+        return choose
+
+    return begin
 
 
 # ---- players to compare with

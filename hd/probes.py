@@ -81,14 +81,16 @@ class Split:
         validation = train & np.isin(self.episode_ids, chosen)
         return train & ~validation, validation
 
-    def scored(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """(N,) mask: test rows (those in rows) whose frame occurs in no training row.
-
-        Raises InputError when none is left.
-        """
-        scored = self.test if rows is None else self.test & rows
+    def scorable(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(N,) mask: test rows (those in rows) whose frame occurs in no training row."""
+        found = self.test if rows is None else self.test & rows
         if self.frame_keys is not None:
-            scored = scored & ~np.isin(self.frame_keys, self.frame_keys[self.train])
+            found = found & ~np.isin(self.frame_keys, self.frame_keys[self.train])
+        return found
+
+    def scored(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """As scorable; raises InputError when none is left."""
+        scored = self.scorable(rows)
         if not scored.any():
             raise InputError(f"none of {self.test.sum()} test rows is usable and not in training")
         return scored
@@ -136,7 +138,13 @@ def f1_scores(features: np.ndarray, labels: Variables, split: Split, *, cfg: Pro
     """
     labels = varying_labels(labels, split)
     rows = split.scored()
-    probe = fit_linear_probe(features, labels, split, cfg=cfg, seed=seed)
+    return f1_of(fit_linear_probe(features, labels, split, cfg=cfg, seed=seed), features, labels,
+                 rows=rows)
+
+
+def f1_of(probe: Probe, features: np.ndarray, labels: Variables, *,
+          rows: np.ndarray) -> dict[str, float]:
+    """Weighted F1 of a fitted linear probe at rows (N,) bool, its own labels name -> (N,)."""
     return _f1(labels, probe.predict(features[rows]), rows)
 
 
@@ -223,10 +231,16 @@ def coordinate_scores(features: np.ndarray, targets: Variables, split: Split, *,
     """
     scored = split.scored(rows)
     probe = fit_coordinate_probe(features, targets, split, rows=rows, cfg=cfg, seed=seed)
+    return read_coordinates(probe, features, targets, fitted=split.train & rows, scored=scored)
+
+
+def read_coordinates(probe: Probe, features: np.ndarray, targets: Variables, *,
+                     fitted: np.ndarray, scored: np.ndarray) -> dict[str, CoordinateScore]:
+    """coordinate_scores of a fitted probe at scored (N,) bool; fitted: what its baseline knows."""
     scores = {}
     for name, read in probe.predict(features[scored]).items():
         truth = targets[name][scored].astype(np.float64)
-        mean = targets[name][split.train & rows].mean(dtype=np.float64)
+        mean = targets[name][fitted].mean(dtype=np.float64)
         errors = [float(np.median(np.abs(truth - guess))) for guess in (read, mean)]
         scores[name] = CoordinateScore(float(r2_score(truth, read)), *errors, len(truth))
     return scores

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from hd import runs
-from hd.collection import STEP_TYPES
+from hd.collection import SOURCES, STEP_TYPES
 from hd.config import InputError, check_games
 from hd.runs import Run, row
 from hd.storage import shown
@@ -60,7 +60,9 @@ class Replay:
         local_ids = [game_steps["episode_ids"].astype(np.int64) for game_steps in steps]
         first_ids = np.cumsum([0, *(ids[-1] + 1 for ids in local_ids)])
         episode_ids = np.concatenate([ids + first for ids, first in zip(local_ids, first_ids)])
-        is_train = [split_by_episode(ids, val_share=val_share, seed=seed)[0] for ids in local_ids]
+        is_train = [
+            split_by_episode(ids, val_share=val_share, seed=seed, source=game_steps["source"])[0]
+            for ids, game_steps in zip(local_ids, steps)]
         lengths = [len(game_frames) for game_frames in frames]
         return cls(
             games, folder, frames, offsets=np.cumsum([0, *lengths]),
@@ -93,6 +95,14 @@ class Replay:
         if game == "all":
             return np.ones(len(self), bool)
         return self.game_idx == self.games.index(game)
+
+    def by_source(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """rows (n,) -> source -> (n,) bool, which of them it chose the actions of.
+
+        Empty where all are of one source: there is nothing to tell apart.
+        """
+        found = np.unique(self.source[rows])
+        return {SOURCES[k]: self.source[rows] == k for k in found} if len(found) > 1 else {}
 
     def stack(self, rows: np.ndarray) -> np.ndarray:
         """rows (...) -> (..., 4, 84, 84) uint8, oldest first; an episode's first frame repeats."""
@@ -145,20 +155,26 @@ def open_run(run: Run) -> Replay:
     return Replay.open(run.folder, run.games, val_share=run.cfg.val_share, seed=run.seed)
 
 
-def split_by_episode(episode_ids: np.ndarray, *, val_share: float,
-                     seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_by_episode(episode_ids: np.ndarray, *, val_share: float, seed: int,
+                     source: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """episode_ids (N,) -> (train, val), bool (N,): each row on one side, no episode on both.
 
     val_share of the episodes, rounded; with a share strictly between 0 and 1 and at least two
-    episodes each side gets one.
+    episodes each side gets one. source (N,): each source's episodes are split by themselves, so
+    that both sides hold it; where every source has one episode, all are split together.
     """
     if not 0 <= val_share <= 1:
         raise InputError(f"val_share must be from 0 to 1; got {val_share}")
-    episodes = np.unique(episode_ids)
-    num_val = int(val_share * len(episodes) + 0.5)
-    if 0 < val_share < 1 and len(episodes) >= 2:
-        num_val = min(max(num_val, 1), len(episodes) - 1)
-    chosen = np.random.default_rng(seed).permutation(episodes)[:num_val]
+    every = np.unique(episode_ids)
+    groups = [every] if source is None else [np.unique(episode_ids[source == one])
+                                             for one in np.unique(source)]
+    groups = groups if max(map(len, groups)) > 1 else [every]
+    chosen = []
+    for episodes in groups:
+        num_val = int(val_share * len(episodes) + 0.5)
+        if 0 < val_share < 1:
+            num_val = min(max(num_val, 1), len(episodes) - 1)
+        chosen.extend(np.random.default_rng(seed).permutation(episodes)[:num_val])
     val = np.isin(episode_ids, chosen)
     return ~val, val
 
@@ -297,10 +313,35 @@ def measure(run: Run) -> list[dict]:
                            "return": data.rewards[picks].sum() / num_episodes,
                            "rewarded_share": (data.rewards[picks] != 0).mean()}
             rows += [row(name, value, game=game, split=split) for name, value in values.items()]
+    rows += _source_rows(run, data)
     starts, ids = data.window_starts(length), data.episode_ids
     anywhere = np.arange(len(data) - length + 1)
     crossing = [(ids[x] != ids[x + length - 1]).sum() for x in (starts, anywhere)]
     return [*rows, row("boundary_violations", crossing[0], split="train", baseline=crossing[1])]
+
+
+def _source_rows(run: Run, data: Replay) -> list[dict]:
+    """The share of the steps that each source played, beside the share of episodes asked of it;
+    nothing where one source was asked for and played. Episodes of good players are long, and a
+    game that a source cannot play is played at random."""
+    asked, rows = run.at("frames").cfg.sources, []
+    shares = [asked.get(name, 0.0) / sum(asked.values()) for name in SOURCES]
+    named = np.flatnonzero((np.bincount(data.source, minlength=len(SOURCES)) > 0)
+                           | (np.array(shares) > 0))
+    for game in ("all", *data.games) if len(named) > 1 else ():
+        for split, side in (("train", data.is_train), ("val", ~data.is_train)):
+            picks = side & data.in_game(game)
+            rows += [row(f"source_share[{SOURCES[k]}]", (data.source[picks] == k).mean(),
+                         game=game, split=split, baseline=shares[k])
+                     for k in named if picks.any()]
+    return rows
+
+
+def of_source(rows: list[dict], source: str) -> list[dict]:
+    """Rows measured on the steps of one source alone, named metric[source name]; those of other
+    methods, metric[method], are left out."""
+    return [{**one, "metric": f"{one['metric']}[source {source}]"} for one in rows
+            if "[" not in one["metric"]]
 
 
 def check(run: Run) -> Iterator[tuple[str, bool, str]]:

@@ -28,7 +28,8 @@ TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all"
 Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
 
 # name | definition | unit | better | baseline. {level} 0 is the coarsest, other words in braces
-# stand for any. metric[method] is another method's value, val_metric that on held-out windows
+# stand for any. metric[method] is another method's value, metric[source name] that on the held-out
+# steps which this source played, val_metric that on held-out windows
 # while training. The notation page has the formulas.
 _METRICS = """
 steps | stored agent steps | count | - | -
@@ -39,6 +40,7 @@ games_ended | episodes that ran to their end | count | - | -
 episode_length | mean length of stored episodes | steps | - | -
 return | mean unclipped score of stored episodes | points | - | -
 rewarded_share | steps that score | share | - | -
+source_share | steps that a source played | share | - | share of episodes asked of it
 temporal_consistency | distance of consecutive / of random pairs | ratio | lower | untrained encoder
 diversity | mean distance of 1000 random embeddings | distance | - | untrained encoder
 f1_{category} | RAM state by linear probes, weighted F1 | F1 | higher | {probed}
@@ -62,6 +64,7 @@ l{level}_variance_explained | by the codes up to here | share | higher | mean em
 l{level}_shared_frames | frames on codes that every game uses | share | - | random codes
 l{level}_shared_codes | codes that every game uses | share | - | random codes
 l{level}_state_information | of code and RAM coordinates in 8 bins | nats | higher | bins shuffled
+state_bits | entropy of RAM labels, each by itself or all together | bits | - | log2 of the steps
 l{level}_same_as_base | steps with the code that base gives them | share | - | chance
 l{level}_game_information | mutual information of code and game | nats | - | ceiling: H(game)
 pixel_error | decoded pixels in 0..1 | squared | lower | mean picture

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import sys
 import time
@@ -31,7 +29,7 @@ from tqdm import tqdm
 
 from hd import config
 from hd.config import InputError
-from hd.machine import device, device_name, git_state, peak_memory_mb
+from hd.machine import circumstances, device
 from hd.storage import (
     artifacts_root,
     check_writable,
@@ -49,7 +47,6 @@ NOTEBOOKS = {"frames": "01_frames", "encoder": "02_encoder", "tokenizer": "03_to
              "decoder": "03_tokenizer", "world_model": "04_world_model",
              "imagination": "05_imagination", "policy": "06_policy",
              "entropy_floor": "08_entropy_floor", "transfer": "09_transfer"}
-PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
 DAMAGED = "is damaged (its sha256 does not match)"
 MODEL = "model.safetensors"
 BESIDE = ("-episodes", "-history")  # what may stand beside a metric table
@@ -94,6 +91,15 @@ class Run:
         return self.root / self.stage / name
 
     @property
+    def upstream(self) -> tuple[Run, ...]:
+        """The runs that this one reads: of its chain, or for frames that the trained agent plays
+        too, hi-dreamer's policy at this profile and seed."""
+        if self.stage == "frames" and self.cfg.sources.get("agent"):
+            profile = config.resolve(self.profile.name, "hi-dreamer", games=self.games)
+            return (Run("policy", profile, "hi-dreamer", self.seed, self.games),)
+        return tuple(self.at(stage) for stage in config.UPSTREAM[self.stage])
+
+    @property
     def settings(self) -> dict:
         """All that decides this stage's content beside seed, games and inputs."""
         inside = {stage: dataclasses.asdict(getattr(self.profile, stage))
@@ -105,7 +111,7 @@ class Run:
     def identity(self) -> str:
         """sha256 over all that decides this stage's content."""
         own = {"stage": self.stage, "seed": self.seed, "games": self.games, **self.settings,
-               "inputs": [self.at(stage).identity for stage in config.UPSTREAM[self.stage]]}
+               "inputs": [run.identity for run in self.upstream]}
         return hashlib.sha256(json.dumps(own, sort_keys=True, default=dict).encode()).hexdigest()
 
     @property
@@ -126,9 +132,8 @@ class Run:
         """True when less than margin seconds are left, or this is a kernel whose parent is gone."""
         if self.deadline is not None and time.monotonic() + margin >= self.deadline:
             return True
-        is_kernel = os.name == "posix" and "ipykernel" in sys.modules
-        parent = os.environ.get("JPY_PARENT_PID") if is_kernel else None
-        return parent is not None and int(parent) != os.getppid()
+        parent = os.environ.get("JPY_PARENT_PID") if "ipykernel" in sys.modules else None
+        return os.name == "posix" and parent is not None and int(parent) != os.getppid()
 
 
 def start(stage: str, *, profile: str, variant: str = "base", seed: int = 0,
@@ -325,18 +330,13 @@ def cached_array(run: Run, name: str, make) -> np.ndarray:
 def provenance(run: Run, *, wall_seconds: float) -> dict:
     """What made a table or an artefact; paths are relative, nothing of the environment is kept."""
     inputs = {}
-    for stage in config.UPSTREAM[run.stage]:
-        marker = run.at(stage).folder / "finished.json"
+    for source in run.upstream:
+        marker = source.folder / "finished.json"
         if marker.exists():
             inputs[marker.relative_to(run.root).as_posix()] = sha256_of(marker)
     return {"stage": run.stage, "profile": run.profile.name, "variant": run.variant,
             "seed": run.seed, "games": list(run.games), "identity": run.identity,
-            **run.settings, "git": git_state(),
-            "python": platform.python_version(), "platform": platform.system(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "device": device_name(), "threads": torch.get_num_threads(),
-            "wall_seconds": round(wall_seconds, 2), "peak_memory_mb": peak_memory_mb(),
-            "inputs": inputs}
+            **run.settings, **circumstances(wall_seconds), "inputs": inputs}
 
 
 def row(metric: str, value, *, game: str = "all", split: str = "val", step=None,

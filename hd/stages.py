@@ -13,13 +13,14 @@ from pathlib import Path
 import pandas as pd
 
 from hd import (
-    collection,
     config,
     decoder,
     dinov2,
     encoder,
     entropy_floor,
     evaluation,
+    machine,
+    play,
     policy,
     replay,
     runs,
@@ -32,7 +33,7 @@ from hd.config import InputError
 from hd.runs import Run
 from hd.storage import artifacts_root
 
-MAKE = {"frames": collection.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
+MAKE = {"frames": play.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
         "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train,
         "transfer": transfer.train}
 
@@ -61,7 +62,7 @@ def measure(run: Run) -> pd.DataFrame:
 
 def measured(run: Run) -> pd.DataFrame:
     """The run's table: the one that is there if this very code made it from this run, else new."""
-    path, now = run.root / "results" / run.stage / f"{run.name}.csv", runs.git_state()
+    path, now = run.root / "results" / run.stage / f"{run.name}.csv", machine.git_state()
     with contextlib.suppress(InputError, OSError, ValueError):
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if now["dirty"] is False and (record["identity"], record["git"]) == (run.identity, now):

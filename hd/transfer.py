@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from hd import collection, encoder, runs, tokenizer, world_model
+from hd import encoder, play, runs, tokenizer, world_model
 from hd.config import InputError
 from hd.replay import Replay
 from hd.runs import Run, row
@@ -171,7 +171,7 @@ def _share_episodes(rotation: Rotation) -> None:
     for path in (path for game in want.games for path in have.folder.glob(f"*-{game}.np[yz]")):
         with contextlib.suppress(OSError):
             os.link(path, want.folder / path.name)
-    collection.collect(want)
+    play.collect(want)
 
 
 def _adapt(rotation: Rotation, levels: int, budget: int, start: str) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from hd import runs, tokenizer, training
+from hd import replay, runs, tokenizer, training
 from hd.baselines import NextCode, Score
 from hd.config import InputError, WorldModelConfig
 from hd.runs import Run, row
@@ -263,24 +263,41 @@ def measure(run: Run, model: WorldModel) -> list[dict]:
     """Next-code, reward and end-of-episode metrics per game on held-out episodes.
 
     Codes: nats and accuracy per level, on all and on changed codes; the baseline column is the
-    n-gram's, repeat-last and code frequency have rows of their own.
+    n-gram's, repeat-last and code frequency have rows of their own; so has each source of the
+    held-out data, where there are several.
     """
     windows, rows = Windows(run), []
     for game in run.games:
         starts = windows.held_out(game)
         scored = score_windows(model, windows, starts)
-        for level in range(3):
-            base = baselines(run, windows, game, level, starts)
+        bases = [baselines(run, windows, game, level, starts) for level in range(3)]
+        for level, base in enumerate(bases):
             last, following = pairs(windows, starts, level)
             for name, subset in (("", slice(None)), ("changed_", last != following)):
                 rows += _code_rows(scored[level], base, subset, f"l{level}_{name}", game)
         rows += _outcome_rows(scored["reward"], scored["ends"], windows, starts, game)
+        for source, is_from in windows.data.by_source(starts).items():
+            found = _source_rows(scored, bases, windows, starts, is_from)
+            rows += replay.of_source(found, source)
     for game, share in zip(run.games, windows.shares()):
         steps = windows.may_train & windows.data.in_game(game)
         rows.append(row("window_share", share, game=game, split="train",
                         baseline=steps.sum() / windows.may_train.sum()))
     rows.append(row("exposures", exposures(windows), split="train"))
     return rows + _cost_rows(run, model)
+
+
+def _source_rows(scored, bases, windows, starts, is_from) -> list[dict]:
+    """The metrics of measure on the windows of one source, is_from (W,) bool."""
+    rows, game = [], windows.data.games[windows.data.game_idx[starts[0]]]
+    for level, base in enumerate(bases):
+        last, following = pairs(windows, starts, level)
+        own = np.repeat(is_from, len(last) // len(starts))
+        for name, subset in (("", own), ("changed_", own & (last != following))):
+            if subset.any():
+                rows += _code_rows(scored[level], base, subset, f"l{level}_{name}", game)
+    outcomes = [scored[key].reshape(len(starts), -1)[is_from].ravel() for key in ("reward", "ends")]
+    return rows + _outcome_rows(*outcomes, windows, starts[is_from], game)
 
 
 def _cost_rows(run: Run, model: WorldModel) -> list[dict]:

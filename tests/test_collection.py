@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hd import collection, runs
-from hd.atari import AtariGame
-from hd.collection import SOURCES, collect_game, play_episode
+from hd.atari import GAMES, AtariGame
+from hd.collection import SOURCES, Agent, collect_game, play_episode
 from hd.config import FramesConfig, InputError
 
 CFG = FramesConfig(num_steps=450, min_episodes=2, sources={"random": 1.0})
@@ -62,7 +62,7 @@ def test_stored_rows_are_frame_seen_action_after_it_and_what_it_caused(uninterru
     first = data["episode_ids"] == 0
     # The seed of an episode's reset is the second draw of its generator, after the source.
     rng = np.random.default_rng(np.random.SeedSequence([5, 1, 0]))
-    rng.choice(len(SOURCES), p=[1.0, 0.0, 0.0])
+    rng.choice(len(SOURCES), p=[1.0, 0.0, 0.0, 0.0])
     env = AtariGame("breakout")
     frame, info = env.reset(seed=int(rng.integers(2**31)))
     for i in np.flatnonzero(first):
@@ -195,12 +195,74 @@ def test_the_sources_follow_their_shares_and_are_recorded():
         if found[-1] == "tracker":
             assert np.mean(arrays["actions"] == 1) < 0.5, "it does more than fire"
     assert set(found) == {"repeat", "tracker"}
-    assert abs(found.count("repeat") - 45) <= 10  # three standard deviations of a binomial
+    assert abs(found.count("repeat") - 45) <= 1
+    assert set(found[:4]) == {"repeat", "tracker"}, "the first few episodes hold every source"
     held = [play_episode(env, FramesConfig(sources={"repeat": 1.0}), seed=1, episode=k)["actions"]
             for k in range(60)]
     changes = np.mean([np.mean(np.diff(actions.astype(int)) != 0) for actions in held])
     # A new action every 8 steps, one time in four the same again.
     assert abs(changes - 0.75 / 8) < 0.02
+
+
+AGENT_CFG = FramesConfig(num_steps=500, min_episodes=4, sources={"agent": 1.0, "random": 1.0})
+
+
+def begin_counting(seed):
+    """An agent whose action depends on its seed and on all it saw in its episode so far."""
+    rng, total = np.random.default_rng(seed), 0
+
+    def choose(frame, ram):
+        nonlocal total
+        assert frame.shape == (84, 84) and ram.shape == (128,)
+        total += int(frame.sum()) + int(ram[99])
+        return GAMES["breakout"].actions[(total + rng.integers(4)) % 4]
+
+    return choose
+
+
+def make_counting():
+    return begin_counting
+
+
+AGENT = Agent("policy 1", "breakout", make_counting)
+
+
+def test_the_agents_episodes_do_not_depend_on_the_number_of_processes_or_on_a_stop(tmp_path):
+    one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
+    assert collect(one, AGENT_CFG, agent=AGENT)
+    assert collect(two, AGENT_CFG, agent=AGENT, num_workers=2)
+    assert_same(one, two)
+    reports = []
+    assert not collect(stopped, AGENT_CFG, agent=AGENT, should_stop=lambda: reports[-1][0] > 0,
+                       progress=lambda *report: reports.append(report))
+    assert list(stopped.glob("parts-breakout/0*.npz"))
+    assert collect(stopped, AGENT_CFG, agent=AGENT)
+    assert_same(one, stopped)
+    sources = stored(one)["source"]
+    assert {SOURCES[k] for k in np.unique(sources)} == {"agent", "random"}
+    first = int(stored(one)["episode_ids"][sources == SOURCES.index("agent")][0])
+    again = play_episode(AtariGame("breakout"), AGENT_CFG, seed=5, begin=begin_counting,
+                         episode=first)
+    assert np.array_equal(stored(one)["frames"][stored(one)["episode_ids"] == first],
+                          again["frames"])
+
+
+def test_another_agent_is_another_collection(tmp_path):
+    assert collect(tmp_path, AGENT_CFG, agent=AGENT)
+    with np.load(tmp_path / "steps-breakout.npz") as steps:
+        assert '"agent": "policy 1"' in str(steps["settings"])
+    played = []
+    other = Agent("policy 2", "breakout", lambda: lambda seed: played.append(seed) or (
+        lambda frame, ram: 1))
+    assert collect(tmp_path, AGENT_CFG, agent=other)
+    assert played, "episodes of another policy must not be kept"
+
+
+def test_a_game_the_agent_was_not_trained_for_is_played_at_random_and_recorded_as_that(tmp_path):
+    other = Agent("policy 1", "pong", lambda: pytest.fail("the policy is not needed"))
+    assert collect(tmp_path, FramesConfig(num_steps=50, min_episodes=1, sources={"agent": 1.0}),
+                   agent=other)
+    assert set(stored(tmp_path)["source"].tolist()) == {SOURCES.index("random")}
 
 
 def test_a_game_without_a_ball_records_random_instead_of_the_tracker():
@@ -211,7 +273,8 @@ def test_a_game_without_a_ball_records_random_instead_of_the_tracker():
 
 
 @pytest.mark.parametrize("cfg, message", [
-    (FramesConfig(sources={"expert": 1.0}), "'expert'; allowed: random, repeat, tracker"),
+    (FramesConfig(sources={"expert": 1.0}), "'expert'; allowed: random, repeat, tracker, agent"),
+    (FramesConfig(sources={"agent": 0.5}), "the source agent needs a trained policy"),
     (FramesConfig(sources={"random": -1.0}), "shares must be 0 or more"),
     (FramesConfig(sources={"random": 0.0}), "a share above 0"),
     (FramesConfig(num_steps=0), "num_steps >= 1")])

@@ -66,7 +66,7 @@ def test_no_arm_changes_what_lies_behind_the_stage_that_is_measured(ablation):
 
 
 def test_no_two_variants_have_the_same_name_or_the_same_fields():
-    fields = [tuple(sorted(declared.items())) for declared in config.variants().values()]
+    fields = [repr(sorted(declared.items())) for declared in config.variants().values()]
     assert len(set(fields)) == len(fields)
 
 

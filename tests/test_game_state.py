@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hd import game_state
+from hd import game_state, replay, runs
+from hd.collection import SOURCES
 
 
 @pytest.fixture
@@ -41,3 +42,76 @@ def test_standardising_looks_at_the_given_rows_only():
     # Mean 2 and deviation 1 of rows 0 and 1; the second column never varies.
     expected = [[-1, 0], [1, 0], [np.nan, 0], [98, np.nan]]
     np.testing.assert_array_equal(found, np.array(expected, np.float32))
+
+
+def test_the_bits_of_a_state_are_its_variables_apart_and_their_combinations_together():
+    x = np.repeat([7, 9], 8)  # 1 bit
+    bits = np.stack([x > 8, np.tile([0, 1], 8)], 1).astype(np.uint8)  # a copy, and 1 bit of its own
+    rare = np.array([1] + [0] * 15)  # -1/16 log2(1/16) - 15/16 log2(15/16) = 0.3373 bits
+    apart, together = game_state.state_bits({"x": x, "bits": bits})
+    assert (apart, together) == (pytest.approx(3.0), pytest.approx(2.0))
+    apart, together = game_state.state_bits({"x": x, "rare": rare})
+    assert apart == pytest.approx(1.3373, abs=1e-4)
+    # Combinations (7, 1) once, (7, 0) seven times, (9, 0) eight times.
+    assert together == pytest.approx(1 / 16 * 4 + 7 / 16 * np.log2(16 / 7) + 0.5)
+    assert game_state.state_bits({"all differ": np.arange(16)})[1] == pytest.approx(4.0)
+
+
+def test_bits_are_of_held_out_steps_beside_the_most_that_so_many_can_show(monkeypatch):
+    data = TwoSources()
+    monkeypatch.setattr(replay, "open_run", lambda run: data)
+    run = runs.start("tokenizer", profile="smoke", games=["pong"])
+    apart, together = game_state.bit_rows(run)
+    # 160 held-out steps of four variables with eleven values and two with two: hardly any
+    # combination comes twice.
+    assert together["value"] == pytest.approx(np.log2(160), abs=0.05)
+    assert together["baseline"] == apart["baseline"] == pytest.approx(np.log2(160))
+    assert 4 * 3.2 + 2 * 0.9 < apart["value"] < 4 * np.log2(11) + 2
+
+
+class TwoSources:
+    """Pong in twelve episodes of 40 steps, by turns random's and the tracker's."""
+
+    rng = np.random.default_rng(0)
+    num = 480
+    episode_ids = np.arange(num) // 40
+    source = np.where(episode_ids % 2, SOURCES.index("tracker"), 0).astype(np.int8)
+    is_train = episode_ids < 8
+    ram = rng.integers(1, 12, (num, 128)).astype(np.uint8) * 15
+    ram[:, 13:15] = np.where(ram[:, 13:15] > 90, 150, 15)  # scores that a linear probe can read
+    by_source = replay.Replay.by_source
+
+    def in_game(self, game):
+        return np.ones(self.num, bool)
+
+    def stack(self, rows):
+        return rows.astype(np.int64)[:, None]  # all frames differ
+
+
+def test_probes_are_judged_on_each_sources_held_out_steps_with_the_same_baseline(monkeypatch):
+    data, rng = TwoSources(), np.random.default_rng(1)
+    run = runs.start("encoder", profile="smoke", games=["pong"], overrides={
+        "probes.epochs": 20})
+    monkeypatch.setattr(replay, "open_run", lambda run: data)
+    ram = data.ram[:, [51, 50, 49, 54, 13, 14]].astype(np.float32)
+    ram += rng.normal(size=ram.shape)  # no two rows alike
+    half = ram.copy()
+    of_tracker = data.source > 0
+    half[of_tracker & ~data.is_train] = rng.permutation(half[of_tracker & ~data.is_train])
+    views = {"half": lambda picks: half[picks], "all": lambda picks: ram[picks]}
+    table = {row["metric"]: row for row in game_state.probe_rows(run, views, baseline="all")}
+    read, blind = (table[f"r2_ball_x[source {name}]"] for name in ("random", "tracker"))
+    assert read["value"] > 0.8 > 0.2 > blind["value"]
+    assert read["value"] > table["r2_ball_x"]["value"] > blind["value"]
+    assert min(read["baseline"], blind["baseline"]) > 0.8
+    f1 = [table[f"f1_score_clock_lives_display[source {name}]"]["value"]
+          for name in ("random", "tracker")]
+    assert f1[0] > 0.8 > 0.65 > f1[1]
+    assert {f"{kind}[source tracker]" for kind in ("f1_overall", "error_ball_y", "r2_enemy_y")} \
+        <= set(table)
+    assert not [name for name in table if "state_correlation[source" in name]
+    monkeypatch.setattr(data, "source", np.zeros(data.num, np.int8))
+    again = game_state.probe_rows(run, views, baseline="all")
+    plain = [name for name in table if "[source" not in name]
+    assert [(row["metric"], row["value"]) for row in again] == [
+        (name, table[name]["value"]) for name in plain], "one source: the table as ever"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hd import goals, runs
+from hd import goals, machine, runs
 from hd.runs import row
 
 
@@ -132,8 +132,8 @@ def test_what_is_shown_names_its_devices_and_commits(published, monkeypatch):
     root = published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.4)])
     goals.show("representation", "audit", results_dir=root)
     _, _, said = shown
-    assert said.data.startswith(f"base. Device: {runs.device_name()}. Commit: "
-                                f"{runs.git_state()['commit'][:7]}")
+    assert said.data.startswith(f"base. Device: {machine.device_name()}. Commit: "
+                                f"{machine.git_state()['commit'][:7]}")
 
 
 def test_fresh_results_of_one_profile_are_read_too(published, tmp_path):

@@ -175,6 +175,29 @@ def test_the_actor_in_the_real_game_sees_what_a_plain_forward_on_the_same_steps_
     assert len({tuple(code.tolist()) for tokens, _ in history.values() for code in tokens}) > 5
 
 
+# ---- the policy that collects
+
+def test_a_collecting_policy_sees_its_episode_alone_from_its_first_frame_on(monkeypatch):
+    seen, draws = [], []
+
+    def act(observation, generator):
+        seen.append((observation.frames[0, :, 0, 0].tolist(), observation.steps.tolist()))
+        draws.append(int(torch.randint(1000, (1,), generator=generator)))
+        return torch.tensor([4])
+
+    monkeypatch.setattr(playing, "policy_act", lambda run: act)
+    begin, ram = playing._collector(None), np.zeros(128, np.uint8)
+    for seed, shades in ((3, (10, 11, 12, 13, 14)), (4, (20, 21)), (3, (30, 31))):
+        choose = begin(seed)
+        assert [choose(np.full((84, 84), shade, np.uint8), ram) for shade in shades] == [4] * len(
+            shades)
+    assert [frames for frames, _ in seen[:5]] == [
+        [10, 10, 10, 10], [10, 10, 10, 11], [10, 10, 11, 12], [10, 11, 12, 13], [11, 12, 13, 14]]
+    assert [steps for _, steps in seen] == [[0], [1], [2], [3], [4], [0], [1], [0], [1]]
+    assert seen[5:7] == [([20, 20, 20, 20], [0]), ([20, 20, 20, 21], [1])]
+    assert draws[:2] == draws[7:] != draws[5:7], "the seed decides what is drawn"
+
+
 # ---- players that are played once
 
 @pytest.fixture

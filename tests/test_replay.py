@@ -156,6 +156,19 @@ def test_the_split_depends_on_the_seed_only():
         split_by_episode(ids, val_share=1.5, seed=0)
 
 
+def test_every_source_is_on_both_sides():
+    ids = np.repeat(np.arange(9) + 40, 5)
+    source = np.repeat([0, 2, 1, 0, 2, 0, 0, 1, 0], 5)
+    for seed in range(5):
+        train, val = split_by_episode(ids, val_share=0.2, seed=seed, source=source)
+        assert set(source[train]) == set(source[val]) == {0, 1, 2}
+        assert len(np.unique(ids[val])) == 3 and not set(ids[train]) & set(ids[val])
+    of_one = split_by_episode(ids, val_share=0.2, seed=1, source=np.zeros(45))
+    assert np.array_equal(of_one, split_by_episode(ids, val_share=0.2, seed=1))
+    apart = split_by_episode(ids[:10], val_share=0.2, seed=1, source=source[:10])
+    assert np.array_equal(apart, split_by_episode(ids[:10], val_share=0.2, seed=1))
+
+
 def test_every_game_is_split_by_itself(data):
     for game in LENGTHS:
         rows = data.in_game(game)
@@ -286,6 +299,41 @@ def test_collected_games_open_measure_and_pass_their_checks():
         assert table["all", split, "return"] == data.rewards[side].sum() / len(lengths)
     found = list(replay.check(run))
     assert len(found) >= 5 and all(holds for _, holds, _ in found), found
+
+
+def shares_of(data, sources, monkeypatch):
+    """(game, split, source) -> (share, asked for), as the frames table has them."""
+    monkeypatch.setattr(replay, "open_run", lambda run: data)
+    run = runs.start("frames", profile="smoke", overrides={"frames.sources": sources})
+    return {(row["game"], row["split"], row["metric"][len("source_share["):-1]):
+            (row["value"], row["baseline"]) for row in replay.measure(run)
+            if row["metric"].startswith("source_share")}
+
+
+def test_the_share_of_each_source_stands_beside_the_share_asked_for(data, monkeypatch):
+    assert shares_of(data, {"random": 1.0}, monkeypatch) == {}, "one source: nothing to tell"
+    source, held_out = np.zeros(33, np.int8), np.zeros(33, bool)
+    source[:9], source[26:] = 2, 2  # the tracker's: Pong's first episode, Breakout's last
+    held_out[9:13] = held_out[21:] = True
+    changed = dataclasses.replace(data, source=source, is_train=~held_out)
+    found = shares_of(changed, {"random": 2.0, "tracker": 5.0, "repeat": 1.0}, monkeypatch)
+    assert found["pong", "train", "tracker"] == (pytest.approx(9 / 15), 0.625)
+    assert found["pong", "val", "random"] == (1.0, 0.25)
+    assert found["breakout", "val", "tracker"] == (pytest.approx(7 / 12), 0.625)
+    assert found["all", "val", "repeat"] == (0.0, 0.125)
+    assert "agent" not in {source for _, _, source in found}
+
+
+def test_rows_are_told_apart_by_source_only_where_there_are_several(data):
+    assert data.by_source(np.arange(20)) == {}
+    source = np.zeros(33, np.int8)
+    source[4:7], source[19:] = 1, 3
+    changed = dataclasses.replace(data, source=source)
+    found = changed.by_source(np.array([3, 6, 20, 5]))
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "random": [True, False, False, False], "repeat": [False, True, False, True],
+        "agent": [False, False, True, False]}
+    assert changed.by_source(np.arange(19, 33)) == {}
 
 
 def test_the_checks_notice_a_window_split_or_end_that_is_wrong(data, monkeypatch):

@@ -24,6 +24,7 @@ COMPOSED = {
                      *(f"f1_{name}" for name in probes.CATEGORIES),
                      *(f"{kind}_{name}[untrained]" for kind in ("r2", "error")
                        for names in game_state.COORDINATES.values() for name in names)],
+    "key": ["r2_ball_x[source tracker]", "f1_overall[source agent]"],
     "prefix + metric + suffix": ["transfer_l2_accuracy", "transfer_l0_changed_accuracy[one_level]",
                                  "transfer_l1_cross_entropy", "transfer_l1_changed_cross_entropy"],
     "f'{prefix}{metric}[ngram]'": ["transfer_l0_cross_entropy[ngram]"],

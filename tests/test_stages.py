@@ -9,19 +9,24 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from hd import (
+    collection,
     config,
     decoder,
     encoder,
     evaluation,
     figures_audit,
+    machine,
+    play,
     replay,
     runs,
     stages,
     tokenizer,
     windows,
 )
+from hd.collection import SOURCES
 from hd.config import InputError
 from hd.runs import COLUMNS
+from hd.storage import sha256_of
 
 TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
         "encoder.num_steps": 2, "encoder.batch_size": 8, "tokenizer.num_steps": 2,
@@ -164,6 +169,26 @@ def started(stage, **chosen):
                       **{**chosen, "overrides": TINY | chosen.get("overrides", {})})
 
 
+def test_the_trained_policy_collects_the_same_on_any_number_of_processes(chain, monkeypatch):
+    monkeypatch.setattr(config, "resolve", with_tiny(config.resolve))
+    mixed = {"frames.sources": {"random": 1.0, "agent": 1.0}, "frames.num_steps": 350}
+    run = started("frames", overrides=mixed)
+    with pytest.raises(InputError, match="stage policy is missing for profile smoke, variant ") \
+            as caught:
+        stages.make(run)
+    assert "hd run 06_policy --profile smoke --variant hi-dreamer" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    stages.make(runs.start("policy", profile="smoke", variant="hi-dreamer", games=["breakout"]))
+    stages.make(run)
+    assert SOURCES.index("agent") in replay.open_run(run).source
+    agent = play._agent(run.upstream[0])
+    assert run.upstream[0].profile.policy.features == "hidden"
+    again = run.folder.with_name("again")
+    collection.collect_game("breakout", run.cfg, folder=again, agent=agent, num_workers=1)
+    for name in ("frames-breakout.npy", "steps-breakout.npz"):
+        assert sha256_of(again / name) == sha256_of(run.folder / name)
+
+
 def test_equal_tokens_of_an_arm_are_counted_against_base(chain, monkeypatch):
     monkeypatch.setattr(config, "resolve", with_tiny(config.resolve))
     run = runs.start("tokenizer", profile="smoke", games=["breakout"], variant="commitment.zero")
@@ -190,12 +215,12 @@ def test_codebooks_that_train_with_the_encoder_are_the_tokenizers(chain):
 
 def test_a_table_by_this_very_code_is_not_measured_again(chain, monkeypatch):
     run, _ = chain["tokenizer"]
-    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
+    monkeypatch.setattr(machine, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
     first = stages.measured(run)
     monkeypatch.setattr(stages, "measure", lambda run: pytest.fail("measured again"))
     assert stages.measured(run)["value"].tolist() == pytest.approx(first["value"].tolist())
     monkeypatch.setattr(stages, "measure", lambda run: "again")
-    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "b" * 40, "dirty": False})
+    monkeypatch.setattr(machine, "git_state", lambda: {"commit": "b" * 40, "dirty": False})
     assert stages.measured(run) == "again"
 
 

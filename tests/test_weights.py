@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from hd import runs, weights
+from hd import machine, runs, weights
 from hd.config import InputError
 from hd.encoder import AtariEncoder
 
@@ -15,7 +15,7 @@ from hd.encoder import AtariEncoder
 def made(tmp_path, monkeypatch):
     """A finished smoke encoder from a clean tree, and a repository's root to publish in."""
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
+    monkeypatch.setattr(machine, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
     run = runs.start("encoder", profile="smoke")
     model = AtariEncoder(run.cfg)
     runs.save_model(run, model, wall_seconds=3.0)
@@ -79,7 +79,7 @@ def test_a_damaged_shard_is_named_and_nothing_is_restored(made):
 
 def test_weights_from_a_dirty_tree_are_never_published(made, monkeypatch):
     run, model, root = made
-    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "a" * 40, "dirty": True})
+    monkeypatch.setattr(machine, "git_state", lambda: {"commit": "a" * 40, "dirty": True})
     runs.save_model(run, model, wall_seconds=3.0)
     with pytest.raises(InputError, match="clean commit"):
         weights.publish(run, root=root)

@@ -1,12 +1,14 @@
 """The world model: masks through the full depth, layout, cache, rewards, loss, learning."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from hd import config, runs, training, world_model
+from hd import config, replay, runs, training, world_model
+from hd.baselines import Score
 from hd.config import PROFILES, InputError, WorldModelConfig
 from hd.tokenizer import ResidualVQ
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
@@ -146,6 +148,39 @@ def test_the_other_hierarchical_masks_carry_past_detail_indirectly_from_two_laye
     deep = influence(lively_model(mask=kind, num_layers=2), T).view(T, 4, T, 4)
     assert not shallow[1, (1, 2), 0, 1:3].any()
     assert deep[1, (1, 2), 0, 1:3].all()
+
+
+# ---- measuring
+
+class FourWindows:
+    """Windows of three steps of one game: the first and third the tracker's, the others random's;
+    the code is 1 wherever the tracker plays and alternates between 2 and 3 elsewhere."""
+
+    run = SimpleNamespace(cfg=SimpleNamespace(max_steps=3))
+    starts = np.array([0, 3, 6, 9])
+    tokens = np.repeat(np.array([1, 4, 1, 2, 3, 2, 1, 1, 1, 2, 3, 2])[:, None], 3, 1)
+    may_train = np.ones(12, bool)
+    data = SimpleNamespace(games=("pong",), game_idx=np.zeros(12, np.int8),
+                           rewards=np.array([0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0], np.float32),
+                           continues=np.ones(12, np.float32),
+                           in_game=lambda game: np.ones(12, bool))
+
+
+def test_metrics_of_a_source_count_its_own_windows_only():
+    windows, of_tracker = FourWindows(), np.array([True, False, True, False])
+    is_right = np.array([0, 1, 0, 0, 1, 1, 0, 0], bool)  # two predictions a window
+    score = Score(np.arange(8.0), is_right)
+    base = {name: Score(np.full(8, 7.0), ~is_right) for name in ("ngram", "repeat_last")}
+    predicted = np.array([0, 0, 0.9, 0, 0, 0, 0.1, 0, 0, 0, 0, 0.5])
+    scored = {0: score, 1: score, 2: score, "reward": predicted, "ends": np.zeros(12)}
+    rows = world_model._source_rows(scored, [base] * 3, windows, windows.starts, of_tracker)
+    found = {r["metric"]: (r["value"], r["baseline"]) for r in replay.of_source(rows, "tracker")}
+    assert found["l1_accuracy[source tracker]"] == (0.75, 0.25)
+    assert found["l2_cross_entropy[source tracker]"] == (np.mean([0, 1, 4, 5]), 7.0)
+    # The tracker's code changes only in its first window: 1, 4, 1.
+    assert found["l0_changed_accuracy[source tracker]"] == (0.5, 0.5)
+    assert found["reward_average_precision[source tracker]"] == (1.0, pytest.approx(1 / 6))
+    assert not [name for name in found if "repeat_last" in name]
 
 
 # ---- forward

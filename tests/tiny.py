@@ -65,6 +65,7 @@ class TinyReplay:
     games = ("pong", "breakout")
     episode_ids = np.repeat([0, 1, 2], [5, 3, 4])
     is_train = episode_ids != 1
+    source = np.zeros(12, np.int8)
     ram = np.zeros((12, 128), np.uint8)
     ram[:, 49], ram[1, 54] = 128, 100  # Pong's ball, in play in row 1 only
     rewards, continues = np.zeros(12, np.float32), np.ones(12, np.float32)
