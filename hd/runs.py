@@ -313,12 +313,16 @@ def provenance(run: Run, *, wall_seconds: float) -> dict:
             inputs[marker.relative_to(run.root).as_posix()] = sha256_of(marker)
     return {"stage": run.stage, "profile": run.profile.name, "variant": run.variant,
             "seed": run.seed, "games": list(run.games), "identity": run.identity,
-            **run.settings, "git": git_state(),
+            **run.settings, **circumstances(wall_seconds), "inputs": inputs}
+
+
+def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> dict:
+    """Commit, versions, device, threads, time and memory behind a number."""
+    return {"git": git_state(),
             "python": platform.python_version(), "platform": platform.system(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "packages": {name: importlib.metadata.version(name) for name in packages},
             "device": device_name(), "threads": torch.get_num_threads(),
-            "wall_seconds": round(wall_seconds, 2), "peak_memory_mb": peak_memory_mb(),
-            "inputs": inputs}
+            "wall_seconds": round(wall_seconds, 2), "peak_memory_mb": peak_memory_mb()}
 
 
 def row(metric: str, value, *, game: str = "all", split: str = "val", step=None,
