@@ -5,6 +5,7 @@ Worker processes import this module: torch is not needed here.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
@@ -85,6 +86,12 @@ def _start(stop, together, num_steps: int) -> None:
     _player, _together = Player(num_steps), together
 
 
+@atexit.register
+def _forget() -> None:
+    global _player
+    _player = None  # emulators alive at exit make ALE print a warning
+
+
 def _play(what: str) -> None:
     _together.wait(PATIENCE)  # else a process that is ready early would play for a late one too
     getattr(_player, what)()
@@ -93,6 +100,7 @@ def _play(what: str) -> None:
 def standard_env() -> gymnasium.Env:
     """The game behind gymnasium's standard wrapper: 84x84 grey, pooled, four frames a step."""
     gymnasium.register_envs(ale_py)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     env = gymnasium.make(GAMES[GAME].gym_id, frameskip=1, repeat_action_probability=0.0,
                          full_action_space=True)
     return gymnasium.wrappers.AtariPreprocessing(env, noop_max=0)
