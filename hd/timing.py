@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import cProfile
 import operator
+import os
 import pstats
 import statistics
 import time
@@ -126,6 +127,7 @@ def _look_at_torch(work) -> list[tuple]:
     if device().type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
         column = "self_device_time_total"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print its start and its end
     with torch.profiler.profile(activities=activities) as profile:
         work()
     return [(getattr(event, column), event.key, event.count) for event in profile.key_averages()]
