@@ -56,11 +56,11 @@ def sizes_for(kind: str, *, quick: bool = False) -> Sizes:
     """kind: "cpu" or "gpu". A GPU times the models of paper, a CPU those of desk."""
     if quick:
         tiny = _resized(PROFILES["smoke"], anchors=8, windows=2)
-        return Sizes(tiny, episode=20, frames=60, batches=1, rows=1200, dreams=(3,), horizon=2,
-                     growth=(100, 300), product=64, tokens={})
+        return Sizes(tiny, episode=20, frames=60, encoder_steps=1, steps=1, batches=1, rows=1200,
+                     dreams=(3,), horizon=2, growth=(100, 300), product=64, tokens={})
     if kind == "gpu":
-        return Sizes(_resized(PROFILES["paper"], anchors=256, windows=32), steps=20, batches=20,
-                     product=8192, tokens={})
+        return Sizes(_resized(PROFILES["paper"], anchors=256, windows=32), encoder_steps=40,
+                     steps=20, batches=20, product=8192, tokens={})
     return Sizes(_resized(PROFILES["desk"], anchors=256, windows=16))
 
 

@@ -6,6 +6,8 @@ A stage yields duels (hd.timing); each is over before the next is made.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +42,8 @@ class Sizes:
     profile: Profile
     episode: int = 800  # agent steps per process
     frames: int = 2000  # stored steps from which batches are read
-    steps: int = 1  # of training
+    encoder_steps: int = 8  # of training; a loader needs some until its workers keep up
+    steps: int = 2  # of training the world model, and of the encoder from many stored steps
     batches: int = 5  # read
     rows: int = 300_000  # embeddings that are quantized
     dreams: tuple[int, ...] = (64, 1024)  # batch sizes
@@ -134,6 +137,7 @@ class Contest:
     stage: str
     unit: str
     per_step: int  # units that a step works on
+    count: int  # of steps
     ours: Training
     batches: Callable[[int], dict]
     theirs: Training
@@ -146,7 +150,7 @@ class Contest:
 
 def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
     """Training, its share of the peak, and reading its batches."""
-    count, ours = sizes.steps, contest.ours
+    count, ours = contest.count, contest.ours
     amount = count * contest.per_step
     yield Duel(contest.stage, contest.unit,
                per_second(lambda: ours.steps_with_reading(contest.batches, count), amount),
@@ -188,10 +192,10 @@ def encoding(sizes: Sizes, data: Replay) -> Iterator[Duel]:
     run, on_cpu = Run("encoder", sizes.profile, games=GAMES), device_kind() == "cpu"
     size, model = run.cfg.batch_size, encoder.AtariEncoder(run.cfg)
     stacks = torch.from_numpy(data.stack(np.arange(len(data))))
-    feed = opponents.LoaderFeed(opponents.Triples(stacks), batch_size=size, count=sizes.steps,
-                                collate=opponents.triples_to_batch)
+    feed = opponents.LoaderFeed(opponents.Triples(stacks), batch_size=size,
+                                count=sizes.encoder_steps, collate=opponents.triples_to_batch)
     yield from _training_duels(sizes, Contest(
-        "encoder training", "images/s", 3 * size, Training(run, model),
+        "encoder training", "images/s", 3 * size, sizes.encoder_steps, Training(run, model),
         encoder.frames_to_compare(run, data),
         Training(run, opponents.PlainEncoder(run.cfg), plain=True), feed,
         "the same network in float32, NCHW, DataLoader of 2 workers",
@@ -210,7 +214,7 @@ def world_modelling(sizes: Sizes, data: Replay) -> Iterator[Duel]:
     feed = opponents.LoaderFeed(opponents.StepWindows(columns, cfg.max_steps),
                                 batch_size=cfg.batch_size, count=sizes.steps)
     yield from _training_duels(sizes, Contest(
-        "world-model training", "tokens/s", 4 * cfg.batch_size * cfg.max_steps,
+        "world-model training", "tokens/s", 4 * cfg.batch_size * cfg.max_steps, sizes.steps,
         Training(run, model), lambda i: windows.batch(windows.batch_starts(i), cfg.max_steps),
         Training(run, opponents.PlainWorldModel(cfg), plain=True), feed,
         "the same model on nn.MultiheadAttention with a float mask, float32, DataLoader",
@@ -346,9 +350,11 @@ def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
     def training_step(batches):
         return milliseconds(lambda: trainer.steps_with_reading(batches, sizes.steps), sizes.steps)
 
-    def reading(batches, batch_of_windows):
-        return milliseconds(lambda: [(batches(i), batch_of_windows())
-                                     for i in range(sizes.batches)], sizes.batches)
+    unseen = itertools.count(1_000_000)  # batches that no training step has read
+
+    def read(batches, batch_of_windows):
+        for i in itertools.islice(unseen, sizes.batches):
+            batches(i), batch_of_windows()
 
     def memory(n):
         def held():
@@ -365,8 +371,10 @@ def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
                    max_pairs=1)
         yield Duel(f"{name}, memory while training", "MB", memory(n), memory(few), against,
                    "<= 1.1")
-        now, at_first = opened(n), opened(few)
+        now, then = opened(n), opened(few)
+        here = functools.partial(read, *now)
         yield Duel(f"{name}, encoder training", "ms/step", training_step(now[0]),
-                   training_step(at_first[0]), against, "<= 1.1")
-        yield Duel(f"{name}, reading", "ms/batch", reading(*now), reading(*at_first), against)
-        del now, at_first
+                   training_step(then[0]), against, "<= 1.1", profiled=here)
+        yield Duel(f"{name}, reading", "ms/batch", milliseconds(here, sizes.batches),
+                   milliseconds(functools.partial(read, *then), sizes.batches), against)
+        del now, then, here
