@@ -76,9 +76,14 @@ def make_parser() -> Parser:
 
     check = _add(commands, "check", run_checks, "validate data, model and mask; plays if needed")
     _add_choices(check, profile="smoke")
-    _add(commands, "bench", run_benchmark, "side-by-side timings")
+    bench = _add(commands, "bench", run_benchmark, "side-by-side timings")
+    bench.add_argument("--pairs", type=_number, default=5, help="timings of each side")
+    bench.add_argument("--quick", action="store_true",
+                       help="tiny sizes, to see that it runs; never published")
     publish = _add(commands, "publish", publish_profile, "copy fresh tables and figures for git")
-    publish.add_argument("--profile", required=True, help=_one_of(config.PROFILES))
+    publish.add_argument("--profile", help=_one_of(config.PROFILES))
+    publish.add_argument("--benchmark", action="store_true",
+                         help="what bench measured, instead of a profile")
     publish.add_argument("--variant", default="base", help="one, or all")
     publish.add_argument("--seed", type=_number, help="all seeds unless one is given")
     publish.add_argument("--weights", action="store_true",
@@ -183,12 +188,21 @@ def run_checks(args) -> int:
 
 def run_benchmark(args):
     """Side-by-side timings."""
+    if not isinstance(args.pairs, int) or args.pairs < 1:
+        raise InputError(f"pairs must be a whole number from 1; got {args.pairs!r}")
     from hd.benchmark import main as benchmark
-    return benchmark()
+    return benchmark(pairs=args.pairs, quick=args.quick)
 
 
 def publish_profile(args) -> None:
-    """Copy a profile's fresh tables and figures into results/ and figures/."""
+    """Copy a profile's fresh tables and figures, or the benchmark, into results/ and figures/."""
+    if args.benchmark == bool(args.profile):
+        raise InputError("publish needs either --profile or --benchmark")
+    if args.benchmark:
+        from hd.publishing import publish_benchmark
+        copied = publish_benchmark()
+        print(f"{len(copied)} files published; look at them with git diff, then commit them")
+        return
     config.resolve(args.profile, "base" if args.variant == "all" else args.variant)
     if args.seed is not None:
         config.check_seed(args.seed)

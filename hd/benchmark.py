@@ -1,209 +1,103 @@
 """Side-by-side timings of the hot stages: ours and what a user would pick instead, in one run.
 
-Both sides run in turn, A B A B, with the same threads; the ratio is taken pair by pair, so it
-holds when the machine's speed drifts. Rows go to results/benchmark below the artefact folder.
+Both sides run in turn with the same threads and processes; the ratio of ours to theirs is held to
+a bar. The table, its provenance and, for bars that are not met, where the time goes are written
+below the artefact folder; hd.publishing publishes them.
 """
 
 from __future__ import annotations
 
-import statistics
+import contextlib
+import dataclasses
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
-import gymnasium
-import numpy as np
 import pandas as pd
-import torch
-from ale_py import ALEInterface, roms
-from ale_py.vector_env import AtariVectorEnv
-from torch import nn
-from vector_quantize_pytorch import ResidualVQ as TheirVQ
 
-from hd import atari, machine, runs
-from hd.config import EncoderConfig, WorldModelConfig
-from hd.encoder import AtariEncoder, temporal_infonce
-from hd.imagination import imagine
-from hd.storage import artifacts_root, shown, write_atomically
-from hd.tokenizer import ResidualVQ
-from hd.world_model import WorldModel
+from hd import notebooks
+from hd.benchmark_stages import Sizes, duels
+from hd.benchmark_table import COLUMNS, PROFILE_COLUMNS, fresh_folder, profile_beside
+from hd.config import PROFILES, InputError, Profile
+from hd.machine import PACKAGES, circumstances, device_kind, git_state
+from hd.runs import seed_everything
+from hd.storage import sha256_of, shown, write_atomically, write_json
+from hd.timing import measure, where_time_goes
 
-PAIRS = 5
+LIBRARY = "vector-quantize-pytorch"
 
 
-@dataclass
-class Duel:
-    """Ours against theirs; each call does `units` of work and returns nothing."""
+def main(*, pairs: int = 5, quick: bool = False) -> int:
+    """Run every duel, print each as it ends, store the tables; returns 0.
 
-    stage: str
-    unit: str
-    units: int
-    ours: Callable[[], object]
-    theirs: Callable[[], object]
-    against: str
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def measure(duel: Duel, pairs: int = PAIRS) -> dict:
-    """Median units per second of both sides, and the median, least and largest ratio of pairs."""
-    duel.ours(), duel.theirs()  # a warm-up each
-    times = [(_seconds(duel.ours), _seconds(duel.theirs)) for _ in range(pairs)]
-    ratios = [theirs / ours for ours, theirs in times]
-    ours, theirs = (duel.units / statistics.median(side) for side in zip(*times))
-    return {"stage": duel.stage, "unit": duel.unit, "ours": ours, "theirs": theirs,
-            "against": duel.against, "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios), "ratio_max": max(ratios), "pairs": pairs,
-            "device": machine.device_name(), "threads": torch.get_num_threads()}
-
-
-def collecting(steps: int = 1000) -> Iterator[Duel]:
-    """One process: our environment against the bare emulator, the standard wrappers and ale-py's
-    own vector environment with one game."""
-    env = atari.AtariGame("pong")
-    bare = ALEInterface()
-    bare.loadROM(roms.get_rom_path("pong"))
-    wrapped = gymnasium.wrappers.AtariPreprocessing(gymnasium.make(
-        "ALE/Pong-v5", frameskip=1, repeat_action_probability=0.0, full_action_space=True))
-
-    vector = AtariVectorEnv("pong", 1, num_threads=1, full_action_space=True)
-
-    def ours():
-        env.reset(seed=0)
-        for _ in range(steps):
-            env.step(0)
-
-    def emulator():
-        bare.reset_game()
-        for _ in range(4 * steps):
-            bare.act(0)
-
-    def standard():
-        wrapped.reset(seed=0)
-        for _ in range(steps):
-            wrapped.step(0)
-
-    def vectorised():
-        vector.reset(seed=0)
-        for _ in range(steps):
-            vector.step(np.zeros(1, np.int64))
-
-    yield Duel("collecting", "steps", steps, ours, emulator, "the bare emulator")
-    yield Duel("collecting", "steps", steps, ours, vectorised, "ale-py AtariVectorEnv, one game")
-    yield Duel("collecting", "steps", steps, ours, standard, "gymnasium AtariPreprocessing")
-
-
-def encoding(batch: int = 256) -> Iterator[Duel]:
-    """One training step of the encoder, against float32 in the default memory layout."""
-    frames = torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8)
-    device = runs.device()
-    fast, plain = AtariEncoder(EncoderConfig()).to(device), AtariEncoder(EncoderConfig())
-    plain = plain.to(device, memory_format=torch.contiguous_format)
-
-    def ours():
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            half = fast(frames.to(device)).chunk(2)
-        temporal_infonce(*half, temperature=0.1).backward()
-        fast.zero_grad()
-
-    def theirs():
-        pixels = frames.to(device).float() / 255
-        embeddings = nn.functional.normalize(plain.head(plain.convolutions(pixels)), dim=1)
-        temporal_infonce(*embeddings.chunk(2), temperature=0.1).backward()
-        plain.zero_grad()
-
-    yield Duel("encoder training", "images", batch, ours, theirs,
-               "the same network in float32, NCHW")
-
-
-def quantizing(num_rows: int = 30_000) -> Iterator[Duel]:
-    """Fitting three levels of 256 codes for 20 batches, then encoding all rows."""
-    rows = torch.nn.functional.normalize(torch.randn(num_rows, 384), dim=1)
-
-    def fit(model):
-        model.train()
-        for i in range(20):
-            model(rows[i * 1024:(i + 1) * 1024])
-        model.eval()
-        with torch.no_grad():
-            model(rows)
-
-    yield Duel("residual VQ", "rows", num_rows, lambda: fit(ResidualVQ()),
-               lambda: fit(TheirVQ(dim=384, num_quantizers=3, codebook_size=256,
-                                   kmeans_init=True)), "vector-quantize-pytorch")
-
-
-def world_modelling(batch: int = 4) -> Iterator[Duel]:
-    """One training step of the 11M-parameter model, against attention with a float mask."""
-    cfg, device = WorldModelConfig(), runs.device()
-    model = WorldModel(cfg).to(device)
-    layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(
-        cfg.dim, cfg.num_heads, cfg.ffn_dim, cfg.dropout, "gelu", batch_first=True,
-        norm_first=True), cfg.num_layers, enable_nested_tensor=False).to(device)
-    tokens = torch.randint(cfg.num_codes, (batch, cfg.max_steps, 3), device=device)
-    data = {"tokens": tokens, "actions": tokens[..., 0] % 18,
-            "rewards": torch.zeros(tokens.shape[:2], device=device),
-            "continues": torch.ones(tokens.shape[:2], device=device)}
-    mask = torch.zeros(model.mask.shape, device=device).masked_fill(~model.mask, float("-inf"))
-
-    def ours():
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = model.loss(data).total
-        loss.backward()
-        model.zero_grad()
-
-    def theirs():
-        hidden = layers(model.embed(tokens, data["actions"]), mask=mask)
-        (model.code_heads[0](hidden).square().mean() * 3).backward()
-        layers.zero_grad()
-        model.zero_grad()
-
-    yield Duel("world-model training", "tokens", batch * cfg.max_steps * 4, ours, theirs,
-               "nn.TransformerEncoder with a float mask, float32")
-
-
-def imagining(batch: int = 16, horizon: int = 15) -> Iterator[Duel]:
-    """Dreams with the KV cache, against a full forward pass for every token."""
-    model = WorldModel(WorldModelConfig(), torch.randn(3, 256, 384)).to(runs.device()).eval()
-    tokens = torch.randint(256, (batch, 16, 3), device=runs.device())
-    actions = tokens[:, 1:, 0] % 18
-    generator = torch.Generator().manual_seed(0)
-
-    def act(features, generator):
-        return torch.zeros(len(features), dtype=torch.long, device=features.device)
-
-    @torch.no_grad()
-    def full():
-        codes, acted = tokens, torch.cat([actions, actions[:, :1]], 1)
-        for _ in range(horizon):
-            for _ in range(3):
-                model(codes, acted)
-            codes = torch.cat([codes, codes[:, -1:]], 1)
-            acted = torch.cat([acted, acted[:, -1:]], 1)
-
-    yield Duel("imagination", "steps", batch * horizon,
-               lambda: imagine(model, tokens, actions, act, horizon=horizon, generator=generator),
-               full, "a full forward pass for every token")
-
-
-def main(pairs: int = PAIRS) -> int:
-    """Run every duel, print and store the table; returns 0."""
-    rows = []
-    for make in (collecting, encoding, quantizing, world_modelling, imagining):
-        for duel in make():
-            rows.append(measure(duel, pairs))
-            last = rows[-1]
-            print(f"{last['stage']:22} {last['ours']:10,.0f} {last['unit']}/s, "
-                  f"{last['ratio']:.2f}x {last['against']} "
-                  f"({last['ratio_min']:.2f} to {last['ratio_max']:.2f})", flush=True)
-    path = artifacts_root() / "benchmark" / "benchmark.csv"
-    table = pd.DataFrame(rows).assign(commit=machine.git_state()["commit"],
-                                      dirty=machine.git_state()["dirty"], numpy=np.__version__,
-                                      torch=torch.__version__)
-    write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.4g"))
-    print(f"written: {shown(path)}")
+    quick: tiny sizes, only to see that everything runs. Raises InputError before any work where
+    the library to compare with is missing.
+    """
+    if not find_spec(LIBRARY.replace("-", "_")):
+        raise InputError(f"the benchmark needs the package {LIBRARY}: install the dev extra")
+    target = fresh_folder() / f"{device_kind()}{'-quick' * quick}.csv"
+    with notebooks.exclusive(target), _scratch(target) as scratch:
+        seed_everything(0)
+        began, rows, profiles = time.monotonic(), [], []
+        with contextlib.closing(duels(sizes_for(device_kind(), quick=quick), scratch)) as all_of:
+            for duel in all_of:
+                rows.append(measure(duel, pairs))
+                print(in_a_line(rows[-1], time.monotonic() - began), flush=True)
+                if rows[-1]["met"] is False:
+                    profiles += where_time_goes(duel)
+        _store(target, rows, profiles, wall_seconds=time.monotonic() - began)
+    print(f"written: {shown(target)}")
     return 0
+
+
+def sizes_for(kind: str, *, quick: bool = False) -> Sizes:
+    """kind: "cpu" or "gpu". A GPU times the models of paper, a CPU those of desk."""
+    if quick:
+        tiny = _resized(PROFILES["smoke"], anchors=8, windows=2)
+        return Sizes(tiny, episode=20, frames=60, encoder_steps=1, steps=1, batches=1, rows=1200,
+                     dreams=(3,), horizon=2, growth=(100, 300), product=64, tokens={})
+    if kind == "gpu":
+        return Sizes(_resized(PROFILES["paper"], anchors=256, windows=32), encoder_steps=40,
+                     steps=20, batches=20, product=8192, tokens={})
+    return Sizes(_resized(PROFILES["desk"], anchors=256, windows=16))
+
+
+def _resized(profile: Profile, *, anchors: int, windows: int) -> Profile:
+    return dataclasses.replace(
+        profile, encoder=dataclasses.replace(profile.encoder, batch_size=anchors),
+        world_model=dataclasses.replace(profile.world_model, batch_size=windows, accumulate=1))
+
+
+@contextlib.contextmanager
+def _scratch(target: Path):
+    """A folder beside the table; what a killed benchmark left there goes first."""
+    folder = target.with_name(f"{target.stem}-scratch")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_a_line(row: dict, elapsed: float) -> str:
+    """A row as it is printed while the benchmark runs."""
+    bar = {None: "", True: f", bar {row['bar']}: met", False: f", bar {row['bar']}: NOT met"}
+    return (f"{elapsed:4.0f} s  {row['stage']}: {row['ours']:,.4g} {row['unit']}, "
+            f"{row['ratio']:.3g} x {row['against']} ({row['theirs']:,.4g}; {row['ratio_min']:.3g} "
+            f"to {row['ratio_max']:.3g}, {row['pairs']} pairs){bar[row['met']]}")
+
+
+def _store(target: Path, rows: list[dict], profiles: list[dict], *, wall_seconds: float) -> None:
+    """The table, what was profiled, and their provenance with the sha256 of both."""
+    made = circumstances(wall_seconds, (*PACKAGES, LIBRARY))
+    table = pd.DataFrame(rows).assign(device=made["device"], threads=made["threads"],
+                                      **git_state())
+    found = pd.DataFrame(profiles, columns=list(PROFILE_COLUMNS))
+    for path, part in ((target, table[list(COLUMNS)]), (profile_beside(target), found)):
+        write_atomically(path, lambda aside, part=part: part.to_csv(
+            aside, index=False, float_format="%.4g"))
+    write_json(target.with_suffix(".json"), {
+        **made, "processes": os.cpu_count(), "sha256": sha256_of(target),
+        "profile_sha256": sha256_of(profile_beside(target))})

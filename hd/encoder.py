@@ -194,7 +194,7 @@ def train(run: Run) -> tuple[AtariEncoder, dict]:
     """Train on the training episodes of all games; returns the encoder and the record."""
     data = replay.open_run(run)
     batches = _frames_to_read(run, data) if run.cfg.objective == "supervised" else \
-        _frames_to_compare(run, data)
+        frames_to_compare(run, data)
     watched = {game: held_out_stretches(data, game, WATCHED_ROWS) for game in data.games}
     runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
     model = _network(run)
@@ -209,7 +209,8 @@ def _network(run: Run) -> AtariEncoder:
         game_state.num_coordinates(run.games) if is_supervised else 0))
 
 
-def _frames_to_compare(run: Run, data) -> Callable[[int], dict]:
+def frames_to_compare(run: Run, data) -> Callable[[int], dict]:
+    """The i-th contrastive batch of training rows of hd.replay.Replay, from i alone."""
     starts = np.flatnonzero(data.is_train & data.has_next)
     make = BATCHES[run.cfg.negatives]
 

@@ -14,6 +14,7 @@ from hd.figures import COLOURS, GREY, LEVELS, axis_label, bars, panels, show, st
 from hd.report import TITLES, load_with_record, number, summarise, tables_of
 from hd.storage import ROOT
 
+BAR = re.compile(r"([<>]=) ([\d.]+)")
 FLOOR = re.compile(r"l0_state_floor\[(sticky [\d.]+)\]")
 
 
@@ -212,3 +213,43 @@ def shared_codes(found: Sequence[dict]) -> Figure:
             ax.set(xticks=[], yticks=[], title=title)
         line[0].set_ylabel(f"code {one['code']}")
     return fig
+
+
+def show_benchmark(table: pd.DataFrame) -> None:
+    """Show the ratios of hd.benchmark_table.published beside their bars, if there are any."""
+    if (table["bar"] != "").any():
+        show(benchmark_ratios(table[table["bar"] != ""]))
+
+
+@styled
+def benchmark_ratios(table: pd.DataFrame) -> Figure:
+    """A panel per device, a line per bar: the median ratio of ours to theirs with its least and
+    most, on a logarithmic axis, and the bar as a stroke; shaded is where the bar is met."""
+    kinds = list(dict.fromkeys(table["kind"]))
+    longest = table["kind"].value_counts().max()
+    fig, axes = panels(len(kinds), 1, width=7.5, height=0.9 + 0.24 * longest)
+    for (ax,), kind in zip(axes, kinds):
+        rows = table[table["kind"] == kind].to_dict("records")
+        low = min(min(row["ratio_min"], _limit(row)) for row in rows) / 2
+        high = max(max(row["ratio_max"], _limit(row)) for row in rows) * 2
+        for place, row in enumerate(rows):
+            limit, ratio = _limit(row), row["ratio"]
+            ends = (limit, high) if row["bar"].startswith(">=") else (low, limit)
+            ax.barh(place, ends[1] - ends[0], 0.8, left=ends[0], color="#eeeeee")
+            ax.plot([limit, limit], [place - 0.4, place + 0.4], color="black")
+            colour = COLOURS[0] if str(row["met"]) == "True" else COLOURS[4]
+            ax.plot([row["ratio_min"], row["ratio_max"]], [place] * 2, color=colour, lw=1)
+            ax.plot(ratio, place, "o", ms=5, color=colour)
+        ax.set_yticks(range(len(rows)), [f"{row['stage']}\nagainst {_cut(row['against'])}"
+                                         for row in rows], fontsize=6)
+        ax.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.4, -0.6),
+               xlabel="ours / theirs (shaded: the bar is met)", title=kind)
+    return fig
+
+
+def _limit(row: Mapping) -> float:
+    return float(BAR.fullmatch(row["bar"])[2])
+
+
+def _cut(text: str, length: int = 48) -> str:
+    return text if len(text) <= length else text[:length - 1].rstrip(" ,") + "…"

@@ -25,6 +25,11 @@ def device() -> torch.device:
     return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def device_kind() -> str:
+    """Which benchmark this machine makes, "cpu" or "gpu"."""
+    return "cpu" if device().type == "cpu" else "gpu"
+
+
 def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> dict:
     """Commit, versions, device, threads, time and memory behind a number."""
     return {"git": git_state(),
@@ -74,3 +79,19 @@ def peak_memory_mb() -> float:
     if torch.cuda.is_available():
         peak += torch.cuda.max_memory_allocated() / 2**20
     return round(peak, 1)
+
+
+def resident_memory_mb() -> float:
+    """Memory that this process holds now, in MB, without the pages of mapped files where the
+    system tells them apart (Linux): it takes those back when it needs them."""
+    import psutil  # late: only benchmarks ask
+
+    held = psutil.Process().memory_info()
+    return (held.rss - getattr(held, "shared", 0)) / 2**20
+
+
+def available_memory_mb() -> float:
+    """Memory that can be had without swapping, in MB."""
+    import psutil
+
+    return psutil.virtual_memory().available / 2**20

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from hd import claims, config
+from hd import benchmark_table, claims, config
+from hd.benchmark_table import KINDS, fresh_folder, profile_beside
 from hd.config import GAMES, InputError
 from hd.evidence import devices_and_commits
 from hd.machine import asked_git
@@ -155,6 +156,26 @@ def _beside(path: Path, record: Mapping) -> list[Path]:
     beside = [path.with_name(f"{path.stem}{kind}.csv") for kind in BESIDE]
     return [file for file in beside if file.exists()
             and file.name in record.get("beside", [file.name])]
+
+
+def publish_benchmark(*, root: Path = ROOT) -> list[Path]:
+    """Copy what python -m hd bench measured, on each kind of device, into root's
+    results/benchmark/; returns the copies. Raises InputError as publish does."""
+    check_clean(root)
+    paths = [fresh_folder() / f"{kind}.csv" for kind in KINDS]
+    if not (paths := [path for path in paths if path.exists()]):
+        raise InputError(f"no benchmark below {shown(fresh_folder())}; make it: python -m hd bench")
+    for path in paths:
+        record = benchmark_table.load_with_record(path)[2]
+        if record["git"]["dirty"] is not False:
+            raise InputError(f"{shown(path)} was not made from a clean commit; commit, then make "
+                             f"it again: python -m hd bench")
+    copies = [copy for path in paths
+              for copy in (path, path.with_suffix(".json"), profile_beside(path))]
+    targets = {root / "results" / "benchmark" / path.name: path for path in copies}
+    for target, path in targets.items():
+        write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
+    return sorted(targets)
 
 
 def check_clean(root: Path) -> None:

@@ -7,6 +7,7 @@ games stand one after the other; a row number is valid over all of them. Frames 
 
 from __future__ import annotations
 
+import mmap
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from hd.runs import Run, row
 from hd.storage import shown
 
 STACK = 4
+SCATTERED = 8  # stored rows for each one read, from which on it pays to read each by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +134,19 @@ class Replay:
         bounds = np.searchsorted(ordered, self.offsets)
         out = np.empty((len(rows), 84, 84), np.uint8)
         for game_frames, offset, low, high in zip(self.frames, self.offsets, bounds, bounds[1:]):
-            out[order[low:high]] = game_frames[ordered[low:high] - offset]
+            picks = ordered[low:high] - offset
+            _advise(game_frames, picks)
+            out[order[low:high]] = game_frames[picks]
         return out
+
+
+def _advise(frames: np.ndarray, rows: np.ndarray) -> None:
+    """Tell the system whether the rows (M,) of mapped frames, ascending, are scattered: then it
+    reads these alone. By itself it reads megabytes around each, which many stored steps do not
+    leave in memory until they are needed."""
+    if len(rows) and isinstance(frames.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        is_scattered = rows[-1] - rows[0] > SCATTERED * len(rows)
+        frames.base.madvise(mmap.MADV_RANDOM if is_scattered else mmap.MADV_NORMAL)
 
 
 @lru_cache(maxsize=4)

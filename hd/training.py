@@ -153,10 +153,10 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
     with tracker_for(run) as tracker, ThreadPoolExecutor(1) as loader, tqdm(
             total=cfg.num_steps, initial=first, desc=run.stage, mininterval=2.0,
             file=sys.stdout, unit="step") as progress:
-        feed = _Feed(batches, loader, first * cfg.accumulate, cfg.num_steps * cfg.accumulate)
+        feed = Feed(batches, loader, first * cfg.accumulate, cfg.num_steps * cfg.accumulate)
         for step in range(first, cfg.num_steps):
             iteration = time.monotonic()
-            parts = _step(model, feed, optimizer, scaler, dtype, run, step)
+            parts = one_step(model, feed, optimizer, scaler, dtype, run, step)
             for key, value in parts.items():
                 pending.setdefault(key, []).append(value)
             done = step + 1
@@ -184,8 +184,8 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
     return runs.save_model(run, model.eval(), wall_seconds=wall, history=history)
 
 
-class _Feed:
-    """Batches made one ahead in a thread."""
+class Feed:
+    """Batches first to end, made one ahead in a thread of the executor `loader`."""
 
     def __init__(self, batches, loader, first, end):
         self.batches, self.loader, self.end = batches, loader, end
@@ -200,8 +200,11 @@ class _Feed:
         return batch
 
 
-def _step(model, feed, optimizer, scaler, dtype, run, step) -> dict[str, torch.Tensor]:
-    """One optimizer step over cfg.accumulate batches; returns the mean parts, detached."""
+def one_step(model, feed, optimizer, scaler, dtype, run, step) -> dict[str, torch.Tensor]:
+    """One optimizer step over cfg.accumulate batches; returns the mean parts, detached.
+
+    feed.next() gives a batch; dtype is the autocast type, None for float32.
+    """
     cfg, device = run.cfg, runs.device()
     # All 32 bits that the CPU's generator reads must depend on the seed and on the step.
     torch.manual_seed(int(runs.rng_for(run.seed, run.stage, step).integers(2**32)))

@@ -77,7 +77,10 @@ def one_line(capsys):
     ("play --policy best", "unknown policy 'best'; allowed: recorded, random, agent, tracker"),
     ("play --steps 0", "steps must be a whole number from 1 to 3000; got 0"),
     ("check --profile smok", "unknown profile 'smok'"),
-    ("publish", "--profile"),
+    ("bench --pairs 0", "pairs must be a whole number from 1; got 0"),
+    ("bench --pairs two", "pairs must be a whole number from 1; got 'two'"),
+    ("publish", "publish needs either --profile or --benchmark"),
+    ("publish --profile quick --benchmark", "publish needs either --profile or --benchmark"),
     ("publish --profile smok", "unknown profile 'smok'"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(book, capsys, words, says):

@@ -3,12 +3,9 @@
 import re
 
 import pytest
-from tiny import commit, git, write_table
+from tiny import commit, git, write_benchmark, write_table
 
-from hd import (
-    publishing,
-    report,
-)
+from hd import benchmark_table, publishing, report
 from hd.config import InputError
 from hd.runs import row
 
@@ -162,3 +159,37 @@ def test_publishing_refuses_a_damaged_table_and_a_folder_without_git(checkout, f
         publishing.publish("quick", root=checkout)
     with pytest.raises(InputError, match="git working tree"):
         publishing.publish("quick", root=tmp_path)
+
+
+# ---- the benchmark
+
+@pytest.fixture
+def benchmark_folder(tmp_path, monkeypatch):
+    """Where python -m hd bench would have written; empty."""
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "artifacts" / "benchmark"
+
+
+def test_publishing_the_benchmark_copies_every_device_with_its_provenance(checkout,
+                                                                          benchmark_folder):
+    for kind in ("cpu", "gpu", "cpu-quick"):
+        write_benchmark(benchmark_folder, kind)
+    written = [path.relative_to(checkout).as_posix()
+               for path in publishing.publish_benchmark(root=checkout)]
+    assert written == [f"results/benchmark/{name}" for name in (
+        "cpu-profile.csv", "cpu.csv", "cpu.json", "gpu-profile.csv", "gpu.csv", "gpu.json")]
+    found = benchmark_table.published(checkout / "results" / "benchmark")
+    assert found["kind"].tolist() == ["cpu"] * 3 + ["gpu"] * 3
+
+
+def test_publishing_the_benchmark_refuses_dirty_trees_and_nothing(checkout, benchmark_folder):
+    with pytest.raises(InputError, match=r"no benchmark below .* make it: python -m hd bench"):
+        publishing.publish_benchmark(root=checkout)
+    write_benchmark(benchmark_folder, dirty=True)
+    with pytest.raises(InputError, match=r"cpu\.csv was not made from a clean commit"):
+        publishing.publish_benchmark(root=checkout)
+    write_benchmark(benchmark_folder)
+    (checkout / "new.py").write_text("")
+    with pytest.raises(InputError, match=r"clean git tree; 1 changed, first new\.py"):
+        publishing.publish_benchmark(root=checkout)
+    assert not (checkout / "results").exists()

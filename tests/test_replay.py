@@ -1,6 +1,7 @@
 """hd.replay: split by episode, windows inside episodes, four frames stacked when read."""
 
 import dataclasses
+import mmap
 
 import numpy as np
 import pytest
@@ -131,6 +132,24 @@ def test_missing_truncated_and_empty_files_are_named(folder, name):
 def test_an_unknown_game_is_refused(folder):
     with pytest.raises(InputError, match="'tennis'; allowed: pong"):
         Replay.open(folder, ["tennis"], **OTHER)
+
+
+class Told(mmap.mmap):
+    """Mapped memory that keeps what it was told about reading ahead."""
+
+    def madvise(self, option):
+        self.said = [*getattr(self, "said", []), option]
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_RANDOM"), reason="needs madvise")
+def test_the_system_is_told_to_read_scattered_frames_alone_and_others_ahead(data):
+    memory = Told(-1, 1000 * 84 * 84)
+    frames = np.ndarray((1000, 84, 84), np.uint8, buffer=memory)
+    replay = dataclasses.replace(data, games=("pong",), frames=[frames],
+                                 offsets=np.array([0, 1000]))
+    replay._gather(np.array([990, 3, 500]))
+    replay._gather(np.arange(40, 80))
+    assert memory.said == [mmap.MADV_RANDOM, mmap.MADV_NORMAL]
 
 
 # ---- split

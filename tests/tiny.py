@@ -1,4 +1,4 @@
-"""Small stand-ins that tests of several modules share: metric tables, stored episodes, refusals."""
+"""Small stand-ins that tests share: metric tables, a benchmark, stored episodes, refusals."""
 
 import hashlib
 import json
@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hd import machine
+from hd import benchmark_table, machine
 from hd.config import GAMES, InputError
 from hd.runs import COLUMNS
+from hd.storage import sha256_of
 
 
 def refusal(function, *args, **kwargs) -> str:
@@ -50,6 +51,29 @@ def write_table(folder, rows, *, stage="encoder", variant="base", seed=0, **chan
     record = record_of(stage=stage, variant=variant, seed=seed, **changes)
     record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_suffix(".json").write_text(json.dumps(record))
+    return path
+
+
+def write_benchmark(folder, kind="cpu", dirty=False):
+    """A published benchmark of three rows, one bar not met."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [("encoder training", ">= 3", "True", 4.0), ("reading", "<= 0.1", "False", 0.25),
+            ("matrix product", "", "", 1.5)]
+    fixed = {"unit": "images/s", "ours": 1234.5, "theirs": 2.0, "against": "theirs", "pairs": 5,
+             "device": "Test CPU", "threads": 2, "commit": "abc1234567", "dirty": dirty}
+    table = pd.DataFrame([{"stage": stage, "bar": bar, "met": met, "ratio": ratio,
+                           "ratio_min": ratio / 2, "ratio_max": ratio * 2, **fixed}
+                          for stage, bar, met, ratio in rows])
+    profile = pd.DataFrame([("reading", "theirs", "replay._gather", 0.625, 12)],
+                           columns=list(benchmark_table.PROFILE_COLUMNS))
+    path = folder / f"{kind}.csv"
+    table[list(benchmark_table.COLUMNS)].to_csv(path, index=False)
+    profile.to_csv(benchmark_table.profile_beside(path), index=False)
+    path.with_suffix(".json").write_text(json.dumps({
+        "git": {"commit": "abc1234567", "dirty": dirty}, "device": "Test CPU", "threads": 2,
+        "processes": 2, "packages": {"torch": "2.0"}, "wall_seconds": 400.0,
+        "sha256": sha256_of(path),
+        "profile_sha256": sha256_of(benchmark_table.profile_beside(path))}))
     return path
 
 

@@ -1,0 +1,380 @@
+"""What the benchmark times, stage by stage: ours, and what a user would pick instead.
+
+A stage yields duels (hd.timing); each is over before the next is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hd import emulators, encoder, flops, opponents, tokenizer, training
+from hd.collection import STEP_TYPES, collect_game
+from hd.config import EncoderConfig, FramesConfig, Profile
+from hd.imagination import imagine
+from hd.machine import available_memory_mb, device, device_kind, resident_memory_mb
+from hd.quantization import LibraryVQ
+from hd.replay import Replay
+from hd.runs import Run
+from hd.timing import Duel, matrix_products, milliseconds, per_second, seconds
+from hd.windows import Windows
+from hd.world_model import WorldModel
+
+GAMES = (emulators.GAME,)
+CONTEXT = 16  # real steps before a dream
+MEMORY_PER_DREAM = 6.0  # MB that a full forward pass of the 11M-parameter model takes at most
+CHUNK = 65_536  # rows whose error is computed at once
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much one timing does; the defaults are for a CPU. The models are those of profile."""
+
+    profile: Profile
+    episode: int = 800  # agent steps per process
+    frames: int = 2000  # stored steps from which batches are read
+    encoder_steps: int = 8  # of training; a loader needs some until its workers keep up
+    steps: int = 2  # of training the world model, and of the encoder from many stored steps
+    batches: int = 5  # read
+    rows: int = 300_000  # embeddings that are quantized
+    dreams: tuple[int, ...] = (64, 1024)  # batch sizes
+    horizon: int = 15
+    growth: tuple[int, ...] = (30_000, 100_000, 300_000, 1_000_000)  # stored steps
+    product: int = 2048  # rows of the matrices that give the peak
+    # Of dreams by full forward passes: every token, or (steps ahead, level) that stand for it.
+    tokens: dict = field(default_factory=lambda: {
+        64: ((0, 0), (7, 1), (14, 2)), 1024: ((7, 0),)})
+
+
+def duels(sizes: Sizes, folder: Path) -> Iterator[Duel]:
+    """Every duel, in order. Stored steps go below folder."""
+    fast = training.precision(EncoderConfig(), device())
+    if fast is not None:
+        yield Duel(f"matrix product, {_named(fast)}", "GFLOP/s",
+                   matrix_products(fast, sizes.product),
+                   matrix_products(torch.float32, sizes.product), "float32")
+    yield from collecting(sizes)
+    cfg = FramesConfig(num_steps=sizes.frames, sources={"random": 1.0})
+    collect_game(GAMES[0], cfg, folder=folder / "frames", num_workers=1)
+    data = Replay.open(folder / "frames", GAMES, val_share=0.0, seed=0)
+    yield from encoding(sizes, data)
+    yield from world_modelling(sizes, data)
+    yield from quantizing(sizes)
+    yield from imagining(sizes)
+    yield from growing(sizes, folder)
+
+
+# ---- collecting
+
+def collecting(sizes: Sizes) -> Iterator[Duel]:
+    """Whole episodes into arrays, against the bare emulator stepping the very same frames and the
+    vector environments doing the same actions."""
+    count, here = os.cpu_count() or 1, emulators.Player(sizes.episode)
+    with contextlib.closing(emulators.Players(count, sizes.episode)) as players, \
+            contextlib.closing(emulators.gymnasium_envs(count)) as standard, \
+            contextlib.closing(emulators.ale_envs(count)) as vector:
+        steps = count * len(here.actions)
+
+        def against(theirs, name, bar):
+            return Duel("collecting", "steps/s", per_second(players.collect, steps),
+                        per_second(theirs, steps), name, bar, profiled=here.collect)
+        noun = f"{count} process{'es' * (count > 1)}"
+        yield against(players.emulate, f"the bare emulator, {noun}", ">= 0.65")
+        yield against(lambda: emulators.step_all(standard, here.actions),
+                      f"gymnasium AsyncVectorEnv, {noun}", ">= 1.5")
+        yield against(lambda: emulators.step_all(vector, here.actions),
+                      f"ale-py AtariVectorEnv, {count} threads", ">= 1.5")
+
+
+# ---- training
+
+class Training:
+    """Optimizer steps of one model as hd.training makes them; plain: in float32."""
+
+    def __init__(self, run: Run, model: torch.nn.Module, *, plain: bool = False):
+        self.run, self.model = run, model.to(device()).train()
+        self.dtype = None if plain else training.precision(run.cfg, device())
+        self.optimizer = training.make_optimizer(model, run.cfg)
+        self.scaler = torch.amp.GradScaler(device().type, enabled=self.dtype == torch.float16)
+        self.done = 0
+
+    def steps(self, feed, count: int) -> None:
+        """feed.next() gives a batch."""
+        for _ in range(count):
+            training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype, self.run,
+                              self.done)
+            self.done += 1
+
+    def steps_with_reading(self, batches: Callable[[int], dict], count: int) -> None:
+        """Batches are made one ahead in a thread, as in training."""
+        with ThreadPoolExecutor(1) as loader:
+            self.steps(training.Feed(batches, loader, self.done, self.done + count), count)
+
+
+@dataclass
+class Kept:
+    """A feed that gives the same batch again and again."""
+
+    batch: dict
+
+    def next(self) -> dict:
+        return self.batch
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One stage's training: ours, theirs, our batches, the arithmetic of a step and the bars."""
+
+    stage: str
+    unit: str
+    per_step: int  # units that a step works on
+    count: int  # of steps
+    ours: Training
+    batches: Callable[[int], dict]
+    theirs: Training
+    feed: opponents.LoaderFeed
+    against: str
+    flops: float  # of a step
+    bar: str
+    bar_of_peak: str
+
+
+def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
+    """Training, its share of the peak, and reading its batches."""
+    count, ours = contest.count, contest.ours
+    amount = count * contest.per_step
+    yield Duel(contest.stage, contest.unit,
+               per_second(lambda: ours.steps_with_reading(contest.batches, count), amount),
+               per_second(lambda: contest.theirs.steps(contest.feed.start(), count), amount),
+               contest.against, contest.bar)
+    batch = Kept(contest.batches(0))
+    peak = ours.dtype or torch.float32
+    yield Duel(f"{contest.stage}, share of peak", "GFLOP/s",
+               per_second(lambda: ours.steps(batch, count), 1e-9 * contest.flops * count),
+               matrix_products(peak, sizes.product), f"matrix product, {_named(peak)}",
+               contest.bar_of_peak)
+
+    def read():
+        for i in range(sizes.batches):
+            contest.batches(i)
+    yield Duel(f"reading for {contest.stage}", "ms/batch", milliseconds(read, sizes.batches),
+               milliseconds(lambda: ours.steps(batch, count), count), "its training step",
+               "<= 0.1", profiled=read)
+
+    def memory_after_reading():
+        read()
+        return resident_memory_mb()
+    at_first: list[float] = []
+
+    def memory_at_first():
+        if not at_first:
+            at_first.append(resident_memory_mb())
+        return at_first[0]
+    yield Duel(f"reading for {contest.stage}, memory", "MB", memory_after_reading, memory_at_first,
+               "after the first batches", "<= 1.05")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def encoding(sizes: Sizes, data: Replay) -> Iterator[Duel]:
+    """The seed's triples: three frame stacks for each anchor."""
+    run, on_cpu = Run("encoder", sizes.profile, games=GAMES), device_kind() == "cpu"
+    size, model = run.cfg.batch_size, encoder.AtariEncoder(run.cfg)
+    stacks = torch.from_numpy(data.stack(np.arange(len(data))))
+    feed = opponents.LoaderFeed(opponents.Triples(stacks), batch_size=size,
+                                count=sizes.encoder_steps, collate=opponents.triples_to_batch)
+    yield from _training_duels(sizes, Contest(
+        "encoder training", "images/s", 3 * size, sizes.encoder_steps, Training(run, model),
+        encoder.frames_to_compare(run, data),
+        Training(run, opponents.PlainEncoder(run.cfg), plain=True), feed,
+        "the same network in float32, NCHW, DataLoader of 2 workers",
+        flops.encoder_training(model, 3 * size), ">= 3" if on_cpu else "", ""))
+
+
+def world_modelling(sizes: Sizes, data: Replay) -> Iterator[Duel]:
+    """Windows of the played steps with random codes."""
+    run, on_cpu = Run("world_model", sizes.profile, games=GAMES), device_kind() == "cpu"
+    cfg, windows = run.cfg, _windows(run, data)
+    model = WorldModel(cfg)
+    columns = {"tokens": torch.from_numpy(windows.tokens.astype(np.int64)),
+               "actions": torch.from_numpy(data.actions.astype(np.int64)),
+               "rewards": torch.from_numpy(data.rewards),
+               "continues": torch.from_numpy(data.continues)}
+    feed = opponents.LoaderFeed(opponents.StepWindows(columns, cfg.max_steps),
+                                batch_size=cfg.batch_size, count=sizes.steps)
+    yield from _training_duels(sizes, Contest(
+        "world-model training", "tokens/s", 4 * cfg.batch_size * cfg.max_steps, sizes.steps,
+        Training(run, model), lambda i: windows.batch(windows.batch_starts(i), cfg.max_steps),
+        Training(run, opponents.PlainWorldModel(cfg), plain=True), feed,
+        "the same model on nn.MultiheadAttention with a float mask, float32, DataLoader",
+        flops.world_model_training(model, cfg.batch_size, cfg.max_steps),
+        ">= 2" if on_cpu else "", ">= 0.4" if on_cpu else ">= 0.3"))
+
+
+def _windows(run: Run, data: Replay) -> Windows:
+    codes = np.random.default_rng(0).integers(0, run.cfg.num_codes, (len(data), 3), np.int16)
+    return Windows(run, data=data, tokens=codes)
+
+
+# ---- quantizing
+
+def clustered_rows(count: int, dim: int = 384) -> torch.Tensor:
+    """Unit vectors (count, dim) in 2000 clusters of unequal size, noise in 32 directions: codes
+    have something to find, and something is left over for every level."""
+    rng = torch.Generator().manual_seed(0)
+    centres, directions = (torch.randn(n, dim, generator=rng) for n in (2000, 32))
+    weights = 1 / torch.arange(1.0, 2001)
+    chosen = torch.multinomial(weights, count, replacement=True, generator=rng)
+    rows = torch.randn(count, 32, generator=rng) @ directions.div_(32**0.5 * 2)
+    return torch.nn.functional.normalize(rows.add_(centres[chosen]), dim=1)
+
+
+@torch.no_grad()
+def _error_left(model, rows, codes) -> float:
+    """Mean squared distance of rows (N, D) and what their codes (N, L) decode to."""
+    left = sum((part - model.decode(code.to(device()).long()).cpu()).square().sum().item()
+               for part, code in zip(rows.split(CHUNK), codes.split(CHUNK)))
+    return left / len(rows)
+
+
+def quantizing(sizes: Sizes) -> Iterator[Duel]:
+    """Fitting the codebooks in one pass, then encoding all rows; and the error that is left."""
+    run = Run("tokenizer", sizes.profile, games=GAMES)
+    rows, cfg, errors = clustered_rows(sizes.rows), run.cfg, {"ours": [], "theirs": []}
+
+    def side(name, make):
+        def rate():
+            model, found = make().to(device()).train(), []
+
+            def fit_and_encode():
+                for batch in rows.split(cfg.batch_size):
+                    model(batch.to(device()))
+                found.append(tokenizer.encode_all(model.eval(), rows.numpy()))
+            taken = seconds(fit_and_encode)
+            errors[name].append(_error_left(model, rows, torch.from_numpy(found[0])))
+            return len(rows) / taken
+        return rate
+    library = "vector-quantize-pytorch ResidualVQ"
+    yield Duel("residual VQ, fitting and encoding", "rows/s",
+               side("ours", lambda: tokenizer.build(run)),
+               side("theirs", lambda: LibraryVQ(cfg.num_levels, cfg.num_codes, decay=cfg.decay)),
+               library, ">= 2")
+    # The errors of the very runs that were timed, one after the other.
+    yield Duel("residual VQ, error left", "squared error", *(
+        iter(errors[name]).__next__ for name in ("ours", "theirs")), library, "<= 1.01")
+
+
+# ---- imagining
+
+def imagining(sizes: Sizes) -> Iterator[Duel]:
+    """Dreams with the key-value cache, against a full forward pass for every token."""
+    cfg, seed = sizes.profile.world_model, torch.Generator().manual_seed(0)
+    model = WorldModel(cfg, torch.randn(3, cfg.num_codes, 384)).to(device()).eval()
+    for batch in sizes.dreams:
+        if device_kind() == "cpu" and available_memory_mb() < MEMORY_PER_DREAM * batch:
+            print(f"imagination of {batch} dreams is left out: it needs "
+                  f"{MEMORY_PER_DREAM * batch:,.0f} MB of memory", flush=True)
+            continue
+        steps = CONTEXT + sizes.horizon
+        tokens = torch.randint(cfg.num_codes, (batch, steps, 3), device=device())
+        actions = tokens[..., 0] % cfg.num_actions
+
+        def ours(tokens=tokens[:, :CONTEXT], actions=actions[:, :CONTEXT - 1]):
+            imagine(model, tokens, actions, _stand_still, horizon=sizes.horizon, generator=seed)
+        chosen = sizes.tokens.get(batch) or tuple(
+            (ahead, level) for ahead in range(sizes.horizon) for level in range(3))
+
+        def theirs(tokens=tokens, actions=actions, chosen=chosen):
+            for ahead, level in chosen:
+                seen = CONTEXT + ahead + (level > 0)
+                opponents.next_code(model, tokens[:, :seen], actions[:, :seen], level)
+        is_long = device_kind() == "cpu" and batch > 100
+        few = {"max_pairs": 2, "warm_up": False} if is_long else {}
+        part = "" if len(chosen) == 3 * sizes.horizon else f", {len(chosen)} of the tokens timed"
+        rate = per_second(ours, batch * sizes.horizon)
+        yield Duel(f"imagination, {batch} dreams", "steps/s", rate,
+                   per_second(theirs, batch * len(chosen) / 3),
+                   f"a full forward pass for every token{part}", ">= 10", **few)
+        amount = 1e-9 * flops.imagination(model, batch, CONTEXT, sizes.horizon)
+        if not is_long:
+            yield Duel(f"imagination, {batch} dreams, share of peak", "GFLOP/s",
+                       per_second(ours, amount), matrix_products(torch.float32, sizes.product),
+                       "matrix product, float32")
+
+
+def _stand_still(features, generator):
+    return torch.zeros(len(features), dtype=torch.long, device=features.device)
+
+
+# ---- growth
+
+def write_steps(folder: Path, num_steps: int) -> Path:
+    """Stored steps in hd.collection's files, all zeros, episodes of 900; frames as a sparse file
+    that takes no space. Returns folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"frames-{GAMES[0]}.npy", "wb") as handle:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (num_steps, 84, 84)}
+        np.lib.format.write_array_header_1_0(handle, header)
+        handle.truncate(handle.tell() + num_steps * 84 * 84)
+    shapes = {name: (num_steps, 128) if name == "ram" else num_steps for name in STEP_TYPES}
+    columns = {name: np.zeros(shapes[name], dtype) for name, dtype in STEP_TYPES.items()}
+    np.savez(folder / f"steps-{GAMES[0]}.npz", **columns,
+             episode_ids=np.arange(num_steps, dtype=np.int32) // 900)
+    return folder
+
+
+def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
+    """Training and reading from many stored steps, against few."""
+    run, few = Run("encoder", sizes.profile, games=GAMES), sizes.growth[0]
+    trainer = Training(run, encoder.AtariEncoder(run.cfg))
+    world_model = Run("world_model", sizes.profile, games=GAMES)
+    folders = {n: write_steps(folder / f"growth-{n}", n) for n in sizes.growth}
+
+    def opened(n):
+        data = Replay.open(folders[n], GAMES, val_share=0.0, seed=0)
+        windows, length = _windows(world_model, data), world_model.cfg.max_steps
+        starts = data.window_starts(length)[:world_model.cfg.batch_size]
+        return encoder.frames_to_compare(run, data), lambda: windows.batch(starts, length)
+
+    def training_step(batches):
+        return milliseconds(lambda: trainer.steps_with_reading(batches, sizes.steps), sizes.steps)
+
+    unseen = itertools.count(1_000_000)  # batches that no training step has read
+
+    def read(batches, batch_of_windows):
+        for i in itertools.islice(unseen, sizes.batches):
+            batches(i), batch_of_windows()
+
+    def memory(n):
+        def held():
+            batches = opened(n)[0]
+            trainer.steps_with_reading(batches, 1)
+            return resident_memory_mb()
+        return held
+
+    def on_disk(n):
+        return lambda: sum(path.stat().st_size for path in folders[n].iterdir()) / n
+    for n in sizes.growth[1:]:
+        name, against = f"{n:,} stored steps", f"{few:,} stored steps"
+        yield Duel(f"{name}, disk", "bytes/step", on_disk(n), on_disk(few), against, "<= 1.01",
+                   max_pairs=1)
+        yield Duel(f"{name}, memory while training", "MB", memory(n), memory(few), against,
+                   "<= 1.1")
+        now, then = opened(n), opened(few)
+        here = functools.partial(read, *now)
+        yield Duel(f"{name}, encoder training", "ms/step", training_step(now[0]),
+                   training_step(then[0]), against, "<= 1.1", profiled=here)
+        yield Duel(f"{name}, reading", "ms/batch", milliseconds(here, sizes.batches),
+                   milliseconds(functools.partial(read, *then), sizes.batches), against)
+        del now, then, here
