@@ -1,8 +1,7 @@
-"""Every stage at work without a pause, for an equal share of the seconds; its memory, again and
-again.
+"""One stage at work without a pause, and the memory it holds, looked at again and again.
 
-python tests/soak.py all SECONDS, in the artefact root of a chain (tests/interrupted.py). Prints a
-JSON line for each: what ran, and the megabytes that only this process holds.
+python tests/soak.py NAME SECONDS, in the artefact root of a chain (tests/interrupted.py). NAME is
+one of ACTIVITIES. Prints a JSON list: the megabytes that only this process holds.
 """
 
 import contextlib
@@ -72,7 +71,7 @@ def play(deadline):
 
 
 ACTIVITIES = {"frames": collect, **{stage: training_of(stage) for stage in config.TRAINED},
-              "imagination": dream, "real game": play}
+              "imagination": dream, "real_game": play}
 
 
 def watched(work, seconds):
@@ -93,12 +92,11 @@ def watched(work, seconds):
     return seen
 
 
-def main(_, seconds):
+def main(name, seconds):
     config.PROFILES["smoke"] = config.resolve("smoke", overrides=interrupted.TINY)
     training.CHECKPOINT_SECONDS = 2.0
     print("working", flush=True)
-    for name, work in ACTIVITIES.items():
-        print(json.dumps([name, watched(work, float(seconds) / len(ACTIVITIES))]), flush=True)
+    print(json.dumps(watched(ACTIVITIES[name], float(seconds))))
     return 0
 
 

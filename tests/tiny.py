@@ -83,6 +83,11 @@ def long_table(rows, stage="encoder", seeds=(0,)):
         stage=stage, variant="base", seed=seed) for seed in seeds], ignore_index=True)
 
 
+def without_speeds(path):
+    """The lines of a table that no clock decides."""
+    return [line for line in path.read_bytes().splitlines() if b",tokens_per_second," not in line]
+
+
 class TinyReplay:
     """Three episodes of two games; a row's frames are filled with its number."""
 
