@@ -12,18 +12,20 @@ from hd.config import GAMES, InputError
 from hd.storage import ROOT
 
 
-def arms(ablation: str, profile: str, *, results_dir: Path | None = None) -> pd.DataFrame:
+def arms(ablation: str, profile: str, *, stage: str = "",
+         results_dir: Path | None = None) -> pd.DataFrame:
     """The tables of base and of every published arm, one long table; empty without any arm.
 
-    An ablation that was run on one game alone is found under that game.
+    stage: that which the ablation measures, or another. An ablation that was run on one game alone
+    is found under that game.
     """
     chosen, root = ABLATIONS[ablation], Path(results_dir or ROOT / "results")
-    tables = []
+    stage, tables = stage or chosen.measure, []
     for games in ("", *(f"-{game}" for game in GAMES)):
         found = [table for arm in chosen.arms
-                 for table in _tables(root, profile, chosen.measure, f"{ablation}.{arm}{games}")]
+                 for table in _tables(root, profile, stage, f"{ablation}.{arm}{games}")]
         if found:
-            tables += [*_tables(root, profile, chosen.measure, f"base{games}"), *found]
+            tables += [*_tables(root, profile, stage, f"base{games}"), *found]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -35,13 +37,21 @@ def _tables(root: Path, profile: str, stage: str, name: str) -> list[pd.DataFram
 def compared(ablation: str, profile: str, *, results_dir: Path | None = None) -> pd.DataFrame:
     """A row per metric and game, a column per arm, as text: mean [95% interval over seeds].
 
-    Raises InputError where no arm is published.
+    Metrics of further stages come last, their names after the stage's. Raises InputError where no
+    arm is published.
     """
-    table, chosen = arms(ablation, profile, results_dir=results_dir), ABLATIONS[ablation]
-    if table.empty:
-        raise InputError(f"no arm of {ablation} is published at profile {profile}; make them: "
-                         f"python -m hd run 07_ablation --profile {profile} -p ablation {ablation}")
-    found = report.summarise(table, chosen.metrics)
+    chosen, found = ABLATIONS[ablation], []
+    for stage, metrics in {chosen.measure: chosen.metrics, **chosen.of_also}.items():
+        table = arms(ablation, profile, stage=stage, results_dir=results_dir)
+        if table.empty:
+            raise InputError(
+                f"no arm of {ablation} is published at profile {profile}; make them: "
+                f"python -m hd run 07_ablation --profile {profile} -p ablation {ablation}")
+        rows = report.summarise(table, metrics)
+        if stage != chosen.measure:
+            rows["metric"] = f"{stage}: " + rows["metric"]
+        found.append(rows)
+    found = pd.concat(found)
     found = found[found["game"].isin([*GAMES, "all"])]
     names = found["variant"].str.removeprefix(f"{ablation}.")
     found = found.assign(arm=names, text=[_cell(row) for row in found.to_dict("records")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Ablation:
     metrics: tuple[str, ...]  # the metrics of that table that answer it
     arms: Mapping[str, Mapping[str, object]]
     also: tuple[str, ...] = ()  # further stages that are measured for every arm
+    of_also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # theirs that answer it
 
 
 _NEXT_CODE = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
@@ -104,7 +105,9 @@ ABLATIONS = {
         {"random": _RANDOM, "mixture": _MIXTURE, "hi_dreamer": {**_WITHOUT_POLICY, **_RANDOM},
          "hi_dreamer_mixture": {**_WITHOUT_POLICY, **_MIXTURE},
          "hi_dreamer_agent": {**_WITHOUT_POLICY, **_AGENT}},
-        also=("frames", "encoder", "tokenizer")),
+        also=("frames", "encoder", "tokenizer"),
+        of_also={"tokenizer": ("f1_overall", "r2_ball_x", "r2_ball_x[source random]",
+                               "r2_ball_x[source tracker]")}),
     "commitment": Ablation(
         "Can the commitment schedule change tokens when the encoder is frozen?",
         "tokenizer", (*_CODES, "l2_same_as_base"),

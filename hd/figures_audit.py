@@ -14,6 +14,7 @@ from hd.figures import COLOURS, GREY, LEVELS, axis_label, bars, panels, show, st
 from hd.report import TITLES, load_with_record, number, summarise, tables_of
 from hd.storage import ROOT
 
+AT = r"(?:rms_error_ball_x|ball_share)\[at (\d+)\]$"
 BAR = re.compile(r"([<>]=) ([\d.]+)")
 FLOOR = re.compile(r"l0_state_floor\[(sticky [\d.]+)\]")
 
@@ -212,6 +213,38 @@ def shared_codes(found: Sequence[dict]) -> Figure:
             ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
             ax.set(xticks=[], yticks=[], title=title)
         line[0].set_ylabel(f"code {one['code']}")
+    return fig
+
+
+@styled
+def ball_places(table: pd.DataFrame) -> Figure:
+    """A panel per game: how well the ball is read from codes and from embeddings, by where it is,
+    over the share of training steps that have it there (grey).
+
+    table: of tokenizer. Raises InputError where it does not say where the ball is.
+    """
+    found = summarise(table).assign(at=lambda rows: rows["metric"].str.extract(AT, expand=False))
+    found = found.dropna(subset="at").astype({"at": float}).sort_values("at")
+    games = [game for game in GAMES if game in set(found["game"])]
+    if not games:
+        raise InputError("the table of tokenizer has no error by place")
+    fig, (axes,) = panels(1, len(games), width=3.6, height=2.5)
+    for ax, game in zip(axes, games):
+        here = found[found["game"] == game]
+        share, error = (here[here["metric"].str.startswith(f"{name}[")]
+                        for name in ("ball_share", "rms_error_ball_x"))
+        seen = ax.twinx()
+        seen.bar(share["at"], share["mean"], 18, color="#dddddd", label="training steps")
+        seen.set(ylabel="share of training steps", ylim=(0, None))
+        ax.plot(error["at"], error["mean"], "o-", ms=3, color=COLOURS[0], label="from codes")
+        ax.fill_between(error["at"], error["low"], error["high"], color=COLOURS[0], alpha=0.2)
+        ax.plot(error["at"], error["baseline"], "o-", ms=3, color=COLOURS[1],
+                label="from embeddings")
+        ax.set(title=f"{TITLES[game]}, n={error['n'].max()}", xlabel="ball_x (RAM units)",
+               ylabel="root mean square error", ylim=(0, None), zorder=seen.get_zorder() + 1)
+        ax.patch.set_visible(False)
+    handles = [*axes[0].get_legend_handles_labels()[0], seen.containers[0]]
+    fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
 

@@ -17,6 +17,9 @@ COORDINATES = {  # read by a small MLP; ball_x is the honest one, the opponent b
     "ms_pacman": ("player_x", "player_y", "blinky_x", "blinky_y"),
 }
 
+PLACE_WIDTH = 20  # RAM units, of the places that ball_x is looked at in
+FEW = 10  # held-out rows, below which a place has no error of its own
+
 
 def num_coordinates(games) -> int:
     """V: how many coordinates the games have together."""
@@ -91,6 +94,25 @@ def bit_rows(run: Run) -> list[dict]:
     return rows
 
 
+def place_rows(run: Run) -> list[dict]:
+    """Share of the training steps with the ball in play that have it at each place, a stretch of
+    PLACE_WIDTH named by its middle; the baseline is an equal share of all places."""
+    data, rows = replay.open_run(run), []
+    for game in run.games:
+        if "ball_x" in COORDINATES[game]:
+            ram = data.ram[data.is_train & data.in_game(game)]
+            column = atari.labels(game, ram)["ball_x"][atari.ball_in_play(game, ram)]
+            places, counts = np.unique(_place(column), return_counts=True)
+            rows += [row(f"ball_share[at {place}]", count / len(column), game=game, split="train",
+                         baseline=1 / len(places)) for place, count in zip(places, counts)]
+    return rows
+
+
+def _place(column):
+    """The middle of the place that each value (n,) lies in."""
+    return np.asarray(column, np.int64) // PLACE_WIDTH * PLACE_WIDTH + PLACE_WIDTH // 2
+
+
 def probe_rows(run: Run, representations: dict, *, baseline: str) -> list[dict]:
     """What representations (name -> function from stored rows (N,) to features (N, D)) know.
 
@@ -113,7 +135,7 @@ def probe_rows(run: Run, representations: dict, *, baseline: str) -> list[dict]:
             suffix = "" if name == main else f"[{name}]"
             rows += [row(key + suffix, value, game=game,
                          baseline=scores[baseline].get(key) if name == main else None)
-                     for key, value in metrics.items()]
+                     for key, value in metrics.items() if name == main or "[" not in key]
         for source, metrics in of_sources[main].items():
             rows += replay.of_source(
                 [row(key, value, game=game, baseline=of_sources[baseline][source][key])
@@ -148,6 +170,7 @@ class _Judged:
         # Chosen as the best of D on the rows it is measured on: no measure for a part of them.
         found["state_correlation"] = probes.state_correlation(
             features, self.places, self.in_play & self.split.test)
+        found |= self._by_place(probe_pair[1], features)
         return found, {source: self._read(probe_pair, features, is_from)
                        for source, is_from in self.sources.items()}
 
@@ -161,3 +184,14 @@ class _Judged:
                  for key, value in probes.category_means(self.game, f1).items()}
         found |= {f"r2_{key}": score.r2 for key, score in read.items()}
         return found | {f"error_{key}": score.median_error for key, score in read.items()}
+
+    def _by_place(self, probe, features) -> dict[str, float]:
+        """Root mean square error of ball_x at each place, held-out rows."""
+        if "ball_x" not in self.places:
+            return {}
+        scored = self.split.scored(self.in_play)
+        truth = self.places["ball_x"][scored].astype(float)
+        squared = (probe.predict(features[scored])["ball_x"] - truth) ** 2
+        places = _place(truth)
+        return {f"rms_error_ball_x[at {place}]": float(np.sqrt(squared[places == place].mean()))
+                for place, count in zip(*np.unique(places, return_counts=True)) if count >= FEW}

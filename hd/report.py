@@ -46,6 +46,8 @@ diversity | mean distance of 1000 random embeddings | distance | - | untrained e
 f1_{category} | RAM state by linear probes, weighted F1 | F1 | higher | {probed}
 r2_{coordinate} | R2 of a coordinate read by an MLP, ball in play | R2 | higher | {probed}
 error_{coordinate} | median absolute error of that | RAM units | lower | {probed}
+rms_error_{coordinate} | root mean square error of that, by place | RAM units | lower | {probed}
+ball_share | training steps with the ball at a place | share | - | equal shares
 state_correlation | best |r| over dimensions, mean of coordinates | |r| | higher | {probed}
 seed_temporal_consistency | every 100th pair, any episode | ratio | lower | untrained encoder
 seed_temporal_consistency_mean | mean of that over games | ratio | lower | untrained encoder

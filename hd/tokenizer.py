@@ -106,7 +106,8 @@ def measure(run: Run, model: ResidualVQ) -> list[dict]:
     rows += _sharing_rows(codes[held_out].astype(np.int64), data.game_idx[held_out], run)
     for game in run.games:
         rows += _state_rows(codes, data, game, run.seed)
-    rows += game_state.bit_rows(run) + _same_tokens_rows(run, codes)
+    rows += (game_state.bit_rows(run) + game_state.place_rows(run)
+             + _same_tokens_rows(run, codes))
     for level in range(codes.shape[1]):
         information = mutual_information(codes[held_out, level], data.game_idx[held_out])
         rows.append(row(f"l{level}_game_information", information,

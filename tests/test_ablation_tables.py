@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from hd import ablation_tables, figures_audit, runs
+from hd.ablations import ABLATIONS
 from hd.config import InputError
 
 METRICS = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
@@ -14,12 +15,12 @@ def published(tmp_path, monkeypatch):
     """Writes tables of a variant as publishing leaves them; returns the results folder."""
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
 
-    def write(variant, values, *, games=("pong", "breakout", "ms_pacman")):
+    def write(variant, values, *, games=("pong", "breakout", "ms_pacman"), stage="world_model",
+              metrics=METRICS):
         for seed, value in enumerate(values):
-            run = runs.start("world_model", profile="audit", variant=variant, seed=seed,
-                             games=games)
+            run = runs.start(stage, profile="audit", variant=variant, seed=seed, games=games)
             runs.save_table(run, [runs.row(metric, value + k, game=game, baseline=0.5)
-                                  for k, metric in enumerate(METRICS) for game in games])
+                                  for k, metric in enumerate(metrics) for game in games])
         (tmp_path / "published").mkdir(exist_ok=True)
         target = tmp_path / "published" / "audit"
         if not target.exists():
@@ -54,6 +55,17 @@ def test_an_ablation_on_one_game_is_compared_with_base_on_that_game(published):
     wide = ablation_tables.compared("mask", "audit", results_dir=root)
     assert wide["game"].unique().tolist() == ["pong"]
     assert wide["base"].tolist() == ["0.100", "1.10", "2.10"]
+
+
+def test_metrics_of_further_stages_follow_under_their_stages_name(published):
+    chosen = ABLATIONS["sources"]
+    for variant in ("base", "sources.mixture"):
+        published(variant, [0.1], metrics=chosen.metrics)
+        root = published(variant, [0.7], stage="tokenizer", metrics=chosen.of_also["tokenizer"])
+    wide = ablation_tables.compared("sources", "audit", results_dir=root)
+    assert list(wide.index.unique()) == [
+        *chosen.metrics, *(f"tokenizer: {name}" for name in chosen.of_also["tokenizer"])]
+    assert set(wide.loc["tokenizer: f1_overall", "mixture"]) == {"0.700"}
 
 
 def test_every_published_ablation_is_shown_with_its_question(published, capsys):

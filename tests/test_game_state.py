@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hd import game_state, replay, runs
+from hd import atari, game_state, replay, runs
 from hd.collection import SOURCES
 
 
@@ -115,3 +115,32 @@ def test_probes_are_judged_on_each_sources_held_out_steps_with_the_same_baseline
     plain = [name for name in table if "[source" not in name]
     assert [(row["metric"], row["value"]) for row in again] == [
         (name, table[name]["value"]) for name in plain], "one source: the table as ever"
+
+
+def test_the_balls_error_is_told_by_where_it_is_over_how_often_training_had_it_there(monkeypatch):
+    data, rng = TwoSources(), np.random.default_rng(1)
+    run = runs.start("tokenizer", profile="smoke", games=["pong"], overrides={"probes.epochs": 20})
+    monkeypatch.setattr(replay, "open_run", lambda run: data)
+    ram = data.ram[:, [51, 50, 49, 54]].astype(np.float32)
+    ram += rng.normal(size=ram.shape)
+    is_left = data.ram[:, 49] < 100
+    blind = ram.copy()
+    blind[is_left] = rng.permutation(blind[is_left])
+    table = {row["metric"]: row for row in game_state.probe_rows(
+        run, {"blind": lambda picks: blind[picks], "all": lambda picks: ram[picks]},
+        baseline="all")}
+    errors = {name: row for name, row in table.items() if name.startswith("rms_error")}
+    assert "rms_error_ball_x[at 70]" in errors and not any("[all]" in name for name in errors)
+    left, right = (
+        [row["value"] for name, row in errors.items()
+         if (int(name[len("rms_error_ball_x[at "):-1]) < 100) is wanted]
+        for wanted in (True, False))
+    assert np.mean(left) > 1.5 * np.mean(right)
+    assert np.mean(left) > 5 * np.mean([row["baseline"] for row in errors.values()])
+    # ball_x is 15, 30, ..., 165 with equal chances; those from 60 to 79 are 60 and 75.
+    shares = {row["metric"]: row for row in game_state.place_rows(run)}
+    assert sum(row["value"] for row in shares.values()) == pytest.approx(1.0)
+    train = data.ram[data.is_train]
+    in_play = train[atari.ball_in_play("pong", train)][:, 49]
+    assert shares["ball_share[at 70]"]["value"] == np.isin(in_play, (60, 75)).mean()
+    assert {row["baseline"] for row in shares.values()} == {1 / len(shares)}

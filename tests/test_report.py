@@ -22,6 +22,7 @@ from hd.storage import ROOT
 COMPOSED = {
     "key + suffix": ["state_correlation", "f1_overall",
                      *(f"f1_{name}" for name in probes.CATEGORIES),
+                     "rms_error_ball_x[at 70]",
                      *(f"{kind}_{name}[untrained]" for kind in ("r2", "error")
                        for names in game_state.COORDINATES.values() for name in names)],
     "key": ["r2_ball_x[source tracker]", "f1_overall[source agent]"],
