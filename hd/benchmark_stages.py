@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from hd import emulators, encoder, flops, opponents, tokenizer, training
 from hd.collection import STEP_TYPES, collect_game
@@ -27,7 +28,7 @@ from hd.replay import Replay
 from hd.runs import Run
 from hd.timing import Duel, matrix_products, milliseconds, per_second, seconds
 from hd.windows import Windows
-from hd.world_model import WorldModel
+from hd.world_model import WorldModel, hierarchical_mask
 
 GAMES = (emulators.GAME,)
 CONTEXT = 16  # real steps before a dream
@@ -68,6 +69,7 @@ def duels(sizes: Sizes, folder: Path) -> Iterator[Duel]:
     data = Replay.open(folder / "frames", GAMES, val_share=0.0, seed=0)
     yield from encoding(sizes, data)
     yield from world_modelling(sizes, data)
+    yield from masking(sizes)
     yield from quantizing(sizes)
     yield from imagining(sizes)
     yield from growing(sizes, folder)
@@ -227,6 +229,24 @@ def _windows(run: Run, data: Replay) -> Windows:
     return Windows(run, data=data, tokens=codes)
 
 
+def masking(sizes: Sizes) -> Iterator[Duel]:
+    """One layer's attention, forward and back, under the world model's mask, against plain causal
+    attention, which skips what lies ahead: the most that skipping forbidden pairs could win."""
+    cfg, dtype = sizes.profile.world_model, training.precision(sizes.profile.world_model, device())
+    length = 4 * cfg.max_steps
+    shape = (3, cfg.batch_size, cfg.num_heads, length, cfg.dim // cfg.num_heads)
+    parts = torch.randn(shape, device=device(), dtype=dtype or torch.float32).requires_grad_()
+    mask = hierarchical_mask(cfg.max_steps, cfg.mask).to(device())
+
+    def layer(**how):
+        def attend():
+            for _ in range(sizes.steps):
+                F.scaled_dot_product_attention(*parts, **how).sum().backward()
+        return milliseconds(attend, sizes.steps)
+    yield Duel(f"attention under the mask, {length} tokens", "ms/layer", layer(attn_mask=mask),
+               layer(is_causal=True), "causal attention without a mask")
+
+
 # ---- quantizing
 
 def clustered_rows(count: int, dim: int = 384) -> torch.Tensor:
@@ -237,7 +257,7 @@ def clustered_rows(count: int, dim: int = 384) -> torch.Tensor:
     weights = 1 / torch.arange(1.0, 2001)
     chosen = torch.multinomial(weights, count, replacement=True, generator=rng)
     rows = torch.randn(count, 32, generator=rng) @ directions.div_(32**0.5 * 2)
-    return torch.nn.functional.normalize(rows.add_(centres[chosen]), dim=1)
+    return F.normalize(rows.add_(centres[chosen]), dim=1)
 
 
 @torch.no_grad()
