@@ -225,8 +225,8 @@ def test_the_benchmark_measures_every_stage_and_leaves_only_its_tables(measured)
     table, profile, record = benchmark_table.load_with_record(measured)
     stages = " ".join(table["stage"])
     for word in ("matrix product", "collecting", "reading", "encoder training", "share of peak",
-                 "world-model training", "attention under the mask", "residual VQ", "error left", "imagination",
-                 "stored steps", "memory", "disk"):
+                 "world-model training", "attention under the mask", "residual VQ", "error left",
+                 "imagination", "stored steps", "memory", "disk"):
         assert word in stages
     assert (table[["ours", "theirs", "ratio"]] > 0).all(axis=None)
     assert set(profile["stage"]) <= set(table.loc[table["met"] == "False", "stage"])
