@@ -107,7 +107,7 @@ ABLATIONS = {
          "hi_dreamer_agent": {**_WITHOUT_POLICY, **_AGENT}},
         also=("frames", "encoder", "tokenizer"),
         of_also={"tokenizer": ("f1_overall", "r2_ball_x", "r2_ball_x[source random]",
-                               "r2_ball_x[source tracker]")}),
+                               "r2_ball_x[source tracker]", "r2_ball_x[source agent]")}),
     "commitment": Ablation(
         "Can the commitment schedule change tokens when the encoder is frozen?",
         "tokenizer", (*_CODES, "l2_same_as_base"),
