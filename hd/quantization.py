@@ -66,10 +66,8 @@ class ResidualVQ(nn.Module):
         loss: sum over levels of commitment cost x mean squared residual distance.
         """
         shape = embeddings.shape
-        if shape[-1] != self.dim:
-            raise InputError(f"embeddings must have {self.dim} columns; got {shape[-1]}")
         with torch.autocast(embeddings.device.type, enabled=False):
-            flat = embeddings.reshape(-1, self.dim).float()
+            flat = self._flat(embeddings)
             if self.training and not self.is_initialised:
                 self._start(flat.detach())
             residual = self._project(flat)
@@ -80,23 +78,26 @@ class ResidualVQ(nn.Module):
                 vectors = self.codebooks[level][codes]
                 if self.training:
                     self._learn(level, part.detach(), codes)
-                loss = loss + cost * (part - vectors).pow(2).mean()
-                quantized, residual = quantized + vectors, residual - vectors
+                left = residual - vectors
+                loss = loss + cost * (left if part is residual else part - vectors).pow(2).mean()
+                quantized, residual = quantized + vectors, left
                 tokens.append(codes)
             quantized = self._unproject(quantized)
-        # flat - flat.detach() is exactly zero, so the value is the quantized vector itself.
-        straight_through = quantized + (flat - flat.detach())
-        return Quantized(straight_through.view(shape),
-                         torch.stack(tokens, -1).view(*shape[:-1], -1), loss)
+        if flat.requires_grad:  # straight through: the difference is exactly zero
+            quantized = quantized + (flat - flat.detach())
+        return Quantized(quantized.view(shape), torch.stack(tokens, -1).view(*shape[:-1], -1), loss)
 
     @torch.no_grad()
     def encode(self, embeddings):
         """embeddings (..., D) -> tokens (..., L) int64; never changes state."""
-        was_training, self.training = self.training, False
-        try:
-            return self(embeddings).tokens
-        finally:
-            self.training = was_training
+        tokens = []
+        with torch.autocast(embeddings.device.type, enabled=False):
+            residual = self._project(self._flat(embeddings))
+            for level, codebook in enumerate(self.codebooks):
+                tokens.append(nearest(self._part(residual, level), codebook))
+                if level + 1 < len(self.codebooks):
+                    residual = residual - codebook[tokens[-1]]
+        return torch.stack(tokens, -1).view(*embeddings.shape[:-1], -1)
 
     def decode(self, tokens, per_level: bool = False):
         """tokens (..., L) -> quantized (..., D), or each level's own vectors (..., L, D)."""
@@ -113,6 +114,12 @@ class ResidualVQ(nn.Module):
         for level in vectors:
             total = total + level
         return self._unproject(total)
+
+    def _flat(self, embeddings):
+        """(..., D) -> (N, D) float32, checked."""
+        if embeddings.shape[-1] != self.dim:
+            raise InputError(f"embeddings must have {self.dim} columns; got {embeddings.shape[-1]}")
+        return embeddings.reshape(-1, self.dim).float()
 
     def _part(self, rows, level):
         """What a level quantizes of rows (N, D): all of it, or its own slice."""

@@ -15,7 +15,7 @@ from hd.config import InputError
 from hd.quantization import LibraryVQ, ResidualVQ
 from hd.runs import Run, row
 
-ENCODE_ROWS = 65_536
+ENCODE_ROWS = 8192  # at once: their distances to all codes stay in the cache
 SHARED_FROM = (0, 0.001, 0.01)  # share of a game's frames from which on a code is that game's
 STATE_BINS = 8
 
