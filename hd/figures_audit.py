@@ -9,9 +9,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hd import goals
 from hd.config import GAMES, InputError
 from hd.figures import COLOURS, GREY, LEVELS, axis_label, bars, panels, show, styled
-from hd.report import TITLES, load_with_record, number, summarise, tables_of
+from hd.report import (
+    TITLES,
+    fresh_or_published,
+    load_with_record,
+    number,
+    provenance_line,
+    summarise,
+    tables_of,
+)
 from hd.storage import ROOT
 
 AT = r"(?:rms_error_ball_x|ball_share)\[at (\d+)\]$"
@@ -214,6 +223,17 @@ def shared_codes(found: Sequence[dict]) -> Figure:
             ax.set(xticks=[], yticks=[], title=title)
         line[0].set_ylabel(f"code {one['code']}")
     return fig
+
+
+def show_ball_places(results_dir=None) -> None:
+    """Show ball_places of hi-dreamer at the largest profile whose tables have it."""
+    for profile in goals.measured("representation", results_dir):
+        codes = fresh_or_published(results_dir, profile, "tokenizer", "hi-dreamer")
+        if codes["metric"].str.startswith("rms_error_ball_x").any():
+            print(provenance_line(codes))
+            show(ball_places(codes))
+            return
+    print("hi-dreamer's ball is not measured here.")
 
 
 @styled

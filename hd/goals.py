@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hd import figures, figures_audit, reference, report
+from hd import reference, report
 from hd.config import GAMES, PROFILES, resolve
 from hd.evaluation import dream_steps
 from hd.evidence import Found, Tables, devices_and_commits
@@ -172,7 +172,7 @@ def show(topic: str, profile: str, *, results_dir=None) -> None:
     """The tables of all profiles at which hi-dreamer is measured, the largest first; that of the
     given profile where it is measured at none."""
     from IPython.display import Markdown, display
-    for name in _measured(topic, results_dir) or [profile]:
+    for name in measured(topic, results_dir) or [profile]:
         display(Markdown(f"**{name}**: {PROFILES[name].purpose}"))
         display(table(topic, name, results_dir=results_dir))
         for variant in VARIANTS:
@@ -186,7 +186,7 @@ def show_unreached(topic: str, *, results_dir=None) -> None:
     """In a notebook: each bar of a topic that no variant reaches at the largest profile at which
     hi-dreamer is measured, with the best value of each such game and the reason found."""
     from IPython.display import Markdown, display
-    profile = next(iter(_measured(topic, results_dir)), None)
+    profile = next(iter(measured(topic, results_dir)), None)
     if profile is None:
         display(Markdown("hi-dreamer is not measured here."))
         return
@@ -196,19 +196,7 @@ def show_unreached(topic: str, *, results_dir=None) -> None:
                                [f"At **{profile}** every bar that is measured is reached."])))
 
 
-def show_ball_places(*, results_dir=None) -> None:
-    """In a notebook: how well hi-dreamer's codes tell where the ball is, by where it is, at the
-    largest profile at which that is measured."""
-    for profile in _measured("representation", results_dir):
-        codes = report.fresh_or_published(results_dir, profile, "tokenizer", "hi-dreamer")
-        if codes["metric"].str.startswith("rms_error_ball_x").any():
-            print(report.provenance_line(codes))
-            figures.show(figures_audit.ball_places(codes))
-            return
-    print("hi-dreamer's ball is not measured here.")
-
-
-def _measured(topic: str, results_dir) -> list[str]:
+def measured(topic: str, results_dir) -> list[str]:
     """The profiles at which hi-dreamer is measured, the largest first."""
     return [profile for profile in reversed(PROFILES) if any(
         True for stage in STAGES[topic]
