@@ -15,7 +15,7 @@ KINDS = ("cpu", "gpu")
 COLUMNS = ("stage", "unit", "ours", "theirs", "against", "ratio", "ratio_min", "ratio_max",
            "pairs", "bar", "met", "device", "threads", "commit", "dirty")
 PROFILE_COLUMNS = ("stage", "against", "part", "share", "calls")
-MARKS = {"True": "✓", "False": "✗", "": "–"}
+MARKS = {"True": "✓", "False": "✗", "": ""}
 
 
 def fresh_folder() -> Path:
@@ -75,19 +75,27 @@ def published(folder: Path | None = None) -> pd.DataFrame:
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame | None:
-    """The table as text: value of both sides, ratio with its spread, bar and whether it is met."""
+    """The table as text: value of both sides, ratio [least, most] with the number of pairs, bar
+    and whether it is met."""
     if table.empty:
         return None
     rows = table.to_dict("records")
     return pd.DataFrame({
-        "device": table["kind"], "stage": table["stage"], "unit": table["unit"],
+        "against": [row["against"] for row in rows], "unit": [row["unit"] for row in rows],
         "ours": [number(row["ours"]) for row in rows],
-        "theirs": [number(row["theirs"]) for row in rows], "against": table["against"],
-        "ratio": [number(row["ratio"]) for row in rows],
-        "least to most": [f"{number(row['ratio_min'])} to {number(row['ratio_max'])}"
-                          for row in rows],
-        "pairs": table["pairs"], "bar": table["bar"],
-        "met": [MARKS[str(met)] for met in table["met"]]})
+        "theirs": [number(row["theirs"]) for row in rows],
+        "ratio [least, most]": [
+            f"{number(row['ratio'])} [{number(row['ratio_min'])}, {number(row['ratio_max'])}], "
+            f"n={row['pairs']}" for row in rows],
+        "bar": [f"{row['bar']} {MARKS[str(row['met'])]}".strip() for row in rows]},
+        index=_stages(table))
+
+
+def _stages(table: pd.DataFrame) -> list[str]:
+    """The stage of each row, after its device where there are several."""
+    several = table["kind"].nunique() > 1
+    return [f"{kind}: {stage}" if several else stage
+            for kind, stage in zip(table["kind"], table["stage"])]
 
 
 def not_met(table: pd.DataFrame) -> None:
@@ -107,7 +115,9 @@ def where_time_goes(table: pd.DataFrame) -> pd.DataFrame | None:
     profile = table.attrs.get("profile")
     if profile is None or profile.empty:
         return None
+    first = ~profile.duplicated(["kind", "stage", "against"])
+    stages = [stage if is_first else "" for stage, is_first in zip(_stages(profile), first)]
     return pd.DataFrame({
-        "device": profile["kind"], "stage": profile["stage"], "against": profile["against"],
-        "part": profile["part"], "share of time": [f"{share:.1%}" for share in profile["share"]],
-        "calls": [number(calls) for calls in profile["calls"]]})
+        "part": profile["part"].to_list(),
+        "share of time": [f"{share:.1%}" for share in profile["share"]],
+        "calls": [number(calls) for calls in profile["calls"]]}, index=stages)

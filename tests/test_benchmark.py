@@ -261,8 +261,10 @@ def test_the_page_shows_ratios_bars_and_where_time_goes(tmp_path, capsys):
     assert capsys.readouterr().out == ("cpu: Test CPU, 2 threads, 2 processes, torch 2.0,\n"
                                        "     commit abc1234, 400 s\n")
     words = benchmark_table.in_words(table)
-    assert words["met"].tolist() == ["✓", "✗", "–"]
-    assert words["least to most"].tolist() == ["2 to 8", "0.125 to 0.500", "0.750 to 3"]
+    assert words["bar"].tolist() == [">= 3 ✓", "<= 0.1 ✗", ""]
+    assert [text.split(" ", 1)[1] for text in words["ratio [least, most]"]] == [
+        "[2, 8], n=5", "[0.125, 0.500], n=5", "[0.750, 3], n=5"]
+    assert list(words.index) == table["stage"].tolist()
     benchmark_table.not_met(table)
     assert capsys.readouterr().out == ("cpu: reading, against theirs: 0.250, bar <= 0.1\n"
                                        "1 of 2 bars are met.\n")
