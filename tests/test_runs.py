@@ -456,6 +456,7 @@ def test_what_a_killed_process_left_half_written_is_cleared():
     before = set(run.folder.iterdir())
     (run.folder / ".model.12345.safetensors").write_bytes(b"half")
     (run.folder / ".finished.12345.json").write_bytes(b"{")
+    (run.folder / ".tmp16IEz4").write_bytes(b"half")  # as safetensors calls it
     with runs.exclusive(run):
         pass
     assert {path.name for path in set(run.folder.iterdir()) - before} <= {".lock"}
