@@ -325,17 +325,23 @@ def _as_raised(error, job: Job) -> Exception:
 
 
 def _without_places(notebook) -> None:
-    """Take this machine's folders out of what cells printed: a warning names its file."""
+    """Take this machine's folders out of what cells printed, for a warning names its file, and out
+    of the parameters that were given, for artefacts may lie outside of the repository."""
     places = {str(artifacts_root()): "$HD_ARTIFACTS", str(ROOT): ".", sys.prefix: "python",
               sys.base_prefix: "python", str(Path.home()): "~"}
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = [(output, "text") for output in outputs if "text" in output]
     texts += [(output["data"], "text/plain") for output in outputs
               if "text/plain" in output.get("data", ())]
+    texts += [(cell, "source") for cell in notebook.cells
+              if "injected-parameters" in cell.metadata.get("tags", ())]
+    given = notebook.metadata.get("papermill", {}).get("parameters", {})
+    texts += [(given, name) for name, value in given.items() if isinstance(value, str)]
     for holder, key in texts:
         for place, instead in places.items():
             if len(place) > 1:
-                holder[key] = holder[key].replace(place, instead)
+                way_there = rf"(\.\./)*(\.\.)?{re.escape(place)}"
+                holder[key] = re.sub(way_there, instead, holder[key])
 
 
 def one_line(error) -> str:

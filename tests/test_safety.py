@@ -270,8 +270,15 @@ def test_warnings_in_a_notebook_name_no_folder_of_this_machine(tmp_path, monkeyp
     cell = nbformat.v4.new_code_cell("pass", outputs=[
         nbformat.v4.new_output("stream", name="stderr", text=warning),
         nbformat.v4.new_output("execute_result", data={"text/plain": f"'{Path.home()}/x'"})])
-    notebook = nbformat.v4.new_notebook(cells=[cell])
+    given = f"../../..{tmp_path}/smoke/results"
+    parameters = nbformat.v4.new_code_cell(
+        f'results_dir = "{given}"', metadata={"tags": ["injected-parameters"]})
+    notebook = nbformat.v4.new_notebook(cells=[cell, parameters], metadata={
+        "papermill": {"parameters": {"results_dir": given, "seed": 0}}})
     notebooks._without_places(notebook)
+    assert parameters.source == 'results_dir = "$HD_ARTIFACTS/smoke/results"'
+    assert notebook.metadata.papermill.parameters == {
+        "results_dir": "$HD_ARTIFACTS/smoke/results", "seed": 0}
     printed, shown = cell.outputs[0].text, cell.outputs[1].data["text/plain"]
     assert printed.splitlines()[0] == "./hd/x.py:3: UserWarning"
     assert printed.splitlines()[-1] == "$HD_ARTIFACTS/smoke"
