@@ -198,15 +198,14 @@ def publish_profile(args) -> None:
     """Copy a profile's fresh tables and figures, or the benchmark, into results/ and figures/."""
     if args.benchmark == bool(args.profile):
         raise InputError("publish needs either --profile or --benchmark")
+    if args.profile:
+        config.resolve(args.profile, "base" if args.variant == "all" else args.variant)
+    if args.seed is not None:
+        config.check_seed(args.seed)
     if args.benchmark:
         from hd.publishing import publish_benchmark
         copied = publish_benchmark()
-        print(f"{len(copied)} files published; look at them with git diff, then commit them")
-        return
-    config.resolve(args.profile, "base" if args.variant == "all" else args.variant)
-    if args.seed is not None:
-        config.check_seed(args.seed)
-    if args.weights:
+    elif args.weights:
         from hd import runs, weights
         copied = weights.publish(runs.start("encoder", profile=args.profile, variant=args.variant,
                                             seed=args.seed or 0))

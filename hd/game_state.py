@@ -7,6 +7,7 @@ on the state itself.
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import entropy
 
 from hd import atari, probes, replay
 from hd.runs import Run, row
@@ -74,14 +75,9 @@ def state_bits(labels) -> tuple[float, float]:
     hold the state; n steps show at most log2 n bits of it."""
     table = np.column_stack(list(labels.values()))
     combinations = np.unique(table, axis=0, return_inverse=True)[1].ravel()
-    apart = sum(_bits(column) for column in table.T)
-    return apart, _bits(combinations)
-
-
-def _bits(labels) -> float:
-    """Entropy in bits of a sample of labels (n,)."""
-    shares = np.unique(labels, return_counts=True)[1] / len(labels)
-    return float(-(shares * np.log2(shares)).sum())
+    *apart, together = (float(entropy(np.unique(column, return_counts=True)[1], base=2))
+                        for column in (*table.T, combinations))
+    return sum(apart), together
 
 
 def bit_rows(run: Run) -> list[dict]:

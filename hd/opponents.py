@@ -137,15 +137,3 @@ def next_code(model, tokens, actions, level: int):
     """
     hidden = model.hidden(tokens, actions)
     return model.code_heads[level](hidden[:, -1, 3 if level == 0 else level - 1])
-
-
-@torch.no_grad()
-def dream_codes(model, tokens, actions):
-    """tokens (B, T, 3), actions (B, T) -> the likeliest codes (B, 3) of the next step."""
-    codes = [next_code(model, tokens, actions, 0).argmax(-1)]
-    acted = torch.cat([actions, actions[:, -1:]], 1)
-    for level in (1, 2):
-        known = torch.stack([*codes, *[torch.zeros_like(codes[0])] * (3 - level)], -1)
-        longer = torch.cat([tokens, known[:, None]], 1)
-        codes.append(next_code(model, longer, acted, level).argmax(-1))
-    return torch.stack(codes, -1)

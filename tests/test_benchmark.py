@@ -124,7 +124,13 @@ def test_full_forward_passes_dream_the_codes_that_the_cache_dreams():
     tokens, actions = torch.randint(11, (4, 3, 3)), torch.randint(18, (4, 3))
     dream = imagine(model, tokens, actions[:, :2], lambda *_: actions[:, 2], horizon=1,
                     generator=torch.Generator(), greedy=True)
-    assert torch.equal(opponents.dream_codes(model, tokens, actions), dream.tokens[:, 1])
+    codes, acted = [], torch.cat([actions, actions[:, -1:]], 1)
+    for level in range(3):  # codes that are not known yet, and the next action, must not matter
+        known = torch.stack([*codes, *[torch.zeros_like(actions[:, 0])] * (3 - level)], -1)
+        longer = torch.cat([tokens, known[:, None]], 1)
+        seen = (longer, acted) if level else (tokens, actions)
+        codes.append(opponents.next_code(model, *seen, level).argmax(-1))
+    assert torch.equal(torch.stack(codes, -1), dream.tokens[:, 1])
 
 
 def test_a_loader_gives_as_many_batches_as_asked_each_time():
