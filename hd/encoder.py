@@ -26,6 +26,7 @@ from hd.runs import Run, row
 from hd.training import Loss
 
 EMBED_ROWS = 1024
+SCALED_ROWS = 64  # of pixels that become numbers at once on a CPU
 WATCHED_ROWS = 512  # held-out rows of each game whose geometry is watched during training
 STRETCH = 64  # consecutive rows that stay together when held-out rows are thinned
 PCA_ROWS, PCA_COMPONENTS = 2000, 100
@@ -74,8 +75,7 @@ class AtariEncoder(nn.Module):
     def _convolved(self, frames):
         """frames (N, 4, 84, 84) uint8 -> local features (N, MAPS * PLACES)."""
         check_frames(frames)
-        x = torch.as_tensor(frames).to(self.head[0].weight.dtype).div_(255)
-        return self.convolutions(x.contiguous(memory_format=torch.channels_last))
+        return self.convolutions(_scaled(torch.as_tensor(frames), self.head[0].weight.dtype))
 
     def _embedded(self, features):
         return F.normalize(self.head(features).float(), dim=1)
@@ -118,6 +118,18 @@ class AtariEncoder(nn.Module):
         is_known = ~targets.isnan()
         errors = (read - targets.nan_to_num()).masked_fill(~is_known, 0.0)
         return errors.square().sum() / is_known.sum()
+
+
+def _scaled(frames, dtype):
+    """frames uint8 -> pixels / 255, channels last, in the type that the convolutions read: dtype,
+    or autocast's. A slice at a time on a CPU, so that all between stays in its cache."""
+    kind = frames.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+    out = torch.empty_like(frames, dtype=dtype, memory_format=torch.channels_last)
+    rows = SCALED_ROWS if kind == "cpu" else max(1, len(frames))
+    for into, pixels in zip(out.split(rows), frames.split(rows)):
+        into.copy_(pixels.to(dtype).div_(255))
+    return out
 
 
 def _places_first(rows):

@@ -123,13 +123,17 @@ def test_the_order_of_frames_and_every_frame_matter(network):
         assert (network(changed) - base).abs().max() > 1e-3
 
 
-def test_pixels_are_scaled_to_one(network):
-    frames = torch.full((1, 4, 84, 84), 51, dtype=torch.uint8)
-    seen = []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pixels_are_scaled_to_one_in_the_type_that_the_convolutions_read(network, dtype):
+    rows = encoder.SCALED_ROWS + 1  # more than are scaled at once
+    frames = torch.arange(rows * 4 * 84 * 84).mul(7).remainder(256).to(torch.uint8)
+    frames, seen = frames.view(rows, 4, 84, 84), []
     hook = network.convolutions.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    network(frames)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        network(frames)
     hook.remove()
-    torch.testing.assert_close(seen[0], torch.full((1, 4, 84, 84), 0.2))
+    assert torch.equal(seen[0], (frames.float() / 255).to(dtype))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
 # ---- the loss
