@@ -19,10 +19,36 @@ def dropout(x, share: float):
     """
     if share == 0 or x.device.type != "cpu":
         return F.dropout(x, share)
-    rng = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
-    zeroed = max(1, round(256 * share))
-    noise = torch.frombuffer(bytearray(rng.bytes(x.numel())), dtype=torch.uint8).view(x.shape)
-    return x * (noise >= zeroed).to(x.dtype).mul_(256 / (256 - zeroed))
+    rng, zeroed = np.random.SFC64(int(torch.randint(2**62, ()))), max(1, round(256 * share))
+    noise = rng.random_raw(-(-x.numel() // 8)).view(np.uint8)[:x.numel()]
+    kept = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(torch.from_numpy(noise).view(x.shape), zeroed, out=kept)
+    return x * kept.mul_(256 / (256 - zeroed))
+
+
+def attention(queries, keys, values, mask, share: float = 0.0):
+    """softmax(Q K^T / sqrt(width)) V (Vaswani et al. 2017, eq. 1), weights dropped by share.
+
+    queries (B, heads, n, width); keys, values (B, heads, S, width); mask (n, S) bool, True = may
+    attend -> (B, heads, n, width).
+    A CPU's fused kernel is slow backwards in half precision and does not skip what a mask forbids.
+    There, while training, the two halves of the rows are attended plainly, each only to what some
+    row of it may see: half the time for a row's rounding more.
+    """
+    is_slow = queries.device.type == "cpu" and queries.dtype in (torch.bfloat16, torch.float16)
+    if share or not (is_slow and queries.requires_grad):
+        return F.scaled_dot_product_attention(queries, keys.to(queries.dtype),
+                                              values.to(queries.dtype), attn_mask=mask,
+                                              dropout_p=share)
+    added = torch.zeros_like(mask, dtype=queries.dtype).masked_fill_(~mask, float("-inf"))
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    mixed, half = [], -(-len(mask) // 2)
+    for asked, barred in zip(queries.flatten(0, 1).split(half, 1), added.split(half)):
+        end = int(barred.isfinite().any(0).nonzero()[-1]) + 1
+        scores = torch.baddbmm(barred[:, :end], asked, keys[:, :end].mT,
+                               alpha=asked.shape[-1] ** -0.5)
+        mixed.append(scores.softmax(-1) @ values[:, :end])
+    return torch.cat(mixed, 1).view_as(queries)
 
 
 class KVCache:
@@ -75,9 +101,8 @@ class Block(nn.Module):
         queries, keys, values = qkv.view(B, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
-        mixed = F.scaled_dot_product_attention(
-            queries, keys.to(queries.dtype), values.to(queries.dtype), attn_mask=mask,
-            dropout_p=self.attention_dropout if self.training else 0.0)
+        mixed = attention(queries, keys, values, mask,
+                          self.attention_dropout if self.training else 0.0)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(B, n, dim))
         hidden = dropout(F.gelu(self.ffn_in(self.ffn_norm(x))), share)
         return x + dropout(self.ffn_out(hidden), share)

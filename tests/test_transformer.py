@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hd.transformer import Block, KVCache, Transformer, dropout
+from hd.transformer import Block, KVCache, Transformer, attention, dropout
 
 B, S, DIM, HEADS, LAYERS = 2, 11, 24, 3, 4
 # Double precision: sums in another order differ by about 1e-16 times a few hundred terms.
@@ -103,6 +104,42 @@ def test_under_autocast_the_cache_keeps_the_reduced_precision_and_follows_the_fu
     torch.testing.assert_close(cached, full, rtol=0, atol=0.1)
 
 
+# While training in half precision on a CPU attention is made of its parts: see hd.transformer.
+def attended(parts, mask):
+    """Output and the gradients of queries, keys and values under a loss that weighs all."""
+    parts = [part.detach().requires_grad_() for part in parts]
+    out = attention(*parts, mask)
+    return [out, *torch.autograd.grad((out.double() * out.double()).sum(), parts)]
+
+
+def causal_in_pairs(length):
+    """Whole pairs of positions: the last key that a half of the rows sees lies behind the half."""
+    step = torch.arange(length) // 2
+    return step[:, None] >= step[None, :]
+
+
+@pytest.mark.parametrize("mask", [any_mask(1), any_mask(2), any_mask(7), any_mask(64),
+                                  causal_in_pairs(10), torch.ones(6, 6, dtype=torch.bool)],
+                         ids=lambda mask: str(tuple(mask.shape)))
+def test_training_in_bfloat16_attends_as_in_double_precision_forward_and_back(mask):
+    torch.manual_seed(0)
+    parts = torch.randn(3, B, HEADS, len(mask), 16).bfloat16()
+    exact = attended(parts.double(), mask)
+    for found, expected in zip(attended(parts, mask), exact):
+        # bfloat16 keeps 8 bits: each of a few roundings is 1/256 at most.
+        assert (found - expected).norm() <= 0.02 * expected.norm()
+
+
+def test_training_in_bfloat16_sends_nothing_and_no_gradient_past_the_mask():
+    mask, parts = any_mask(), torch.randn(3, B, HEADS, S, 16).bfloat16().requires_grad_()
+    first = attention(*parts, mask)[:, :, 0]  # of the row that sees itself alone
+    gradient, = torch.autograd.grad(first.sum(), parts)
+    assert gradient[2, :, :, 0].all() and not gradient[:, :, :, 1:].any()
+    changed = parts.detach().clone()
+    changed[1, :, :, 1:], changed[2, :, :, 1:] = 9.0, -9.0
+    assert torch.equal(attention(*changed.requires_grad_(), mask)[:, :, 0], first)
+
+
 def test_dropout_acts_in_training_mode_only():
     model, mask, x = small_transformer(), any_mask(), torch.randn(B, S, DIM, dtype=torch.double)
     assert torch.equal(model(x, mask), model(x, mask))
@@ -129,6 +166,11 @@ def test_dropout_depends_on_the_seed_alone():
         return dropout(torch.ones(7, 11), 0.3)
 
     assert torch.equal(drawn(3), drawn(3)) and not torch.equal(drawn(3), drawn(4))
+    # 77 bytes of the generator decide; seeded by torch's, they are the same on every machine.
+    torch.manual_seed(3)
+    rng = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
+    is_zero = np.frombuffer(rng.bytes(77), np.uint8) < round(256 * 0.3)
+    assert np.array_equal(drawn(3).flatten().numpy() == 0, is_zero)
     assert torch.equal(dropout(torch.ones(3), 0.0), torch.ones(3))
 
 
