@@ -27,6 +27,7 @@ from hd.quantization import LibraryVQ
 from hd.replay import Replay
 from hd.runs import Run
 from hd.timing import Duel, matrix_products, milliseconds, per_second, seconds
+from hd.transformer import attention
 from hd.windows import Windows
 from hd.world_model import WorldModel, hierarchical_mask
 
@@ -44,7 +45,7 @@ class Sizes:
     episode: int = 800  # agent steps per process
     frames: int = 2000  # stored steps from which batches are read
     encoder_steps: int = 8  # of training; a loader needs some until its workers keep up
-    steps: int = 2  # of training the world model, and of the encoder from many stored steps
+    steps: int = 2  # of training the world model
     batches: int = 5  # read
     rows: int = 300_000  # embeddings that are quantized
     dreams: tuple[int, ...] = (64, 1024)  # batch sizes
@@ -175,14 +176,8 @@ def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
     def memory_after_reading():
         read()
         return resident_memory_mb()
-    at_first: list[float] = []
-
-    def memory_at_first():
-        if not at_first:
-            at_first.append(resident_memory_mb())
-        return at_first[0]
-    yield Duel(f"reading for {contest.stage}, memory", "MB", memory_after_reading, memory_at_first,
-               "after the first batches", "<= 1.05")
+    yield Duel(f"reading for {contest.stage}, memory", "MB", memory_after_reading,
+               functools.cache(resident_memory_mb), "after the first batches", "<= 1.05")
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -230,21 +225,24 @@ def _windows(run: Run, data: Replay) -> Windows:
 
 
 def masking(sizes: Sizes) -> Iterator[Duel]:
-    """One layer's attention, forward and back, under the world model's mask, against plain causal
-    attention, which skips what lies ahead: the most that skipping forbidden pairs could win."""
-    cfg, dtype = sizes.profile.world_model, training.precision(sizes.profile.world_model, device())
-    length = 4 * cfg.max_steps
+    """One layer's attention, forward and back, under the world model's mask, against torch's
+    kernel: under the same mask, and causal without one, skipping all that lies ahead."""
+    cfg = sizes.profile.world_model
+    dtype, length = training.precision(cfg, device()) or torch.float32, 4 * cfg.max_steps
     shape = (3, cfg.batch_size, cfg.num_heads, length, cfg.dim // cfg.num_heads)
-    parts = torch.randn(shape, device=device(), dtype=dtype or torch.float32).requires_grad_()
+    parts = torch.randn(shape, device=device(), dtype=dtype).requires_grad_()
     mask = hierarchical_mask(cfg.max_steps, cfg.mask).to(device())
 
-    def layer(**how):
-        def attend():
+    def layer(attend, **how):
+        def forward_and_back():
             for _ in range(sizes.steps):
-                F.scaled_dot_product_attention(*parts, **how).sum().backward()
-        return milliseconds(attend, sizes.steps)
-    yield Duel(f"attention under the mask, {length} tokens", "ms/layer", layer(attn_mask=mask),
-               layer(is_causal=True), "causal attention without a mask")
+                attend(*parts, **how).sum().backward()
+        return milliseconds(forward_and_back, sizes.steps)
+    for against, how in (("under the same mask", {"attn_mask": mask}),
+                         ("causal", {"is_causal": True})):
+        yield Duel(f"attention under the mask, {length} tokens", "ms/layer",
+                   layer(attention, mask=mask), layer(F.scaled_dot_product_attention, **how),
+                   f"torch's kernel, {against}")
 
 
 # ---- quantizing
@@ -368,7 +366,8 @@ def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
         return encoder.frames_to_compare(run, data), lambda: windows.batch(starts, length)
 
     def training_step(batches):
-        return milliseconds(lambda: trainer.steps_with_reading(batches, sizes.steps), sizes.steps)
+        count = sizes.encoder_steps
+        return milliseconds(lambda: trainer.steps_with_reading(batches, count), count)
 
     unseen = itertools.count(1_000_000)  # batches that no training step has read
 

@@ -1,4 +1,4 @@
-"""Playing whole episodes on all cores into files that training reads memory-mapped.
+"""Playing whole episodes on all cores into files that training reads piece by piece.
 
 Each finished episode is a file of its own until all are there: a collection that was killed or
 stopped continues where it was. What is stored does not depend on the number of processes.

@@ -7,12 +7,15 @@ games stand one after the other; a row number is valid over all of them. Frames 
 
 from __future__ import annotations
 
-import mmap
+import io
+import threading
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,42 @@ from hd.runs import Run, row
 from hd.storage import shown
 
 STACK = 4
-SCATTERED = 8  # stored rows for each one read, from which on it pays to read each by itself
+
+
+class FrameFile:
+    """The frames of one game on disk, (N, 84, 84) uint8 in the format of numpy.
+
+    They are read where they are asked for, by any number of threads, and not mapped: a mapped file
+    is read page by page, which costs four times as much where frames are scattered.
+    Raises InputError naming the file when it is missing, damaged or holds something else.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            stored = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._file = io.FileIO(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise _unusable(path, error) from None
+        weakref.finalize(self, self._file.close)
+        if (stored.dtype != np.uint8 or stored.shape[1:] != (84, 84)
+                or not stored.flags.c_contiguous):
+            raise _unusable(path, f"holds {stored.shape} {stored.dtype}, not (N, 84, 84) uint8")
+        self.path, self.num_frames = path, len(stored)
+        self._offset, self._lock = stored.offset, threading.Lock()
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def read_into(self, out: np.ndarray, first: int) -> None:
+        """Fill out (n, 84, 84) uint8, contiguous, with the frames from number first on."""
+        left = memoryview(out).cast("B")
+        with self._lock:
+            self._file.seek(self._offset + first * out[0].nbytes)
+            while left:  # the system gives two gigabytes at once at most
+                count = self._file.readinto(left)
+                if not count:
+                    raise _unusable(self.path, "it became shorter while it was read")
+                left = left[count:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +77,7 @@ class Replay:
 
     games: tuple[str, ...]
     folder: Path
-    frames: tuple[np.ndarray, ...]
+    frames: tuple[FrameFile, ...]
     offsets: np.ndarray
     game_idx: np.ndarray
     episode_ids: np.ndarray
@@ -53,7 +91,7 @@ class Replay:
     @classmethod
     def open(cls, folder: Path, games: tuple[str, ...], *, val_share: float,
              seed: int) -> Replay:
-        """Map the files that hd.collection wrote, split by episode within each game.
+        """Open the files that hd.collection wrote, split by episode within each game.
 
         Raises InputError naming the file that is missing, damaged or does not fit the others.
         """
@@ -126,27 +164,19 @@ class Replay:
         return _training_windows(self, length)
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
-        """(M,) -> (M, 84, 84), read in the order of the file."""
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        if len(rows) and not 0 <= ordered[0] <= ordered[-1] < len(self):
-            raise IndexError(f"rows run from 0 to {len(self) - 1}; got {ordered[0]}, {ordered[-1]}")
-        bounds = np.searchsorted(ordered, self.offsets)
+        """(M,) -> (M, 84, 84); rows that follow each other are one read."""
         out = np.empty((len(rows), 84, 84), np.uint8)
-        for game_frames, offset, low, high in zip(self.frames, self.offsets, bounds, bounds[1:]):
-            picks = ordered[low:high] - offset
-            _advise(game_frames, picks)
-            out[order[low:high]] = game_frames[picks]
+        if not len(rows):
+            return out
+        if not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows run from 0 to {len(self) - 1}; got {rows.min()} to "
+                             f"{rows.max()}")
+        game = np.searchsorted(self.offsets, rows, side="right") - 1
+        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(game) != 0)) + 1
+        for begin, end in pairwise([0, *cuts.tolist(), len(rows)]):
+            first = int(rows[begin] - self.offsets[game[begin]])
+            self.frames[game[begin]].read_into(out[begin:end], first)
         return out
-
-
-def _advise(frames: np.ndarray, rows: np.ndarray) -> None:
-    """Tell the system whether the rows (M,) of mapped frames, ascending, are scattered: then it
-    reads these alone. By itself it reads megabytes around each, which many stored steps do not
-    leave in memory until they are needed."""
-    if len(rows) and isinstance(frames.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
-        is_scattered = rows[-1] - rows[0] > SCATTERED * len(rows)
-        frames.base.madvise(mmap.MADV_RANDOM if is_scattered else mmap.MADV_NORMAL)
 
 
 @lru_cache(maxsize=4)
@@ -271,15 +301,9 @@ def _steps_file(folder: Path, game: str) -> Path:
     return folder / f"steps-{game}.npz"
 
 
-def _open_game(folder: Path, game: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Mapped frames and the columns of steps (without RAM), checked."""
-    path = folder / f"frames-{game}.npy"
-    try:
-        frames = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _unusable(path, error) from None
-    if frames.dtype != np.uint8 or frames.ndim != 3 or frames.shape[1:] != (84, 84):
-        raise _unusable(path, f"holds {frames.shape} {frames.dtype}, not (N, 84, 84) uint8")
+def _open_game(folder: Path, game: str) -> tuple[FrameFile, dict[str, np.ndarray]]:
+    """The frames and the columns of steps (without RAM), checked."""
+    frames = FrameFile(folder / f"frames-{game}.npy")
     path, dtypes = _steps_file(folder, game), {**STEP_TYPES, "episode_ids": np.int32}
     steps = _load(path, [name for name in dtypes if name != "ram"])
     for name, column in steps.items():

@@ -1,7 +1,7 @@
 """hd.replay: split by episode, windows inside episodes, four frames stacked when read."""
 
 import dataclasses
-import mmap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from hd import collection, replay, runs
 from hd.config import InputError
 from hd.replay import (
+    FrameFile,
     Replay,
     epoch_windows,
     sample_windows,
@@ -69,9 +70,43 @@ def test_rows_of_several_games_stand_one_after_the_other(data):
     assert np.flatnonzero(~data.has_next).tolist() == [8, 11, 12, 18, 20, 25, 32]
 
 
-def test_frames_are_mapped_and_not_loaded(data):
-    assert all(isinstance(frames, np.memmap) for frames in data.frames)
+def test_frames_stay_on_disk_until_they_are_asked_for(data):
+    assert [len(frames) for frames in data.frames] == [19, 14]
     assert "ram" not in vars(data), "RAM is read when first asked for"
+    assert not any(isinstance(value, np.ndarray) for frames in data.frames
+                   for value in vars(frames).values())
+
+
+def test_rows_that_follow_each_other_are_one_read_within_a_game(data, monkeypatch):
+    asked, read_into = [], FrameFile.read_into
+    monkeypatch.setattr(FrameFile, "read_into", lambda self, out, first: (
+        asked.append((self.path.stem, first, len(out))), read_into(self, out, first)))
+    data.newest(np.array([30, 3, 4, 5, 5, 18, 19, 20]))
+    assert asked == [("frames-breakout", 11, 1), ("frames-pong", 3, 3), ("frames-pong", 5, 1),
+                     ("frames-pong", 18, 1), ("frames-breakout", 0, 2)]
+
+
+def test_threads_that_read_at_once_get_what_each_asked_for(data):
+    rows = np.random.default_rng(0).permutation(33)
+    expected = data.newest(rows)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: data.newest(rows), range(200)):
+            assert np.array_equal(found, expected)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named_in_one_line(data, folder):
+    path = folder / "frames-pong.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert data.newest([17])[0, 0, 0] == 17
+    with pytest.raises(InputError, match=r"frames-pong.npy is damaged .*became shorter"):
+        data.newest([18])
+
+
+def test_the_file_is_closed_with_its_last_reader(folder):
+    frames = FrameFile(folder / "frames-pong.npy")
+    handle = frames._file
+    del frames
+    assert handle.closed
 
 
 def test_a_stack_holds_the_four_newest_frames_and_never_another_episodes(data):
@@ -106,6 +141,7 @@ def test_a_row_outside_the_stored_ones_is_refused(data, row):
 @pytest.mark.parametrize("changes, message", [
     ({"frames": np.zeros((19, 84, 83), np.uint8)}, r"frames-pong.npy .*\(19, 84, 83\)"),
     ({"frames": np.zeros((19, 84, 84), np.float32)}, "frames-pong.npy .*float32"),
+    ({"frames": np.asfortranarray(np.zeros((19, 84, 84), np.uint8))}, "frames-pong.npy"),
     ({"frames": np.zeros((18, 84, 84), np.uint8)}, r"steps-pong.npz .*\(19,\).*not \(18,\)"),
     ({"rewards": np.zeros(19, np.float64)}, "steps-pong.npz .*rewards is .*float64"),
     ({"actions": None}, "steps-pong.npz .*actions"),
@@ -132,24 +168,6 @@ def test_missing_truncated_and_empty_files_are_named(folder, name):
 def test_an_unknown_game_is_refused(folder):
     with pytest.raises(InputError, match="'tennis'; allowed: pong"):
         Replay.open(folder, ["tennis"], **OTHER)
-
-
-class Told(mmap.mmap):
-    """Mapped memory that keeps what it was told about reading ahead."""
-
-    def madvise(self, option):
-        self.said = [*getattr(self, "said", []), option]
-
-
-@pytest.mark.skipif(not hasattr(mmap, "MADV_RANDOM"), reason="needs madvise")
-def test_the_system_is_told_to_read_scattered_frames_alone_and_others_ahead(data):
-    memory = Told(-1, 1000 * 84 * 84)
-    frames = np.ndarray((1000, 84, 84), np.uint8, buffer=memory)
-    replay = dataclasses.replace(data, games=("pong",), frames=[frames],
-                                 offsets=np.array([0, 1000]))
-    replay._gather(np.array([990, 3, 500]))
-    replay._gather(np.arange(40, 80))
-    assert memory.said == [mmap.MADV_RANDOM, mmap.MADV_NORMAL]
 
 
 # ---- split
