@@ -19,13 +19,20 @@ import torch
 import torch.nn.functional as F
 
 from hd import emulators, encoder, flops, opponents, tokenizer, training
-from hd.collection import STEP_TYPES, collect_game
+from hd.collection import collect_game
 from hd.config import EncoderConfig, FramesConfig, Profile
 from hd.imagination import imagine
-from hd.machine import available_memory_mb, device, device_kind, resident_memory_mb
+from hd.machine import (
+    available_memory_mb,
+    device,
+    device_kind,
+    kept_memory,
+    resident_memory_mb,
+)
 from hd.quantization import LibraryVQ
 from hd.replay import Replay
 from hd.runs import Run
+from hd.synthetic import clustered_rows, write_steps
 from hd.timing import Duel, matrix_products, milliseconds, per_second, seconds
 from hd.transformer import attention
 from hd.windows import Windows
@@ -101,21 +108,24 @@ def collecting(sizes: Sizes) -> Iterator[Duel]:
 # ---- training
 
 class Training:
-    """Optimizer steps of one model as hd.training makes them; plain: in float32."""
+    """Optimizer steps of one model as hd.training makes them; plain: in float32, and with memory
+    as the C library handles it by itself."""
 
     def __init__(self, run: Run, model: torch.nn.Module, *, plain: bool = False):
         self.run, self.model = run, model.to(device()).train()
         self.dtype = None if plain else training.precision(run.cfg, device())
+        self.memory = contextlib.nullcontext if plain else kept_memory
         self.optimizer = training.make_optimizer(model, run.cfg)
         self.scaler = torch.amp.GradScaler(device().type, enabled=self.dtype == torch.float16)
         self.done = 0
 
     def steps(self, feed, count: int) -> None:
         """feed.next() gives a batch."""
-        for _ in range(count):
-            training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype, self.run,
-                              self.done)
-            self.done += 1
+        with self.memory():
+            for _ in range(count):
+                training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype,
+                                  self.run, self.done)
+                self.done += 1
 
     def steps_with_reading(self, batches: Callable[[int], dict], count: int) -> None:
         """Batches are made one ahead in a thread, as in training."""
@@ -247,17 +257,6 @@ def masking(sizes: Sizes) -> Iterator[Duel]:
 
 # ---- quantizing
 
-def clustered_rows(count: int, dim: int = 384) -> torch.Tensor:
-    """Unit vectors (count, dim) in 2000 clusters of unequal size, noise in 32 directions: codes
-    have something to find, and something is left over for every level."""
-    rng = torch.Generator().manual_seed(0)
-    centres, directions = (torch.randn(n, dim, generator=rng) for n in (2000, 32))
-    weights = 1 / torch.arange(1.0, 2001)
-    chosen = torch.multinomial(weights, count, replacement=True, generator=rng)
-    rows = torch.randn(count, 32, generator=rng) @ directions.div_(32**0.5 * 2)
-    return F.normalize(rows.add_(centres[chosen]), dim=1)
-
-
 @torch.no_grad()
 def _error_left(model, rows, codes) -> float:
     """Mean squared distance of rows (N, D) and what their codes (N, L) decode to."""
@@ -337,27 +336,12 @@ def _stand_still(features, generator):
 
 # ---- growth
 
-def write_steps(folder: Path, num_steps: int) -> Path:
-    """Stored steps in hd.collection's files, all zeros, episodes of 900; frames as a sparse file
-    that takes no space. Returns folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"frames-{GAMES[0]}.npy", "wb") as handle:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (num_steps, 84, 84)}
-        np.lib.format.write_array_header_1_0(handle, header)
-        handle.truncate(handle.tell() + num_steps * 84 * 84)
-    shapes = {name: (num_steps, 128) if name == "ram" else num_steps for name in STEP_TYPES}
-    columns = {name: np.zeros(shapes[name], dtype) for name, dtype in STEP_TYPES.items()}
-    np.savez(folder / f"steps-{GAMES[0]}.npz", **columns,
-             episode_ids=np.arange(num_steps, dtype=np.int32) // 900)
-    return folder
-
-
 def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
     """Training and reading from many stored steps, against few."""
     run, few = Run("encoder", sizes.profile, games=GAMES), sizes.growth[0]
     trainer = Training(run, encoder.AtariEncoder(run.cfg))
     world_model = Run("world_model", sizes.profile, games=GAMES)
-    folders = {n: write_steps(folder / f"growth-{n}", n) for n in sizes.growth}
+    folders = {n: write_steps(folder / f"growth-{n}", GAMES[0], n) for n in sizes.growth}
 
     def opened(n):
         data = Replay.open(folders[n], GAMES, val_share=0.0, seed=0)

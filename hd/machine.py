@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -17,6 +18,11 @@ import torch
 from hd.storage import ROOT
 
 PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
+# mallopt's numbers in glibc's malloc.h; how malloc is while a program trains (memory is neither
+# mapped block by block nor given back), and what it comes to by itself where blocks are large.
+MALLOC_TRIM, MALLOC_MAP_FROM, MALLOC_MAPS = -1, -3, -4
+KEEPING = {MALLOC_MAPS: 0, MALLOC_TRIM: -1}
+USUAL = {MALLOC_MAPS: 65_536, MALLOC_TRIM: 2**26, MALLOC_MAP_FROM: 2**25}
 
 
 def device() -> torch.device:
@@ -95,3 +101,35 @@ def available_memory_mb() -> float:
     import psutil
 
     return psutil.virtual_memory().available / 2**20
+
+
+@contextlib.contextmanager
+def kept_memory():
+    """Inside, memory that is freed stays with the process; after, it goes back to the system.
+
+    By itself glibc returns large blocks at once. Every step of a training frees hundreds of
+    megabytes and asks for the same again, which the system must find and clear page by page.
+    Does nothing where there is no glibc.
+    """
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    for option, value in KEEPING.items():
+        library.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in USUAL.items():
+            library.mallopt(option, value)
+        library.malloc_trim(0)
+
+
+@lru_cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it has what kept_memory needs."""
+    try:
+        library = ctypes.CDLL(None)
+        return library if library.mallopt and library.malloc_trim else None
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
+        return None

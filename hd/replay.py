@@ -32,9 +32,8 @@ STACK = 4
 class FrameFile:
     """The frames of one game on disk, (N, 84, 84) uint8 in the format of numpy.
 
-    They are read where they are asked for, by any number of threads, and not mapped: a mapped file
-    is read page by page, which costs four times as much where frames are scattered.
-    Raises InputError naming the file when it is missing, damaged or holds something else.
+    Read where they are asked for, by any number of threads, and not mapped: a mapped file is read
+    page by page. Raises InputError naming the file when it is missing, damaged or something else.
     """
 
     def __init__(self, path: Path):
@@ -44,14 +43,14 @@ class FrameFile:
         except (OSError, ValueError, EOFError) as error:
             raise _unusable(path, error) from None
         weakref.finalize(self, self._file.close)
-        if (stored.dtype != np.uint8 or stored.shape[1:] != (84, 84)
-                or not stored.flags.c_contiguous):
+        is_in_order = stored.dtype == np.uint8 and stored.flags.c_contiguous
+        if not is_in_order or stored.shape[1:] != (84, 84):
             raise _unusable(path, f"holds {stored.shape} {stored.dtype}, not (N, 84, 84) uint8")
-        self.path, self.num_frames = path, len(stored)
-        self._offset, self._lock = stored.offset, threading.Lock()
+        self.path, self._lock = path, threading.Lock()
+        self._length, self._offset = len(stored), stored.offset
 
     def __len__(self) -> int:
-        return self.num_frames
+        return self._length
 
     def read_into(self, out: np.ndarray, first: int) -> None:
         """Fill out (n, 84, 84) uint8, contiguous, with the frames from number first on."""
@@ -166,14 +165,11 @@ class Replay:
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         """(M,) -> (M, 84, 84); rows that follow each other are one read."""
         out = np.empty((len(rows), 84, 84), np.uint8)
-        if not len(rows):
-            return out
-        if not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows run from 0 to {len(self) - 1}; got {rows.min()} to "
-                             f"{rows.max()}")
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows run to {len(self) - 1}; got {rows.min()} to {rows.max()}")
         game = np.searchsorted(self.offsets, rows, side="right") - 1
         cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(game) != 0)) + 1
-        for begin, end in pairwise([0, *cuts.tolist(), len(rows)]):
+        for begin, end in pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else []):
             first = int(rows[begin] - self.offsets[game[begin]])
             self.frames[game[begin]].read_into(out[begin:end], first)
         return out

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from hd import runs
 from hd.config import InputError, TrainedStage
+from hd.machine import kept_memory
 from hd.runs import Run
 from hd.storage import writing
 
@@ -124,7 +125,8 @@ def train(model: torch.nn.Module, batches: Callable[[int], object], run: Run, *,
         if record := runs.finished_or_cleared(run):
             runs.load_model(run, model)
             return record
-        return _train(model, batches, run, evaluate, checkpoint_every)
+        with kept_memory():
+            return _train(model, batches, run, evaluate, checkpoint_every)
 
 
 def _train(model, batches, run, evaluate, checkpoint_every) -> dict:

@@ -15,6 +15,7 @@ from hd import (
     figures_audit,
     flops,
     opponents,
+    synthetic,
     timing,
 )
 from hd.config import EncoderConfig, InputError, WorldModelConfig
@@ -194,7 +195,7 @@ def test_operations_of_a_dream_are_those_that_torch_counts():
 # ---- stored steps and embeddings that are made up
 
 def test_made_up_steps_are_stored_as_collected_ones_and_take_no_space(tmp_path):
-    data = Replay.open(benchmark_stages.write_steps(tmp_path, 2000), ("pong",), val_share=0.0,
+    data = Replay.open(synthetic.write_steps(tmp_path, "pong", 2000), ("pong",), val_share=0.0,
                        seed=0)
     assert len(data) == 2000 and data.episode_ids.max() == 2
     assert data.stack(np.array([5, 1999])).shape == (2, 4, 84, 84)
@@ -205,7 +206,7 @@ def test_made_up_steps_are_stored_as_collected_ones_and_take_no_space(tmp_path):
 
 
 def test_made_up_embeddings_are_unit_vectors_in_clusters():
-    rows = benchmark_stages.clustered_rows(300)
+    rows = synthetic.clustered_rows(300)
     assert torch.allclose(rows.norm(dim=1), torch.ones(300), atol=1e-5)
     cosines = rows @ rows.T - 2 * torch.eye(300)
     assert (cosines.max(1).values > 0.5).float().mean() > 0.3

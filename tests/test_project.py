@@ -73,6 +73,7 @@ MODULES = (
     "notebooks",
     "book",
     "emulators",
+    "synthetic",
     "flops",
     "opponents",
     "timing",
