@@ -39,6 +39,7 @@ from hd.windows import Windows
 from hd.world_model import WorldModel, hierarchical_mask
 
 GAMES = (emulators.GAME,)
+OF_PEAK = ", share of peak"  # how such stages end
 CONTEXT = 16  # real steps before a dream
 MEMORY_PER_DREAM = 6.0  # MB that a full forward pass of the 11M-parameter model takes at most
 CHUNK = 65_536  # rows whose error is computed at once
@@ -52,7 +53,7 @@ class Sizes:
     episode: int = 800  # agent steps per process
     frames: int = 2000  # stored steps from which batches are read
     encoder_steps: int = 8  # of training; a loader needs some until its workers keep up
-    steps: int = 2  # of training the world model
+    steps: int = 4  # of training the world model
     batches: int = 5  # read
     rows: int = 300_000  # embeddings that are quantized
     dreams: tuple[int, ...] = (64, 1024)  # batch sizes
@@ -171,7 +172,7 @@ def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
                contest.against, contest.bar)
     batch = Kept(contest.batches(0))
     peak = ours.dtype or torch.float32
-    yield Duel(f"{contest.stage}, share of peak", "GFLOP/s",
+    yield Duel(f"{contest.stage}{OF_PEAK}", "GFLOP/s",
                per_second(lambda: ours.steps(batch, count), 1e-9 * contest.flops * count),
                matrix_products(peak, sizes.product), f"matrix product, {_named(peak)}",
                contest.bar_of_peak)
@@ -325,7 +326,7 @@ def imagining(sizes: Sizes) -> Iterator[Duel]:
                    f"a full forward pass for every token{part}", ">= 10", **few)
         amount = 1e-9 * flops.imagination(model, batch, CONTEXT, sizes.horizon)
         if not is_long:
-            yield Duel(f"imagination, {batch} dreams, share of peak", "GFLOP/s",
+            yield Duel(f"imagination, {batch} dreams{OF_PEAK}", "GFLOP/s",
                        per_second(ours, amount), matrix_products(torch.float32, sizes.product),
                        "matrix product, float32")
 

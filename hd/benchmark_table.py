@@ -111,7 +111,7 @@ def not_met(table: pd.DataFrame) -> None:
 
 
 def where_time_goes(table: pd.DataFrame) -> pd.DataFrame | None:
-    """For each bar that is not met: the parts of our side that take the most time themselves."""
+    """The parts of our side that take the most time themselves, for each duel that was profiled."""
     profile = table.attrs.get("profile")
     if profile is None or profile.empty:
         return None

@@ -230,13 +230,15 @@ def measured(tmp_path_factory):
 
 def test_the_benchmark_measures_every_stage_and_leaves_only_its_tables(measured):
     table, profile, record = benchmark_table.load_with_record(measured)
-    stages = " ".join(table["stage"])
+    stages = table["stage"].to_list()
     for word in ("matrix product", "collecting", "reading", "encoder training", "share of peak",
                  "world-model training", "attention under the mask", "residual VQ", "error left",
                  "imagination", "stored steps", "memory", "disk"):
-        assert word in stages
+        assert any(word in stage for stage in stages)
     assert (table[["ours", "theirs", "ratio"]] > 0).all(axis=None)
-    assert set(profile["stage"]) <= set(table.loc[table["met"] == "False", "stage"])
+    beside_peak = {stage for stage in stages if stage.endswith("share of peak")}
+    missed = set(table.loc[table["met"] == "False", "stage"])
+    assert beside_peak and beside_peak <= set(profile["stage"]) <= beside_peak | missed
     assert record["packages"]["vector-quantize-pytorch"] and record["processes"] == 1
     left = {path.name for path in measured.parent.glob("[!.]*")}
     assert left == {measured.name, f"{measured.stem}.json", f"{measured.stem}-profile.csv"}
