@@ -12,19 +12,23 @@ import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from hd import notebooks
-from hd.benchmark_stages import OF_PEAK, Sizes, duels
+from hd import benchmark_memory, benchmark_stages, notebooks, training
+from hd.benchmark_stages import GAMES, OF_PEAK, Sizes
 from hd.benchmark_table import COLUMNS, PROFILE_COLUMNS, fresh_folder, profile_beside
-from hd.config import PROFILES, InputError, Profile
-from hd.machine import PACKAGES, circumstances, device_kind, git_state
+from hd.collection import collect_game
+from hd.config import PROFILES, EncoderConfig, FramesConfig, InputError, Profile
+from hd.machine import PACKAGES, circumstances, device, device_kind, git_state
+from hd.replay import Replay
 from hd.runs import seed_everything
 from hd.storage import sha256_of, shown, write_atomically, write_json
-from hd.timing import measure, where_time_goes
+from hd.timing import Duel, matrix_products, measure, where_time_goes
 
 LIBRARY = "vector-quantize-pytorch"
 
@@ -52,12 +56,32 @@ def main(*, pairs: int = 5, quick: bool = False) -> int:
     return 0
 
 
+def duels(sizes: Sizes, folder: Path) -> Iterator[Duel]:
+    """Every duel, in order. Stored steps go below folder."""
+    fast = training.precision(EncoderConfig(), device())
+    if fast is not None:
+        yield Duel(f"matrix product, {benchmark_stages.named(fast)}", "GFLOP/s",
+                   matrix_products(fast, sizes.product),
+                   matrix_products(torch.float32, sizes.product), "float32")
+    yield from benchmark_memory.fitting(sizes)
+    yield from benchmark_stages.collecting(sizes)
+    cfg = FramesConfig(num_steps=sizes.frames, sources={"random": 1.0})
+    collect_game(GAMES[0], cfg, folder=folder / "frames", num_workers=1)
+    data = Replay.open(folder / "frames", GAMES, val_share=0.0, seed=0)
+    yield from benchmark_stages.encoding(sizes, data)
+    yield from benchmark_stages.world_modelling(sizes, data)
+    yield from benchmark_stages.masking(sizes)
+    yield from benchmark_stages.quantizing(sizes)
+    yield from benchmark_stages.imagining(sizes)
+    yield from benchmark_memory.growing(sizes, folder)
+
+
 def sizes_for(kind: str, *, quick: bool = False) -> Sizes:
     """kind: "cpu" or "gpu". A GPU times the models of paper, a CPU those of desk."""
     if quick:
         tiny = _resized(PROFILES["smoke"], anchors=8, windows=2)
-        return Sizes(tiny, episode=20, frames=60, encoder_steps=1, steps=1, batches=1, rows=1200,
-                     dreams=(3,), horizon=2, growth=(100, 300), product=64, tokens={})
+        return Sizes(tiny, tiny, episode=20, frames=60, encoder_steps=1, steps=1, batches=1,
+                     rows=1200, dreams=(3,), horizon=2, growth=(100, 300), product=64, tokens={})
     if kind == "gpu":
         return Sizes(_resized(PROFILES["paper"], anchors=256, windows=32), encoder_steps=40,
                      steps=20, batches=20, product=8192, tokens={})

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from hd import emulators, encoder, flops, opponents, tokenizer, training
-from hd.collection import collect_game
-from hd.config import EncoderConfig, FramesConfig, Profile
+from hd.config import PROFILES, Profile
 from hd.imagination import imagine
 from hd.machine import (
     available_memory_mb,
@@ -32,7 +29,7 @@ from hd.machine import (
 from hd.quantization import LibraryVQ
 from hd.replay import Replay
 from hd.runs import Run
-from hd.synthetic import clustered_rows, write_steps
+from hd.synthetic import clustered_rows
 from hd.timing import Duel, matrix_products, milliseconds, per_second, seconds
 from hd.transformer import attention
 from hd.windows import Windows
@@ -47,9 +44,11 @@ CHUNK = 65_536  # rows whose error is computed at once
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much one timing does; the defaults are for a CPU. The models are those of profile."""
+    """How much one timing does; the defaults are for a CPU. The models are those of profile, and
+    of largest what must fit a card."""
 
     profile: Profile
+    largest: Profile = PROFILES["paper"]
     episode: int = 800  # agent steps per process
     frames: int = 2000  # stored steps from which batches are read
     encoder_steps: int = 8  # of training; a loader needs some until its workers keep up
@@ -63,25 +62,6 @@ class Sizes:
     # Of dreams by full forward passes: every token, or (steps ahead, level) that stand for it.
     tokens: dict = field(default_factory=lambda: {
         64: ((0, 0), (7, 1), (14, 2)), 1024: ((7, 0),)})
-
-
-def duels(sizes: Sizes, folder: Path) -> Iterator[Duel]:
-    """Every duel, in order. Stored steps go below folder."""
-    fast = training.precision(EncoderConfig(), device())
-    if fast is not None:
-        yield Duel(f"matrix product, {_named(fast)}", "GFLOP/s",
-                   matrix_products(fast, sizes.product),
-                   matrix_products(torch.float32, sizes.product), "float32")
-    yield from collecting(sizes)
-    cfg = FramesConfig(num_steps=sizes.frames, sources={"random": 1.0})
-    collect_game(GAMES[0], cfg, folder=folder / "frames", num_workers=1)
-    data = Replay.open(folder / "frames", GAMES, val_share=0.0, seed=0)
-    yield from encoding(sizes, data)
-    yield from world_modelling(sizes, data)
-    yield from masking(sizes)
-    yield from quantizing(sizes)
-    yield from imagining(sizes)
-    yield from growing(sizes, folder)
 
 
 # ---- collecting
@@ -174,7 +154,7 @@ def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
     peak = ours.dtype or torch.float32
     yield Duel(f"{contest.stage}{OF_PEAK}", "GFLOP/s",
                per_second(lambda: ours.steps(batch, count), 1e-9 * contest.flops * count),
-               matrix_products(peak, sizes.product), f"matrix product, {_named(peak)}",
+               matrix_products(peak, sizes.product), f"matrix product, {named(peak)}",
                contest.bar_of_peak)
 
     def read():
@@ -191,7 +171,8 @@ def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
                functools.cache(resident_memory_mb), "after the first batches", "<= 1.05")
 
 
-def _named(dtype: torch.dtype) -> str:
+def named(dtype: torch.dtype) -> str:
+    """As a table shows it."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -213,7 +194,7 @@ def encoding(sizes: Sizes, data: Replay) -> Iterator[Duel]:
 def world_modelling(sizes: Sizes, data: Replay) -> Iterator[Duel]:
     """Windows of the played steps with random codes."""
     run, on_cpu = Run("world_model", sizes.profile, games=GAMES), device_kind() == "cpu"
-    cfg, windows = run.cfg, _windows(run, data)
+    cfg, windows = run.cfg, windows_of(run, data)
     model = WorldModel(cfg)
     columns = {"tokens": torch.from_numpy(windows.tokens.astype(np.int64)),
                "actions": torch.from_numpy(data.actions.astype(np.int64)),
@@ -230,7 +211,8 @@ def world_modelling(sizes: Sizes, data: Replay) -> Iterator[Duel]:
         ">= 2" if on_cpu else "", ">= 0.4" if on_cpu else ">= 0.3"))
 
 
-def _windows(run: Run, data: Replay) -> Windows:
+def windows_of(run: Run, data: Replay) -> Windows:
+    """The windows of played steps, with random codes."""
     codes = np.random.default_rng(0).integers(0, run.cfg.num_codes, (len(data), 3), np.int16)
     return Windows(run, data=data, tokens=codes)
 
@@ -333,52 +315,3 @@ def imagining(sizes: Sizes) -> Iterator[Duel]:
 
 def _stand_still(features, generator):
     return torch.zeros(len(features), dtype=torch.long, device=features.device)
-
-
-# ---- growth
-
-def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
-    """Training and reading from many stored steps, against few."""
-    run, few = Run("encoder", sizes.profile, games=GAMES), sizes.growth[0]
-    trainer = Training(run, encoder.AtariEncoder(run.cfg))
-    world_model = Run("world_model", sizes.profile, games=GAMES)
-    folders = {n: write_steps(folder / f"growth-{n}", GAMES[0], n) for n in sizes.growth}
-
-    def opened(n):
-        data = Replay.open(folders[n], GAMES, val_share=0.0, seed=0)
-        windows, length = _windows(world_model, data), world_model.cfg.max_steps
-        starts = data.window_starts(length)[:world_model.cfg.batch_size]
-        return encoder.frames_to_compare(run, data), lambda: windows.batch(starts, length)
-
-    def training_step(batches):
-        count = sizes.encoder_steps
-        return milliseconds(lambda: trainer.steps_with_reading(batches, count), count)
-
-    unseen = itertools.count(1_000_000)  # batches that no training step has read
-
-    def read(batches, batch_of_windows):
-        for i in itertools.islice(unseen, sizes.batches):
-            batches(i), batch_of_windows()
-
-    def memory(n):
-        def held():
-            batches = opened(n)[0]
-            trainer.steps_with_reading(batches, 1)
-            return resident_memory_mb()
-        return held
-
-    def on_disk(n):
-        return lambda: sum(path.stat().st_size for path in folders[n].iterdir()) / n
-    for n in sizes.growth[1:]:
-        name, against = f"{n:,} stored steps", f"{few:,} stored steps"
-        yield Duel(f"{name}, disk", "bytes/step", on_disk(n), on_disk(few), against, "<= 1.01",
-                   max_pairs=1)
-        yield Duel(f"{name}, memory while training", "MB", memory(n), memory(few), against,
-                   "<= 1.1")
-        now, then = opened(n), opened(few)
-        here = functools.partial(read, *now)
-        yield Duel(f"{name}, encoder training", "ms/step", training_step(now[0]),
-                   training_step(then[0]), against, "<= 1.1", profiled=here)
-        yield Duel(f"{name}, reading", "ms/batch", milliseconds(here, sizes.batches),
-                   milliseconds(functools.partial(read, *then), sizes.batches), against)
-        del now, then, here

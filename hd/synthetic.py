@@ -9,8 +9,31 @@ import torch
 import torch.nn.functional as F
 
 from hd.collection import STEP_TYPES
+from hd.config import Profile
 
 READ_BYTES = 2**24
+
+
+def batches(profile: Profile) -> dict[str, dict]:
+    """For encoder, world_model and policy one batch of random numbers, as their losses read it."""
+    count, (windows, length) = profile.encoder.batch_size, (
+        profile.world_model.batch_size, profile.world_model.max_steps)
+    anchors, (dreams, context) = torch.arange(count), (
+        profile.policy.batch_size, profile.policy.context)
+
+    def codes(*shape):
+        return torch.randint(profile.world_model.num_codes, (*shape, 3))
+
+    def actions(*shape):
+        return torch.randint(profile.world_model.num_actions, shape)
+    return {"encoder": {"frames": torch.randint(256, (3 * count, 4, 84, 84), dtype=torch.uint8),
+                        "anchor": anchors, "positive": anchors + count,
+                        "negatives": anchors[:, None] + 2 * count},
+            "world_model": {"tokens": codes(windows, length), "actions": actions(windows, length),
+                            "rewards": torch.zeros(windows, length),
+                            "continues": torch.ones(windows, length)},
+            "policy": {"tokens": codes(dreams, context), "actions": actions(dreams, context - 1),
+                       "pass": 0}}
 
 
 def clustered_rows(count: int, dim: int = 384) -> torch.Tensor:

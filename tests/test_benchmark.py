@@ -233,7 +233,8 @@ def test_the_benchmark_measures_every_stage_and_leaves_only_its_tables(measured)
     stages = table["stage"].to_list()
     for word in ("matrix product", "collecting", "reading", "encoder training", "share of peak",
                  "world-model training", "attention under the mask", "residual VQ", "error left",
-                 "imagination", "stored steps", "memory", "disk"):
+                 "imagination", "stored steps", "memory", "disk", "a step of encoder",
+                 "a step of world model", "a step of policy"):
         assert any(word in stage for stage in stages)
     assert (table[["ours", "theirs", "ratio"]] > 0).all(axis=None)
     beside_peak = {stage for stage in stages if stage.endswith("share of peak")}

@@ -78,6 +78,7 @@ MODULES = (
     "opponents",
     "timing",
     "benchmark_stages",
+    "benchmark_memory",
     "benchmark",
     "__main__",
 )
