@@ -33,7 +33,8 @@ def fitting(sizes: Sizes) -> Iterator[Duel]:
             return peak_memory_mb()
         size = run.cfg.batch_size
         yield Duel(f"a step of {stage.replace('_', ' ')} at {sizes.largest.name}, batch {size}",
-                   "MB", most, lambda: CARD_MB, "a card of 16 GB", "<= 1", max_pairs=1, warm_up=False)
+                   "MB", most, lambda: CARD_MB, "a card of 16 GB", "<= 1", max_pairs=1,
+                   warm_up=False)
 
 
 def _network(run: Run) -> torch.nn.Module:
