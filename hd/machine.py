@@ -111,18 +111,24 @@ def kept_memory():
     megabytes and asks for the same again, which the system must find and clear page by page.
     Does nothing where there is no glibc.
     """
-    library = _glibc()
-    if library is None:
-        yield
-        return
-    for option, value in KEEPING.items():
-        library.mallopt(option, value)
+    _tell_glibc(KEEPING)
     try:
         yield
     finally:
-        for option, value in USUAL.items():
-            library.mallopt(option, value)
+        _tell_glibc(USUAL)
+        give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Return to the system what kept_memory keeps and nothing uses."""
+    if library := _glibc():
         library.malloc_trim(0)
+
+
+def _tell_glibc(options: dict[int, int]) -> None:
+    if library := _glibc():
+        for option, value in options.items():
+            library.mallopt(option, value)
 
 
 @lru_cache

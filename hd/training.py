@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hd import runs
 from hd.config import InputError, TrainedStage
-from hd.machine import kept_memory
+from hd.machine import give_back_memory, kept_memory
 from hd.runs import Run
 from hd.storage import writing
 
@@ -150,6 +150,7 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
             "step": step, "history": history, "scaler": scaler.state_dict(),
             "pending": {k: [v.item() for v in values] for k, values in pending.items()},
             "wall_seconds": spent + time.monotonic() - began})
+        give_back_memory()  # what many sizes of blocks left between each other
 
     model.train()
     with tracker_for(run) as tracker, ThreadPoolExecutor(1) as loader, tqdm(

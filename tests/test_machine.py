@@ -30,6 +30,16 @@ def test_freed_memory_stays_inside_and_goes_back_to_the_system_after():
 
 
 @needs_glibc
+def test_what_is_kept_and_unused_can_be_given_back_inside():
+    at_first = machine.resident_memory_mb()
+    with machine.kept_memory():
+        faults_of_blocks(1)
+        assert machine.resident_memory_mb() - at_first > 0.9 * MEGABYTES
+        machine.give_back_memory()
+        assert machine.resident_memory_mb() - at_first < 0.1 * MEGABYTES
+
+
+@needs_glibc
 def test_memory_goes_back_when_training_fails_too():
     at_first = machine.resident_memory_mb()
     with pytest.raises(ZeroDivisionError), machine.kept_memory():
@@ -41,6 +51,7 @@ def test_memory_goes_back_when_training_fails_too():
 def test_without_glibc_nothing_is_kept_and_nothing_fails(monkeypatch):
     monkeypatch.setattr(machine, "_glibc", lambda: None)
     with machine.kept_memory():
+        machine.give_back_memory()
         assert torch.ones(3).sum() == 3
 
 
