@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 from hd import encoder, policy, synthetic
 from hd.benchmark_stages import GAMES, Kept, Sizes, Training, windows_of
+from hd.config import Profile
 from hd.machine import device, peak_memory_mb, resident_memory_mb
 from hd.replay import Replay
 from hd.runs import Run
@@ -22,19 +25,23 @@ CARD_MB = 16_000.0
 
 
 def fitting(sizes: Sizes) -> Iterator[Duel]:
-    """A training step of each model at its largest, in a process that did little else: all that
-    it holds counts, its own memory and the accelerator's."""
-    for stage, batch in synthetic.batches(sizes.largest).items():
-        run = Run(stage, sizes.largest, games=GAMES)
-        trainer = Training(run, _network(run))
+    """A training step of each model at its largest, in a process of its own: all that it holds
+    counts, its own memory and the accelerator's."""
+    spawn = multiprocessing.get_context("spawn")
+    for stage in ("encoder", "world_model", "policy"):
+        def most(stage=stage):
+            with ProcessPoolExecutor(1, spawn) as process:
+                return process.submit(_most_memory_mb, stage, sizes.largest).result()
+        batch_size = getattr(sizes.largest, stage).batch_size
+        yield Duel(f"a step of {stage.replace('_', ' ')} at {sizes.largest.name}, batch "
+                   f"{batch_size}", "MB", most, lambda: CARD_MB, "a card of 16 GB", "<= 1",
+                   max_pairs=1, warm_up=False)
 
-        def most(trainer=trainer, batch=batch):
-            trainer.steps(Kept(batch), 1)
-            return peak_memory_mb()
-        size = run.cfg.batch_size
-        yield Duel(f"a step of {stage.replace('_', ' ')} at {sizes.largest.name}, batch {size}",
-                   "MB", most, lambda: CARD_MB, "a card of 16 GB", "<= 1", max_pairs=1,
-                   warm_up=False)
+
+def _most_memory_mb(stage: str, profile: Profile) -> float:
+    run = Run(stage, profile, games=GAMES)
+    Training(run, _network(run)).steps(Kept(synthetic.batches(profile)[stage]), 1)
+    return peak_memory_mb()
 
 
 def _network(run: Run) -> torch.nn.Module:

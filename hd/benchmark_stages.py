@@ -150,6 +150,12 @@ def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
                per_second(lambda: ours.steps_with_reading(contest.batches, count), amount),
                per_second(lambda: contest.theirs.steps(contest.feed.start(), count), amount),
                contest.against, contest.bar)
+    ours.memory = contextlib.nullcontext
+    yield Duel(f"{contest.stage}, memory left to the C library", contest.unit,
+               per_second(lambda: ours.steps_with_reading(contest.batches, count), amount),
+               per_second(lambda: contest.theirs.steps(contest.feed.start(), count), amount),
+               contest.against, max_pairs=3)
+    ours.memory = kept_memory
     batch = Kept(contest.batches(0))
     peak = ours.dtype or torch.float32
     yield Duel(f"{contest.stage}{OF_PEAK}", "GFLOP/s",
