@@ -68,8 +68,8 @@ def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
         return encoder.frames_to_compare(run, data), lambda: windows.batch(starts, length)
 
     def training_step(batches):
-        count = sizes.encoder_steps
-        return milliseconds(lambda: trainer.steps_with_reading(batches, count), count)
+        count = 2 * sizes.steps
+        return lambda: 1000 / trainer.rate_with_reading(batches, count, count)
 
     unseen = itertools.count(1_000_000)  # batches that no training step has read
 
@@ -80,7 +80,7 @@ def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
     def memory(n):
         def held():
             batches = opened(n)[0]
-            trainer.steps_with_reading(batches, 1)
+            trainer.rate_with_reading(batches, 1, 1)
             return resident_memory_mb()
         return held
 

@@ -51,7 +51,7 @@ class Sizes:
     largest: Profile = PROFILES["paper"]
     episode: int = 800  # agent steps per process
     frames: int = 2000  # stored steps from which batches are read
-    encoder_steps: int = 8  # of training; a loader needs some until its workers keep up
+    encoder_steps: int = 16  # of training; a loader needs some until its workers keep up
     steps: int = 4  # of training the world model
     batches: int = 5  # read
     rows: int = 300_000  # embeddings that are quantized
@@ -102,16 +102,22 @@ class Training:
 
     def steps(self, feed, count: int) -> None:
         """feed.next() gives a batch."""
-        with self.memory():
-            for _ in range(count):
-                training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype,
-                                  self.run, self.done)
-                self.done += 1
+        for _ in range(count):
+            training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype, self.run,
+                              self.done)
+            self.done += 1
 
-    def steps_with_reading(self, batches: Callable[[int], dict], count: int) -> None:
+    def rate(self, feed, count: int, amount: float) -> float:
+        """amount / seconds of count steps, after one that finds its memory and is not timed."""
+        with self.memory():
+            self.steps(feed, 1)
+            return amount / seconds(lambda: self.steps(feed, count))
+
+    def rate_with_reading(self, batches: Callable[[int], dict], count: int, amount: float) -> float:
         """Batches are made one ahead in a thread, as in training."""
         with ThreadPoolExecutor(1) as loader:
-            self.steps(training.Feed(batches, loader, self.done, self.done + count), count)
+            feed = training.Feed(batches, loader, self.done, self.done + count + 1)
+            return self.rate(feed, count, amount)
 
 
 @dataclass
@@ -146,20 +152,21 @@ def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
     """Training, its share of the peak, and reading its batches."""
     count, ours = contest.count, contest.ours
     amount = count * contest.per_step
-    yield Duel(contest.stage, contest.unit,
-               per_second(lambda: ours.steps_with_reading(contest.batches, count), amount),
-               per_second(lambda: contest.theirs.steps(contest.feed.start(), count), amount),
-               contest.against, contest.bar)
+
+    def with_reading():
+        return ours.rate_with_reading(contest.batches, count, amount)
+
+    def theirs():
+        return contest.theirs.rate(contest.feed.start(), count, amount)
+    yield Duel(contest.stage, contest.unit, with_reading, theirs, contest.against, contest.bar)
     ours.memory = contextlib.nullcontext
-    yield Duel(f"{contest.stage}, memory left to the C library", contest.unit,
-               per_second(lambda: ours.steps_with_reading(contest.batches, count), amount),
-               per_second(lambda: contest.theirs.steps(contest.feed.start(), count), amount),
+    yield Duel(f"{contest.stage}, memory left to the C library", contest.unit, with_reading, theirs,
                contest.against, max_pairs=3)
     ours.memory = kept_memory
     batch = Kept(contest.batches(0))
     peak = ours.dtype or torch.float32
     yield Duel(f"{contest.stage}{OF_PEAK}", "GFLOP/s",
-               per_second(lambda: ours.steps(batch, count), 1e-9 * contest.flops * count),
+               lambda: ours.rate(batch, count, 1e-9 * contest.flops * count),
                matrix_products(peak, sizes.product), f"matrix product, {named(peak)}",
                contest.bar_of_peak)
 
@@ -167,8 +174,8 @@ def _training_duels(sizes: Sizes, contest: Contest) -> Iterator[Duel]:
         for i in range(sizes.batches):
             contest.batches(i)
     yield Duel(f"reading for {contest.stage}", "ms/batch", milliseconds(read, sizes.batches),
-               milliseconds(lambda: ours.steps(batch, count), count), "its training step",
-               "<= 0.1", profiled=read)
+               lambda: 1000 / ours.rate(batch, count, count), "its training step", "<= 0.1",
+               profiled=read)
 
     def memory_after_reading():
         read()
@@ -188,7 +195,7 @@ def encoding(sizes: Sizes, data: Replay) -> Iterator[Duel]:
     size, model = run.cfg.batch_size, encoder.AtariEncoder(run.cfg)
     stacks = torch.from_numpy(data.stack(np.arange(len(data))))
     feed = opponents.LoaderFeed(opponents.Triples(stacks), batch_size=size,
-                                count=sizes.encoder_steps, collate=opponents.triples_to_batch)
+                                count=sizes.encoder_steps + 1, collate=opponents.triples_to_batch)
     yield from _training_duels(sizes, Contest(
         "encoder training", "images/s", 3 * size, sizes.encoder_steps, Training(run, model),
         encoder.frames_to_compare(run, data),
@@ -207,7 +214,7 @@ def world_modelling(sizes: Sizes, data: Replay) -> Iterator[Duel]:
                "rewards": torch.from_numpy(data.rewards),
                "continues": torch.from_numpy(data.continues)}
     feed = opponents.LoaderFeed(opponents.StepWindows(columns, cfg.max_steps),
-                                batch_size=cfg.batch_size, count=sizes.steps)
+                                batch_size=cfg.batch_size, count=sizes.steps + 1)
     yield from _training_duels(sizes, Contest(
         "world-model training", "tokens/s", 4 * cfg.batch_size * cfg.max_steps, sizes.steps,
         Training(run, model), lambda i: windows.batch(windows.batch_starts(i), cfg.max_steps),
