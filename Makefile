@@ -25,7 +25,7 @@ help:
 	@echo "make test-long  the tests that take minutes; a clean tree gets results/long-tests.csv"
 	@echo "make publish    copy the tables and figures of a profile into results/ and figures/"
 	@echo "make notebooks  execute the book's notebooks in place at smoke, after changing one"
-	@echo "make bench      side-by-side timings, about ten minutes on an idle machine"
+	@echo "make bench      side-by-side timings, about a quarter of an hour, idle"
 	@echo "make check      validate data, model and mask"
 	@echo "make lint       ruff"
 	@echo "make clean      remove .venv and caches; trained runs in .artifacts stay"
