@@ -15,25 +15,26 @@ READ_BYTES = 2**24
 
 
 def batches(profile: Profile) -> dict[str, dict]:
-    """For encoder, world_model and policy one batch of random numbers, as their losses read it."""
-    count, (windows, length) = profile.encoder.batch_size, (
-        profile.world_model.batch_size, profile.world_model.max_steps)
-    anchors, (dreams, context) = torch.arange(count), (
-        profile.policy.batch_size, profile.policy.context)
+    """One batch of random numbers for encoder, world_model and policy, as their losses read it.
 
-    def codes(*shape):
-        return torch.randint(profile.world_model.num_codes, (*shape, 3))
+    encoder: triples of frames (3 N, 4, 84, 84) uint8; world_model: windows of tokens (B, T, 3);
+    policy: contexts (B, C, 3). N, B, T and C are the profile's.
+    """
+    model, policy = profile.world_model, profile.policy
+    anchor = torch.arange(profile.encoder.batch_size)
+    frames = torch.randint(256, (3 * len(anchor), 4, 84, 84), dtype=torch.uint8)
+    windows, contexts = (model.batch_size, model.max_steps), (policy.batch_size, policy.context)
 
-    def actions(*shape):
-        return torch.randint(profile.world_model.num_actions, shape)
-    return {"encoder": {"frames": torch.randint(256, (3 * count, 4, 84, 84), dtype=torch.uint8),
-                        "anchor": anchors, "positive": anchors + count,
-                        "negatives": anchors[:, None] + 2 * count},
-            "world_model": {"tokens": codes(windows, length), "actions": actions(windows, length),
-                            "rewards": torch.zeros(windows, length),
-                            "continues": torch.ones(windows, length)},
-            "policy": {"tokens": codes(dreams, context), "actions": actions(dreams, context - 1),
-                       "pass": 0}}
+    def played(batch, length):
+        return {"tokens": torch.randint(model.num_codes, (batch, length, 3)),
+                "actions": torch.randint(model.num_actions, (batch, length))}
+    dreamed_from = played(*contexts)
+    return {"encoder": {"frames": frames, "anchor": anchor, "positive": anchor + len(anchor),
+                        "negatives": anchor[:, None] + 2 * len(anchor)},
+            "world_model": {**played(*windows), "rewards": torch.zeros(windows),
+                            "continues": torch.ones(windows)},
+            "policy": {"tokens": dreamed_from["tokens"],
+                       "actions": dreamed_from["actions"][:, :-1], "pass": 0}}
 
 
 def clustered_rows(count: int, dim: int = 384) -> torch.Tensor:

@@ -31,11 +31,11 @@ def attention(queries, keys, values, mask, share: float = 0.0):
 
     queries (B, heads, n, width); keys, values (B, heads, S, width); mask (n, S) bool, True = may
     attend -> (B, heads, n, width).
-    A CPU's fused kernel is slow backwards in half precision and does not skip what a mask forbids.
+    A CPU's fused kernel is slow backwards in bfloat16 and does not skip what a mask forbids.
     There, while training, the two halves of the rows are attended plainly, each only to what some
     row of it may see: half the time for a row's rounding more.
     """
-    is_slow = queries.device.type == "cpu" and queries.dtype in (torch.bfloat16, torch.float16)
+    is_slow = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
     if share or not (is_slow and queries.requires_grad):
         return F.scaled_dot_product_attention(queries, keys.to(queries.dtype),
                                               values.to(queries.dtype), attn_mask=mask,

@@ -104,7 +104,7 @@ def test_under_autocast_the_cache_keeps_the_reduced_precision_and_follows_the_fu
     torch.testing.assert_close(cached, full, rtol=0, atol=0.1)
 
 
-# While training in half precision on a CPU attention is made of its parts: see hd.transformer.
+# While training in bfloat16 on a CPU attention is made of its parts: see hd.transformer.
 def attended(parts, mask):
     """Output and the gradients of queries, keys and values under a loss that weighs all."""
     parts = [part.detach().requires_grad_() for part in parts]
