@@ -11,10 +11,11 @@ variants agree on everything that decides a stage, its notebook runs once, under
 import os
 import re
 import sys
-from pathlib import Path
 
-from hd import config as hd_config, notebooks, runs
-from hd.storage import artifacts_root
+from hd import config as hd_config
+from hd.book import notebooks
+from hd.run import runs
+from hd.run.storage import artifacts_root, package_files
 
 SETTINGS = {"profile": "audit", "variants": "base", "seeds": 0, "games": hd_config.GAMES,
             "until": "06_policy"}
@@ -47,7 +48,7 @@ hd_config.allowed("notebook", SETTINGS["until"], notebooks.CHAIN)
 CHAIN = notebooks.CHAIN[: notebooks.CHAIN.index(SETTINGS["until"]) + 1]
 VARIANTS = [str(variant) for variant in listed(SETTINGS["variants"])]
 SEEDS = [int(seed) for seed in listed(SETTINGS["seeds"])]
-CODE = [str(path) for path in sorted(Path(notebooks.__file__).parent.glob("*.py"))]
+CODE = [str(path) for path in package_files()]
 
 TARGETS = []  # what was asked for
 JOBS = {}  # file name -> (job, file names of what it needs)

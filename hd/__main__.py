@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted; the same command continues", EXIT_INTERRUPTED)
     except Exception as error:
-        from hd.notebooks import NotebookError
-        from hd.runs import TimeLimitReached
+        from hd.book.notebooks import NotebookError
+        from hd.run.runs import TimeLimitReached
         if isinstance(error, TimeLimitReached):
             return _complain(error, EXIT_TIME_LIMIT)
         if isinstance(error, NotebookError):
@@ -98,7 +98,7 @@ def make_parser() -> Parser:
 
 def run_notebook(args) -> None:
     """Execute one notebook, or the chain."""
-    from hd import notebooks
+    from hd.book import notebooks
     if args.with_parent:
         notebooks.end_with_parent()
     settings = {**_choices(args), "time_limit": args.time_limit, "force": args.force}
@@ -116,7 +116,8 @@ def run_notebook(args) -> None:
 
 def make_report(args) -> None:
     """Run the chain, stage the book and build it."""
-    from hd import book, notebooks
+    from hd.book import building as book
+    from hd.book import notebooks
     chosen = _choices(args)
     if not args.no_run:
         notebooks.execute_all(**chosen, time_limit=args.time_limit)
@@ -133,8 +134,8 @@ def run_sweep(args) -> int:
     for variant in variants:
         config.resolve(args.profile, variant)
     games = config.check_games(args.games)
-    from hd import notebooks
-    from hd.storage import ROOT, artifacts_root
+    from hd.book import notebooks
+    from hd.run.storage import ROOT, artifacts_root
     config.allowed("notebook", args.until, notebooks.CHAIN)
     if not isinstance(args.cores, int) or args.cores < 1:
         raise InputError(f"cores must be a whole number from 1; got {args.cores!r}")
@@ -166,8 +167,8 @@ def play_game(args) -> None:
     config.allowed("game", args.game, GAMES)
     config.resolve(args.profile, args.variant)
     config.check_seed(args.seed)
-    from hd.storage import shown
-    from hd.video import play_video
+    from hd.report.video import play_video
+    from hd.run.storage import shown
     path = play_video(game=args.game, profile=args.profile, variant=args.variant, seed=args.seed,
                       policy=args.policy, steps=args.steps, out=args.out)
     print(shown(path))
@@ -177,7 +178,9 @@ def run_checks(args) -> int:
     """The validation suite: one line per check."""
     chosen, failed = _choices(args), 0
     config.resolve(chosen["profile"], chosen["variant"], games=chosen["games"])
-    from hd import evaluation, runs, stages
+    from hd import stages
+    from hd.measure import evaluation
+    from hd.run import runs
     run = runs.start("frames", **chosen)
     stages.make(run)
     for what, holds, detail in evaluation.check(run):
@@ -190,7 +193,7 @@ def run_benchmark(args):
     """Side-by-side timings."""
     if not isinstance(args.pairs, int) or args.pairs < 1:
         raise InputError(f"pairs must be a whole number from 1; got {args.pairs!r}")
-    from hd.benchmark import main as benchmark
+    from hd.bench.benchmark import main as benchmark
     return benchmark(pairs=args.pairs, quick=args.quick)
 
 
@@ -203,14 +206,14 @@ def publish_profile(args) -> None:
     if args.seed is not None:
         config.check_seed(args.seed)
     if args.benchmark:
-        from hd.publishing import publish_benchmark
+        from hd.book.publishing import publish_benchmark
         copied = publish_benchmark()
     elif args.weights:
-        from hd import runs, weights
+        from hd.run import runs, weights
         copied = weights.publish(runs.start("encoder", profile=args.profile, variant=args.variant,
                                             seed=args.seed or 0))
     else:
-        from hd.publishing import publish
+        from hd.book.publishing import publish
         copied = publish(args.profile, args.variant, args.seed)
     print(f"{len(copied)} files published; look at them with git diff, then commit them")
 
@@ -219,7 +222,7 @@ def restore_weights(args) -> None:
     """Restore published weights, so that stages need not be trained to be looked at."""
     chosen = _choices(args)
     config.resolve(chosen["profile"], chosen["variant"], games=chosen["games"])
-    from hd import runs, weights
+    from hd.run import runs, weights
     restored = weights.restore(runs.start("encoder", **chosen))
     print(f"restored: {', '.join(restored) or 'nothing, all stages are there'}")
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from hd.atari import GAMES, AtariGame, game_named, tracker_action
 from hd.config import FramesConfig, InputError, allowed
-from hd.storage import sha256_of, write_atomically
+from hd.run.storage import sha256_of, write_atomically
 
 SOURCES = ("random", "repeat", "tracker", "agent")  # who chose; `source` in the steps file
 REPEAT_MEAN = 8  # steps for which "repeat" holds a random action, on average
@@ -358,7 +358,9 @@ def collect(run, *, make_agent: Callable[[], Agent] | None = None) -> dict:
     make_agent: asked, unless the stage is finished, for the trained policy among the players.
     Raises TimeLimitReached with all finished episodes kept.
     """
-    from hd import runs  # not above: workers import this module, and torch with runs, in a second
+    from hd.run import (
+        runs,  # not above: workers import this module, and torch with runs, in a second
+    )
 
     run = run.at("frames")
     with runs.exclusive(run):

@@ -49,7 +49,7 @@ class FramesConfig:
 
 @dataclass(frozen=True)
 class TrainedStage:
-    """What every trained stage has in common; see hd.training."""
+    """What every trained stage has in common; see hd.run.training."""
 
     num_steps: int = 1000
     batch_size: int = 256

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from hd import encoder, replay, runs, tokenizer, training
+from hd import encoder, replay, tokenizer
 from hd.config import DecoderConfig
-from hd.runs import Run, row
-from hd.training import Loss
+from hd.run import runs, training
+from hd.run.runs import Run, row
+from hd.run.training import Loss
 
 MOVING = 0.1  # a pixel moves where it differs this much from the game's mean picture
 MOVING_WEIGHT = 20.0

@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hd import game_state, probes, replay, runs, training
+from hd import replay
 from hd.atari import check_frames
 from hd.config import EncoderConfig, InputError, TokenizerConfig
+from hd.measure import game_state, probes
 from hd.negatives import BATCHES
 from hd.quantization import ResidualVQ
-from hd.runs import Run, row
-from hd.training import Loss
+from hd.run import runs, training
+from hd.run.runs import Run, row
+from hd.run.training import Loss
 
 EMBED_ROWS = 1024
 SCALED_ROWS = 64  # of pixels that become numbers at once on a CPU

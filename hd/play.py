@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from hd import atari, collection, encoder, policy, runs, tokenizer
+from hd import atari, collection, encoder, policy, tokenizer
 from hd.atari import GAMES, AtariGame, tracker_action
 from hd.config import InputError, allowed
-from hd.runs import Run
-from hd.storage import read_record, sha256_of, write_record
+from hd.run import runs
+from hd.run.runs import Run
+from hd.run.storage import read_record, sha256_of, write_record
 
 PARALLEL = 16  # episodes that are played side by side
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hd import replay, runs, tokenizer, training, world_model
+from hd import replay, tokenizer, world_model
 from hd.atari import GAMES
 from hd.config import InputError, PolicyConfig
 from hd.imagination import Rollout, imagine, num_features
-from hd.runs import Run
-from hd.training import Loss
+from hd.run import runs, training
+from hd.run.runs import Run
+from hd.run.training import Loss
 from hd.two_hot import TwoHot
 from hd.world_model import WorldModel
 

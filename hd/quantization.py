@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hd.config import InputError
-from hd.training import Loss
+from hd.run.training import Loss
 
 
 class Quantized(NamedTuple):

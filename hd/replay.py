@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hd import runs
 from hd.collection import SOURCES, STEP_TYPES
 from hd.config import InputError, check_games
-from hd.runs import Run, row
-from hd.storage import shown
+from hd.run import runs
+from hd.run.runs import Run, row
+from hd.run.storage import shown
 
 STACK = 4
 

@@ -12,26 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from hd import (
-    config,
-    decoder,
-    dinov2,
-    encoder,
-    entropy_floor,
-    evaluation,
-    machine,
-    play,
-    policy,
-    replay,
-    runs,
-    seed_protocol,
-    tokenizer,
-    transfer,
-    world_model,
-)
+from hd import config, decoder, encoder, play, policy, replay, tokenizer, world_model
 from hd.config import InputError
-from hd.runs import Run
-from hd.storage import artifacts_root
+from hd.measure import dinov2, entropy_floor, evaluation, seed_protocol, transfer
+from hd.run import machine, runs
+from hd.run.runs import Run
+from hd.run.storage import artifacts_root
 
 MAKE = {"frames": play.collect, "encoder": encoder.train, "tokenizer": tokenizer.train,
         "decoder": decoder.train, "world_model": world_model.train, "policy": policy.train,

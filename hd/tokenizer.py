@@ -10,10 +10,12 @@ import dataclasses
 import numpy as np
 import torch
 
-from hd import atari, config, encoder, game_state, replay, runs, training
+from hd import atari, config, encoder, replay
 from hd.config import InputError
+from hd.measure import game_state
 from hd.quantization import LibraryVQ, ResidualVQ
-from hd.runs import Run, row
+from hd.run import runs, training
+from hd.run.runs import Run, row
 
 ENCODE_ROWS = 8192  # at once: their distances to all codes stay in the cache
 SHARED_FROM = (0, 0.001, 0.01)  # share of a game's frames from which on a code is that game's
@@ -86,7 +88,7 @@ def encode_all(model: ResidualVQ, embeddings) -> np.ndarray:
 
 @torch.no_grad()
 def measure(run: Run, model: ResidualVQ) -> list[dict]:
-    """Metric rows on held-out episodes: per level, pooled and per game; see hd.report.METRICS."""
+    """Metric rows on held-out episodes: per level, pooled and per game."""
     data, codes = replay.open_run(run), tokens(run)
     embeddings = encoder.embeddings(run.at("encoder"))
     rng = runs.rng_for(run.seed, "random codes")

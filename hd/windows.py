@@ -7,10 +7,11 @@ import functools
 import numpy as np
 import torch
 
-from hd import replay, runs, tokenizer
+from hd import replay, tokenizer
 from hd.atari import GAMES
 from hd.config import InputError
-from hd.runs import Run
+from hd.run import runs
+from hd.run.runs import Run
 
 HELD_OUT_WINDOWS = 0.05  # share of windows that the seed's split holds out
 

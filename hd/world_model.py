@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from hd import replay, runs, tokenizer, training
-from hd.baselines import NextCode, Score
+from hd import replay, tokenizer
 from hd.config import InputError, WorldModelConfig
-from hd.runs import Run, row
-from hd.training import Loss
+from hd.measure.baselines import NextCode, Score
+from hd.run import runs, training
+from hd.run.runs import Run, row
+from hd.run.training import Loss
 from hd.transformer import KVCache, Transformer
 from hd.two_hot import TwoHot
 from hd.windows import Windows

@@ -64,7 +64,8 @@ class LongTests:
     """Keeps the outcome and the seconds of every long test, and publishes them at the end."""
 
     def __init__(self, root):
-        from hd import config, long_tests  # late: it takes seconds, which single tests can spare
+        from hd import config  # late: it takes seconds, which single tests can spare
+        from hd.book import long_tests
         self.publisher, self.refused = long_tests, config.InputError
         self.root, self.collected, self.outcomes = root, [], {}
         self.commit = self.said = ""

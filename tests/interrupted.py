@@ -6,8 +6,9 @@ It says "working" once everything is imported. Bad endings are one line and exit
 
 import sys
 
-from hd import config, runs, stages, training
+from hd import config, stages
 from hd.config import InputError
+from hd.run import runs, training
 
 # Small enough for seconds, with enough steps to be killed in any of them.
 TINY = {"frames.num_steps": 300, "frames.min_episodes": 3, "frames.val_share": 0.34,

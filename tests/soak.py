@@ -16,7 +16,9 @@ import interrupted
 import numpy as np
 import psutil
 
-from hd import atari, collection, config, evaluation, runs, stages, training
+from hd import atari, collection, config, stages
+from hd.measure import evaluation
+from hd.run import runs, training
 
 LOOK_SECONDS = 0.25
 

@@ -1,11 +1,12 @@
-"""hd.ablation_tables and the split's curves: what the ablations page reads and shows."""
+"""hd.report.ablation_tables and the split's curves: what the ablations page reads and shows."""
 
 import pandas as pd
 import pytest
 
-from hd import ablation_tables, figures_audit, runs
 from hd.ablations import ABLATIONS
 from hd.config import InputError
+from hd.report import ablation_tables, figures_audit
+from hd.run import runs
 
 METRICS = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hd.baselines import SMOOTHING, NextCode
+from hd.measure.baselines import SMOOTHING, NextCode
 
 K, A = 5, 3
 # Codes 0 0 1 2 0 0 1, so six steps; actions done at the first six of them.

@@ -1,4 +1,4 @@
-"""hd.benchmark and what it is made of: fair opponents, counted operations, ratios beside bars."""
+"""hd.bench.benchmark and its parts: fair opponents, counted operations, ratios beside bars."""
 
 import numpy as np
 import pytest
@@ -7,22 +7,24 @@ from tiny import write_benchmark
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hd import (
+from hd.bench import (
     benchmark,
-    benchmark_stages,
-    benchmark_table,
     emulators,
-    figures_audit,
     flops,
     opponents,
     synthetic,
     timing,
 )
+from hd.bench import (
+    timed_stages as benchmark_stages,
+)
+from hd.bench.timing import Duel
 from hd.config import EncoderConfig, InputError, WorldModelConfig
 from hd.encoder import AtariEncoder
 from hd.imagination import imagine
 from hd.replay import Replay
-from hd.timing import Duel
+from hd.report import benchmarks as benchmark_table
+from hd.report import figures_audit
 from hd.world_model import WorldModel
 
 SMALL = WorldModelConfig(num_layers=2, dim=24, num_heads=3, ffn_dim=40, max_steps=7, num_codes=11,

@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from hd import notebooks
-from hd.book import build_book
+from hd.book import notebooks
+from hd.book.building import build_book
 
 # What makes a browser load something: attributes by tag; links are only followed when clicked.
 LOADING = {"script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "frame": ("src",),

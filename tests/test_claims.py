@@ -5,8 +5,9 @@ import math
 import pandas as pd
 import pytest
 
-from hd import claims, runs, verdicts
-from hd.evidence import Found, Tables, mean_of
+from hd.audit import claims, verdicts
+from hd.audit.evidence import Found, Tables, mean_of
+from hd.run import runs
 
 
 def found(values, baselines=None, profile="audit"):

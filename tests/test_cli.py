@@ -7,9 +7,11 @@ import sys
 import pytest
 from test_notebooks import PARAMETERS, write_notebook
 
-import hd.book
-from hd import config, notebooks, runs, storage
+import hd.book.building
+from hd import config
 from hd.__main__ import main
+from hd.book import notebooks
+from hd.run import runs, storage
 
 
 @pytest.fixture
@@ -25,12 +27,12 @@ def book(tmp_path, monkeypatch):
 
 @pytest.fixture
 def called(monkeypatch):
-    """What the command line asks of hd.notebooks and hd.book, instead of doing it."""
+    """What the command line asks of hd.book.notebooks and hd.book.building, instead of doing it."""
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *a, **k: calls.append(("execute", a, k)))
     monkeypatch.setattr(notebooks, "execute_all", lambda **k: calls.append(("execute_all", k)))
-    monkeypatch.setattr(hd.book, "stage_book", lambda **k: calls.append(("stage_book", k)))
-    monkeypatch.setattr(hd.book, "build_book",
+    monkeypatch.setattr(hd.book.building, "stage_book", lambda **k: calls.append(("stage_book", k)))
+    monkeypatch.setattr(hd.book.building, "build_book",
                         lambda source: calls.append(("build_book",)))
     return calls
 
@@ -140,7 +142,8 @@ def test_report_runs_the_chain_then_builds_the_book(called, words, steps):
 
 
 def test_check_prints_what_holds_and_fails_when_something_does_not(monkeypatch, capsys):
-    from hd import evaluation, stages
+    from hd import stages
+    from hd.measure import evaluation
     monkeypatch.setattr(stages, "make", lambda run: None)
     monkeypatch.setattr(evaluation, "check", lambda run: [("a", True, "5"), ("b", False, "6")])
     assert main(["check"]) == 1

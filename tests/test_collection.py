@@ -9,10 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from hd import collection, runs
+from hd import collection
 from hd.atari import GAMES, AtariGame
 from hd.collection import SOURCES, Agent, collect_game, play_episode
 from hd.config import FramesConfig, InputError
+from hd.run import runs
 
 CFG = FramesConfig(num_steps=450, min_episodes=2, sources={"random": 1.0})
 KILLED = """

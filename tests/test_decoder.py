@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from hd import decoder, runs, training
+from hd import decoder
 from hd.config import DecoderConfig
 from hd.decoder import MOVING_WEIGHT, Decoder
+from hd.run import runs, training
 from hd.tokenizer import ResidualVQ
 
 L, K, D = 3, 7, 384

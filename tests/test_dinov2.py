@@ -1,4 +1,4 @@
-"""hd.dinov2: a tiny model of DINOv2's kind through the real loader, and what is refused."""
+"""hd.measure.dinov2: a tiny model of DINOv2's kind through the real loader, and what is refused."""
 
 import json
 import sys
@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hd import dinov2, encoder, replay, runs
+from hd import encoder, replay
 from hd.config import InputError
+from hd.measure import dinov2
 from hd.replay import Replay
+from hd.run import runs
 
 LENGTHS = (30, 26, 34, 28)
 

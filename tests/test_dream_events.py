@@ -1,10 +1,10 @@
-"""hd.dream_events: turns of a path, and events matched in time."""
+"""hd.measure.dream_events: turns of a path, and events matched in time."""
 
 import numpy as np
 import pytest
 
-from hd import dream_events
-from hd.dream_events import firsts, matched, near, of_others, turns
+from hd.measure import dream_events
+from hd.measure.dream_events import firsts, matched, near, of_others, turns
 
 
 def marks(*steps, length=12):

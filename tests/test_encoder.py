@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from hd import encoder, game_state, runs, training
+from hd import encoder
 from hd.config import EncoderConfig, InputError
 from hd.encoder import AtariEncoder, temporal_infonce
+from hd.measure import game_state
 from hd.negatives import BATCHES
 from hd.replay import Replay
+from hd.run import runs, training
 
 N, D = 6, 5
 LENGTHS = {"pong": (40, 23, 31, 57), "breakout": (35, 60, 19, 44)}

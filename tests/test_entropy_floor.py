@@ -1,4 +1,4 @@
-"""hd.entropy_floor: branches of the emulator, what they leave open, steps that look alike."""
+"""hd.measure.entropy_floor: branches of the emulator, and steps that look alike."""
 
 import itertools
 from types import SimpleNamespace
@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hd import collection, entropy_floor, figures_audit, runs
+from hd import collection
 from hd.atari import GAMES, AtariGame
 from hd.config import FramesConfig, InputError
-from hd.entropy_floor import (
+from hd.measure import entropy_floor
+from hd.measure.entropy_floor import (
     branch,
     cross_pairs,
     disagreement,
@@ -24,7 +25,9 @@ from hd.entropy_floor import (
     open_nats,
     twin_rows,
 )
-from hd.runs import row
+from hd.report import figures_audit
+from hd.run import runs
+from hd.run.runs import row
 
 
 @pytest.fixture(scope="module")

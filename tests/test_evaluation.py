@@ -1,4 +1,4 @@
-"""hd.evaluation: intervals, dreams against the truth, the validation suite."""
+"""hd.measure.evaluation: intervals, dreams against the truth, the validation suite."""
 
 import dataclasses
 import types
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from hd import evaluation, replay, runs, stages, tokenizer, windows
+from hd import replay, stages, tokenizer, windows
 from hd.config import InputError
-from hd.evaluation import interval
+from hd.measure import evaluation
+from hd.measure.evaluation import interval
+from hd.run import runs
 
 
 @pytest.fixture(scope="module")

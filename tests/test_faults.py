@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from tiny import refusal, without_speeds
 
-from hd import encoder, replay, runs, stages, storage, tokenizer
+from hd import encoder, replay, stages, tokenizer
 from hd.__main__ import main
 from hd.config import ABLATIONS, GAMES, PROFILES, UPSTREAM, InputError
+from hd.run import runs, storage
 
 TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
         "encoder.num_steps": 2, "encoder.batch_size": 8, "tokenizer.num_steps": 2,

@@ -1,4 +1,4 @@
-"""hd.figures: what each picture draws, from tiny inputs."""
+"""hd.report.figures: what each picture draws, from tiny inputs."""
 
 from types import SimpleNamespace
 
@@ -8,12 +8,10 @@ import pandas as pd
 import pytest
 from tiny import TinyReplay, long_table
 
-from hd import (
-    figures,
-    runs,
-    world_model,
-)
-from hd.runs import row
+from hd import world_model
+from hd.report import figures
+from hd.run import runs
+from hd.run.runs import row
 from hd.world_model import MASKS
 
 

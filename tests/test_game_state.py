@@ -1,12 +1,14 @@
-"""hd.game_state: coordinates in RAM as a table of numbers to read."""
+"""hd.measure.game_state: coordinates in RAM as a table of numbers to read."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from hd import atari, game_state, replay, runs
+from hd import atari, replay
 from hd.collection import SOURCES
+from hd.measure import game_state
+from hd.run import runs
 
 
 @pytest.fixture

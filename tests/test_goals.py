@@ -1,9 +1,11 @@
-"""hd.goals: the bars, and which variant is over them."""
+"""hd.audit.goals: the bars, and which variant is over them."""
 
 import pytest
 
-from hd import figures_audit, goals, machine, runs
-from hd.runs import row
+from hd.audit import goals
+from hd.report import figures_audit
+from hd.run import machine, runs
+from hd.run.runs import row
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 import soak
 from tiny import without_speeds
 
-from hd.storage import ROOT, sha256_of
+from hd.run.storage import ROOT, sha256_of
 
 pytestmark = [
     pytest.mark.long,

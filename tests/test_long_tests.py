@@ -1,4 +1,4 @@
-"""hd.long_tests: how the tests that take minutes last ended, published from a clean tree only."""
+"""hd.book.long_tests: how long tests last ended, published from a clean tree only."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,9 @@ import pytest
 from conftest import LongTests
 from tiny import commit, git
 
-from hd import long_tests, machine, storage
+from hd.book import long_tests
 from hd.config import InputError
+from hd.run import machine, storage
 
 FILE = "tests/test_slow.py"
 

@@ -1,9 +1,10 @@
-"""hd.machine: memory that a training keeps, and what else a machine says of itself."""
+"""hd.run.machine: memory that a training keeps, and what else a machine says of itself."""
 
 import pytest
 import torch
 
-from hd import config, machine, runs, training
+from hd import config
+from hd.run import machine, runs, training
 
 MEGABYTES = 100
 needs_glibc = pytest.mark.skipif(machine._glibc() is None, reason="needs glibc")

@@ -17,10 +17,12 @@ import nbformat
 import pytest
 from filelock import FileLock
 
-import hd.book
-from hd import config, notebooks, runs, storage
+import hd.book.building
+from hd import config
+from hd.book import notebooks
+from hd.book.notebooks import NotebookError
 from hd.config import InputError
-from hd.notebooks import NotebookError
+from hd.run import runs, storage
 
 PARAMETERS = """profile = "smoke"
 variant = "base"
@@ -160,7 +162,7 @@ def test_a_failing_cell_keeps_the_partial_notebook_and_names_it_in_one_line(book
 
 
 @pytest.mark.parametrize(("module", "kind"), [
-    ("hd.config", InputError), ("hd.runs", runs.TimeLimitReached)])
+    ("hd.config", InputError), ("hd.run.runs", runs.TimeLimitReached)])
 def test_our_own_exceptions_leave_the_kernel_under_their_own_type(book, module, kind):
     write_notebook(book / "02_encoder.ipynb",
                    f"from {module} import {kind.__name__}\nraise {kind.__name__}('one line')")
@@ -260,7 +262,7 @@ def test_the_staged_book_shows_what_was_executed_and_keeps_the_rest(book, ran, t
     write_notebook(book / "03_tokenizer.ipynb", "'published'")
     path = notebooks.execute("02_encoder", profile="smoke")
     path.write_text(path.read_text().replace("published", "fresh"))
-    staged = hd.book.stage_book("smoke")
+    staged = hd.book.building.stage_book("smoke")
     assert "fresh" in (staged / "pipeline" / "02_encoder.ipynb").read_text()
     assert "published" in (staged / "pipeline" / "03_tokenizer.ipynb").read_text()
     assert "pipeline/03_tokenizer: shown as published" in capsys.readouterr().out
@@ -280,7 +282,7 @@ def test_report_pages_read_the_fresh_tables_or_stay_as_published(book, ran, tmp_
             raise InputError("no table of stage world_model")
         return replaced(job, deadline, cwd)
     monkeypatch.setattr(notebooks, "_run", run)
-    hd.book.stage_book("smoke")
+    hd.book.building.stage_book("smoke")
     given, = (job.parameters["results_dir"] for job, _ in ran)
     assert not Path(given).is_absolute(), "a page shows no path of the reader's machine"
     fresh = storage.artifacts_root() / "smoke" / "results"
@@ -293,10 +295,10 @@ def test_report_pages_read_the_fresh_tables_or_stay_as_published(book, ran, tmp_
 def test_the_book_builds_and_a_broken_one_leaves_the_old_in_place(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     small_book(tmp_path, "# First title")
-    index = hd.book.build_book(tmp_path)
+    index = hd.book.building.build_book(tmp_path)
     small_book(tmp_path, "# Second title\n\n[broken](nowhere.md)")
     with pytest.raises(NotebookError, match=r"could not be built: ./index.md:3: WARNING") as failed:
-        hd.book.build_book(tmp_path)
+        hd.book.building.build_book(tmp_path)
     assert "\n" not in str(failed.value)
     assert "First title" in index.read_text(encoding="utf-8")
 
@@ -307,10 +309,10 @@ def test_a_page_executed_before_a_change_is_shown_with_a_line_that_says_so(book,
     write_notebook(book / "02_encoder.ipynb", "'old'")
     notebooks.execute("02_encoder", profile="smoke", seed=3, games=["pong"])
     capsys.readouterr()
-    hd.book.stage_book("smoke", seed=3, games=["pong"])
+    hd.book.building.stage_book("smoke", seed=3, games=["pong"])
     assert capsys.readouterr().out == ""
     write_notebook(book / "02_encoder.ipynb", "'new'")
-    staged = hd.book.stage_book("smoke", seed=3, games=["pong"])
+    staged = hd.book.building.stage_book("smoke", seed=3, games=["pong"])
     assert "'old'" in (staged / "pipeline" / "02_encoder.ipynb").read_text()
     line, = capsys.readouterr().out.splitlines()
     assert line.startswith("pipeline/02_encoder: shown as executed before something it depends on")
@@ -330,7 +332,7 @@ def last_book(tmp_path):
 
 def test_staging_replaces_every_source_and_leaves_the_last_book(book, last_book, tmp_path):
     small_book(tmp_path / "book")
-    staged = hd.book.stage_book("smoke")
+    staged = hd.book.building.stage_book("smoke")
     assert {path.name for path in staged.iterdir()} == {"_build", "_config.yml", "_toc.yml",
                                                         "index.md"}
     assert last_book.read_text() == "the last book"
@@ -345,7 +347,7 @@ def test_a_disk_that_is_full_while_staging_is_one_line_and_leaves_the_last_book(
     monkeypatch.setattr(shutil, "copytree",
                         functools.partial(shutil.copytree, copy_function=full))
     with pytest.raises(InputError) as refused:
-        hd.book.stage_book("smoke")
+        hd.book.building.stage_book("smoke")
     assert str(refused.value) == (
         f"cannot write $HD_ARTIFACTS/smoke/book: [Errno {errno.ENOSPC}] "
         f"{os.strerror(errno.ENOSPC)}; free space or set HD_ARTIFACTS to a folder that can be "
@@ -370,7 +372,7 @@ def test_a_new_book_that_cannot_be_put_in_place_gives_way_to_the_last_one(moment
             raise KeyboardInterrupt
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        hd.book._replace(new, place)
+        hd.book.building._replace(new, place)
     assert last_book.read_text() == ("the last book" if moment == "before" else "the new book")
     assert not place.with_name("replaced").exists()
 
@@ -378,14 +380,14 @@ def test_a_new_book_that_cannot_be_put_in_place_gives_way_to_the_last_one(moment
 def test_a_book_whose_replacement_was_killed_comes_back(last_book, tmp_path):
     place = last_book.parent
     place.rename(place.with_name("replaced"))
-    hd.book._put_back(place)
+    hd.book.building._put_back(place)
     assert last_book.read_text() == "the last book"
 
 
 REPORT = """
 import sys
 from pathlib import Path
-from hd import notebooks
+from hd.book import notebooks
 from hd.__main__ import main
 notebooks.BOOK = Path(sys.argv[1])
 sys.exit(main(["report", "--no-run", "--profile", "smoke"]))

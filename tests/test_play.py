@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from hd import encoder, policy, runs, tokenizer
+from hd import encoder, policy, tokenizer
 from hd import play as playing
 from hd.atari import GAMES
 from hd.config import InputError, PolicyConfig, WorldModelConfig
 from hd.play import Memory, Observation, play, random_act, remembered, tracker_act
+from hd.run import runs
 from hd.world_model import MASKS, WorldModel
 
 K, D, DIM, CONTEXT = 7, 3, 24, 4

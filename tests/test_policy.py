@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from hd import config, policy, training
+from hd import config, policy
 from hd.atari import GAMES
 from hd.config import InputError, PolicyConfig, WorldModelConfig
 from hd.imagination import Rollout, num_features
 from hd.policy import Actor, ActorCritic, Critic, lambda_returns, ppo_objective
+from hd.run import training
 from hd.two_hot import TwoHot
 from hd.world_model import WorldModel
 

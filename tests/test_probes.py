@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hd import atari, probes
+from hd import atari
 from hd.config import GAMES, InputError, ProbeConfig
+from hd.measure import probes
 
 CFG = ProbeConfig(epochs=30, patience=8)
 EPISODES, LENGTH, DIM = 12, 100, 24

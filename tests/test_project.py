@@ -54,8 +54,8 @@ MODULES = (
     "entropy_floor",
     "transfer",
     "stages",
-    "report",
-    "benchmark_table",
+    "tables",
+    "benchmarks",
     "reference",
     "evidence",
     "goals",
@@ -71,14 +71,14 @@ MODULES = (
     "figures_audit",
     "video",
     "notebooks",
-    "book",
+    "building",
     "emulators",
     "synthetic",
     "flops",
     "opponents",
     "timing",
-    "benchmark_stages",
-    "benchmark_memory",
+    "timed_stages",
+    "memory",
     "benchmark",
     "__main__",
 )
@@ -154,7 +154,7 @@ def python_files():
 
 
 def package_modules():
-    return sorted((ROOT / "hd").glob("*.py"))
+    return sorted(path for path in (ROOT / "hd").rglob("*.py") if path.stem != "__init__")
 
 
 def syntax_tree(path):
@@ -174,7 +174,7 @@ def imported_names(path):
 def imported_modules(path):
     """The modules of `hd` that a module of `hd` imports, by their short names."""
     parts = (name.split(".") for name in imported_names(path))
-    return {name[1] for name in parts if name[0] == "hd" and len(name) > 1 and name[1] in MODULES}
+    return {word for name in parts if name[0] == "hd" for word in name[1:3] if word in MODULES}
 
 
 def fenced_commands(markdown):

@@ -1,13 +1,15 @@
-"""hd.publishing: the headline, and what is copied into results/ and figures/ when."""
+"""hd.book.publishing: the headline, and what is copied into results/ and figures/ when."""
 
 import re
 
 import pytest
 from tiny import commit, git, write_benchmark, write_table
 
-from hd import benchmark_table, publishing, report
+from hd.book import publishing
 from hd.config import InputError
-from hd.runs import row
+from hd.report import benchmarks as benchmark_table
+from hd.report import tables as report
+from hd.run.runs import row
 
 # ---- headline
 

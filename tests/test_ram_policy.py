@@ -1,4 +1,4 @@
-"""hd.ram_policy: what it sees of RAM, how it acts, and that the search finds what it looks for."""
+"""hd.measure.ram_policy: what it sees of RAM, how it acts, what the search finds."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hd import ram_policy
 from hd.atari import GAMES
 from hd.config import InputError, RamPolicyConfig
-from hd.ram_policy import RamPolicy, features, train
+from hd.measure import ram_policy
+from hd.measure.ram_policy import RamPolicy, features, train
 
 TINY = RamPolicyConfig(population=5, elites=2, generations=3, episodes=2, max_steps=30)
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from hd import collection, replay, runs
+from hd import collection, replay
 from hd.config import InputError
 from hd.replay import (
     FrameFile,
@@ -17,6 +17,7 @@ from hd.replay import (
     tiles,
     window_starts,
 )
+from hd.run import runs
 
 LENGTHS = {"pong": (9, 3, 1, 6), "breakout": (2, 5, 7)}
 GAMES = tuple(LENGTHS)

@@ -1,4 +1,4 @@
-"""hd.report: what metrics mean, and tables from tiny inputs."""
+"""hd.report.tables: what metrics mean, and tables from tiny inputs."""
 
 import ast
 
@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 from tiny import TinyReplay, long_table, record_of, write_table
 
-from hd import (
-    evaluation,
-    game_state,
-    probes,
-    replay,
-    report,
-    runs,
-)
+from hd import replay
 from hd.config import InputError
-from hd.runs import row
-from hd.storage import ROOT
+from hd.measure import evaluation, game_state, probes
+from hd.report import tables as report
+from hd.run import runs
+from hd.run.runs import row
+from hd.run.storage import ROOT
 
 # Metric names that are put together from variables, by the expression that does it.
 COMPOSED = {
@@ -59,7 +55,7 @@ COMPOSED = {
 
 def metric_arguments():
     """The first argument of every call of row(...) in the package, with its file."""
-    for path in sorted((ROOT / "hd").glob("*.py")):
+    for path in sorted((ROOT / "hd").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("row", "runs.row"):
                 yield path.name, node.args[0]

@@ -1,4 +1,4 @@
-"""hd.runs: where a stage lives, what makes it another one, and how damage is noticed."""
+"""hd.run.runs: where a stage lives, what makes it another one, and how damage is noticed."""
 
 import dataclasses
 import json
@@ -15,9 +15,10 @@ import pytest
 import torch
 from tiny import refusal
 
-from hd import config, runs, storage
+from hd import config
 from hd.config import InputError
-from hd.runs import row
+from hd.run import runs, storage
+from hd.run.runs import row
 
 SECRET = "c0ffee-secret-that-must-not-leak"
 

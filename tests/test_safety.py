@@ -20,11 +20,13 @@ import yaml
 from safetensors.torch import save_file
 from tiny import refusal
 
-from hd import encoder, notebooks, replay, runs, stages, storage
+from hd import encoder, replay, stages
+from hd.book import notebooks
+from hd.run import runs, storage
 
 NOTEBOOKS = sorted(path for folder in ("pipeline", "report")
                    for path in (notebooks.BOOK / folder).glob("*.ipynb"))
-SOURCES = [*sorted((storage.ROOT / "hd").glob("*.py")), *NOTEBOOKS]
+SOURCES = [*sorted((storage.ROOT / "hd").rglob("*.py")), *NOTEBOOKS]
 # What runs or unpickles whatever a file says, and what fetches something.
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "code",
                   "urllib", "requests", "httpx", "http", "socket", "ftplib", "huggingface_hub"}

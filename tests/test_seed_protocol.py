@@ -1,4 +1,4 @@
-"""hd.seed_protocol: the seed's measures by hand, and where they differ from the honest ones."""
+"""hd.measure.seed_protocol: the seed's measures by hand, and how honest ones differ."""
 
 from types import SimpleNamespace
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from hd import probes, runs, seed_protocol
 from hd.config import InputError
-from hd.seed_protocol import Sample
+from hd.measure import probes, seed_protocol
+from hd.measure.seed_protocol import Sample
+from hd.run import runs
 
 PLAYER, ENEMY, BALL = 147, 148, 236
 

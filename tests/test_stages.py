@@ -8,25 +8,14 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from hd import (
-    collection,
-    config,
-    decoder,
-    encoder,
-    evaluation,
-    figures_audit,
-    machine,
-    play,
-    replay,
-    runs,
-    stages,
-    tokenizer,
-    windows,
-)
+from hd import collection, config, decoder, encoder, play, replay, stages, tokenizer, windows
 from hd.collection import SOURCES
 from hd.config import InputError
-from hd.runs import COLUMNS
-from hd.storage import sha256_of
+from hd.measure import evaluation
+from hd.report import figures_audit
+from hd.run import machine, runs
+from hd.run.runs import COLUMNS
+from hd.run.storage import sha256_of
 
 TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
         "encoder.num_steps": 2, "encoder.batch_size": 8, "tokenizer.num_steps": 2,

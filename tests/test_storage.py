@@ -1,4 +1,4 @@
-"""hd.storage: files appear whole or not at all, and paths are shown without where they lie."""
+"""hd.run.storage: files appear whole or not at all, and paths are shown without where they lie."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import refusal
 
-from hd import storage
+from hd.run import storage
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX limits and permissions")
 

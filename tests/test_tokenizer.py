@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hd import runs, tokenizer
+from hd import tokenizer
+from hd.run import runs
 from hd.tokenizer import ResidualVQ, entropy, mutual_information
 
 

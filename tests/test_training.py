@@ -1,4 +1,4 @@
-"""hd.training: one loop for all stages, which no interruption may change."""
+"""hd.run.training: one loop for all stages, which no interruption may change."""
 
 import dataclasses
 import math
@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from hd import runs, storage, training
 from hd.config import InputError, WorldModelConfig
-from hd.training import Loss, NonFiniteLoss, warmup_cosine
+from hd.run import runs, storage, training
+from hd.run.training import Loss, NonFiniteLoss, warmup_cosine
 
 SECRET = "c0ffee-secret-that-must-not-leak"
 NUM_STEPS = 23

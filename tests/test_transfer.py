@@ -1,4 +1,4 @@
-"""hd.transfer: a tiny run of all rotations, what its parts share, how they stop and continue."""
+"""hd.measure.transfer: a tiny run of all rotations, what parts share, how they stop."""
 
 import math
 import shutil
@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from hd import config, figures_audit, runs, stages, tokenizer, transfer, world_model
+from hd import config, stages, tokenizer, world_model
 from hd.config import InputError
+from hd.measure import transfer
+from hd.measure.transfer import LEVELS, STARTS, Rotation
 from hd.quantization import ResidualVQ
-from hd.transfer import LEVELS, STARTS, Rotation
+from hd.report import figures_audit
+from hd.run import runs
 
 TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
         "encoder.num_steps": 1, "encoder.batch_size": 8, "tokenizer.num_steps": 1,
@@ -97,7 +100,7 @@ def test_level_0_of_three_is_exactly_a_tokenizer_of_one_level():
     for levels in (1, 3):
         model = ResidualVQ(levels, 7, 5, commitment_costs=(0.05, 0.25, 0.6)).train()
         for step in range(20):
-            torch.manual_seed(step)  # as hd.training does
+            torch.manual_seed(step)  # as hd.run.training does
             model(torch.randn(40, 5))
         books.append(model.codebooks[0])
     assert torch.equal(*books)

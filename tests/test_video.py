@@ -1,4 +1,4 @@
-"""hd.video: videos that play in any browser, and dreams beside the game they began in."""
+"""hd.report.video: videos that play in any browser, and dreams beside the game they began in."""
 
 import base64
 import os
@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from hd import (
-    runs,
-    video,
-)
 from hd.config import InputError
 from hd.encoder import AtariEncoder
+from hd.report import video
+from hd.run import runs
 from hd.tokenizer import ResidualVQ
 from hd.world_model import WorldModel
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from hd import machine, runs, weights
 from hd.config import InputError
 from hd.encoder import AtariEncoder
+from hd.run import machine, runs, weights
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hd import runs, windows
+from hd import windows
 from hd.config import InputError
+from hd.run import runs
 
 
 def test_action_ids_are_ale_ids_or_indices_into_each_games_own_actions():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from hd import config, replay, runs, training, world_model
-from hd.baselines import Score
+from hd import config, replay, world_model
 from hd.config import PROFILES, InputError, WorldModelConfig
+from hd.measure.baselines import Score
+from hd.run import runs, training
 from hd.tokenizer import ResidualVQ
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
 

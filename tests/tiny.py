@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hd import benchmark_table, machine
 from hd.config import GAMES, InputError
-from hd.runs import COLUMNS
-from hd.storage import sha256_of
+from hd.report import benchmarks as benchmark_table
+from hd.run import machine
+from hd.run.runs import COLUMNS
+from hd.run.storage import sha256_of
 
 
 def refusal(function, *args, **kwargs) -> str:

@@ -1,0 +1,1 @@
+"""The claims of the seed document, the rule of verdicts, the goals."""

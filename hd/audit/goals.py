@@ -1,0 +1,226 @@
+"""What tokens and dreams must reach to be worth playing in: bars, and which variant is over them.
+
+The bars of probes are what others report with more pixels (results/reference); the rest says what
+a player needs: where the ball is, where it will be, whether it scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from hd.audit.evidence import Found, Tables, devices_and_commits
+from hd.config import GAMES, PROFILES, resolve
+from hd.measure.evaluation import dream_steps
+from hd.report import reference
+from hd.report import tables as report
+
+VARIANTS = ("base", "hi-dreamer")
+BALL_GAMES = ("pong", "breakout")
+LEVELS = (0, 1, 2)
+STEP = 15  # of a dream
+STAGES = {"representation": ("encoder", "tokenizer"),
+          "dynamics": ("world_model", "entropy_floor", "imagination")}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """words: what is measured; baseline: what the brackets hold. find(tables, variant, game).
+
+    Who is over a bar by chance has not reached it: is_chance says that the baseline is chance.
+    reason: why it is not reached where it is not, and where the evidence stands.
+    """
+
+    topic: str  # of STAGES
+    words: str
+    baseline: str
+    games: tuple[str, ...]
+    bar: Callable[[str], float]  # of a game
+    find: Callable[[Tables, str, str], Found | None]
+    higher: bool = True
+    is_chance: bool = False
+    reason: str = ""
+
+    def bar_text(self, game: str) -> str:
+        return f"{'≥' if self.higher else '≤'} {self.bar(game):g}"
+
+    def is_reached(self, found: Found, game: str) -> bool:
+        if self.is_chance and not found.mean > found.baseline:
+            return False
+        bar = self.bar(game)
+        return found.mean >= bar if self.higher else found.mean <= bar
+
+
+def _metric(stage: str, metric: str, *, step: float | None = None) -> Callable:
+    return lambda t, variant, game: t.find(stage, metric, variant, game=game, step=step)
+
+
+def _of_whole_dreams(metric: str) -> Callable:
+    """A metric that stands at the last step of the profile's dreams."""
+    def find(t: Tables, variant: str, game: str) -> Found | None:
+        return t.find("imagination", metric, variant, game=game,
+                      step=dream_steps(resolve(t.profile, variant)))
+    return find
+
+
+def _lost_in_codes(t: Tables, variant: str, game: str) -> Found | None:
+    """Probes on continuous embeddings less those on codes; both stand in the tokenizer's table."""
+    codes = t.find("tokenizer", "f1_overall", variant, game=game)
+    return codes and Found(codes.baselines - codes.values, codes.values * math.nan, codes.profile,
+                           codes.device, codes.tables)
+
+
+def _least_usage(t: Tables, variant: str, game: str) -> Found | None:
+    found = [t.find("tokenizer", f"l{level}_usage", variant) for level in LEVELS]
+    if None in found:
+        return None
+    return min(found, key=lambda one: one.mean)
+
+
+def _way_to_floor(level: int) -> Callable:
+    """How much of the n-gram's cross-entropy above the floor the world model saves: 1 is all."""
+    def find(t: Tables, variant: str, game: str) -> Found | None:
+        model = t.find("world_model", f"l{level}_cross_entropy", variant, game=game)
+        floor = t.find("entropy_floor", f"l{level}_state_floor[sticky 0]", variant, game=game)
+        floor = floor or t.find("entropy_floor", f"l{level}_state_floor[sticky 0]", game=game)
+        if model is None or floor is None:
+            return None
+        saved = (model.baselines - model.values) / (model.baselines - floor.mean)
+        return Found(saved, saved * math.nan, model.profile, model.device,
+                     model.tables + floor.tables)
+    return find
+
+
+def _probe_bar(game: str) -> float:
+    """ST-DIM's weighted F1 (Anand et al. 2019), which sees the full screen."""
+    return reference.anchor("AtariARI probe F1", "ST-DIM", report.TITLES[game])
+
+
+def _always(value: float) -> Callable[[str], float]:
+    return lambda game: value
+
+
+GOALS = (
+    Goal("representation", "F1 of RAM state by linear probes; bar: ST-DIM", "untrained encoder",
+         GAMES, _probe_bar, _metric("encoder", "f1_overall"),
+         reason="A frame is told from its neighbours of the same stretch: what stands still there, "
+                "like score and lives, need not be known, and a linear softmax asks for the exact "
+                "place. The untrained network keeps more of both (`f1_score_clock_lives_display` "
+                "and `f1_agent_localization` in the encoder's table)."),
+    Goal("representation", "F1 lost in the codes", "", GAMES, _always(0.05), _lost_in_codes,
+         higher=False,
+         reason="Three codes are few for exact places and scores, and a game does not use them "
+                "all: games share almost no codes (`l0_usage` by game in the tokenizer's table)."),
+    Goal("representation", "R2 of ball_x read from codes", "embeddings", BALL_GAMES, _always(0.9),
+         _metric("tokenizer", "r2_ball_x"),
+         reason="The embeddings hold it (in brackets above) and half of all frames are read within "
+                "the bar of the error. The squared error is made where the ball seldom is, which "
+                "is partly so in the embeddings too (the figure below)."),
+    Goal("representation", "R2 of ball_y read from codes", "embeddings", BALL_GAMES, _always(0.9),
+         _metric("tokenizer", "r2_ball_y"), reason="Lost in the codes, as above."),
+    Goal("representation", "median error of ball_x read from codes, of 160", "embeddings",
+         BALL_GAMES, _always(4.0), _metric("tokenizer", "error_ball_x"), higher=False,
+         reason="Lost in the codes, as above."),
+    Goal("representation", "codes in use, least used level", "random codes", ("all",),
+         _always(0.95), _least_usage, reason="Codes that no held-out frame falls on."),
+    *(Goal("dynamics", f"next L{level} code: way from n-gram (0) to floor (1)", "",
+           GAMES, _always(0.5), _way_to_floor(level),
+           reason="Training ended while the loss was falling (the world model's history).")
+      for level in LEVELS),
+    Goal("dynamics", f"median error of ball_x after {STEP} dreamed steps, of 160",
+         "last true place", BALL_GAMES, _always(8.0),
+         _metric("imagination", "dream_error_ball_x", step=STEP), higher=False,
+         reason="The codes of the truth themselves are read with an error "
+                "(`dream_error_ball_x[re-encoded]` below), and codes are drawn at random at every "
+                "step, so small errors add up."),
+    Goal("dynamics", "first turn of ball_x dreamed within 2 steps", "another dream", BALL_GAMES,
+         _always(0.6), _metric("imagination", "dream_turn_recall_ball_x", step=STEP),
+         is_chance=True,
+         reason="Read from the codes of the truth, turns are missed too "
+                "(`dream_turn_recall_ball_x[re-encoded]` in the table of imagination), and a dream "
+                "that is late by three steps counts as blind."),
+    *(Goal("dynamics", f"scoring steps of dreams: {name}", "another dream", GAMES, _always(0.8),
+           _of_whole_dreams(f"dream_reward_{name}"), is_chance=True,
+           reason="In a real context the reward head finds scoring steps (in Pong: "
+                  "`reward_average_precision` below); over its length the dream drifts away from "
+                  "the ball that scores. Random play scores rarely.")
+      for name in ("recall", "precision")),
+)
+
+
+def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
+    """The goals of a topic, with what the brackets hold: game, bar, and for each variant mean
+    [95% interval] (baseline), n seeds; ✓ before one that reaches the bar, – where nothing is
+    measured."""
+    tables, rows = Tables(profile, results_dir), []
+    for goal in (goal for goal in GOALS if goal.topic == topic):
+        for game in goal.games:
+            row = {"what (in brackets)": goal.words + f" ({goal.baseline})" * bool(goal.baseline),
+                   "game": report.TITLES[game],
+                   "bar": goal.bar_text(game)}
+            for variant in VARIANTS:
+                found = goal.find(tables, variant, game)
+                row[variant] = "–" if found is None else (
+                    "✓ " * goal.is_reached(found, game) + _cell(found))
+            rows.append(row)
+    return pd.DataFrame(rows).set_index("what (in brackets)").rename_axis(index=None)
+
+
+def show(topic: str, profile: str, *, results_dir=None) -> None:
+    """The tables of all profiles at which hi-dreamer is measured, the largest first; that of the
+    given profile where it is measured at none."""
+    from IPython.display import Markdown, display
+    for name in measured(topic, results_dir) or [profile]:
+        display(Markdown(f"**{name}**: {PROFILES[name].purpose}"))
+        display(table(topic, name, results_dir=results_dir))
+        for variant in VARIANTS:
+            records = [record for stage in STAGES[topic] for _, _, record
+                       in Tables(name, results_dir).read(stage, variant)]
+            if records:
+                display(Markdown(f"{variant}. {devices_and_commits(records)}"))
+
+
+def show_unreached(topic: str, *, results_dir=None) -> None:
+    """In a notebook: each bar of a topic that no variant reaches at the largest profile at which
+    hi-dreamer is measured, with the best value of each such game and the reason found."""
+    from IPython.display import Markdown, display
+    profile = next(iter(measured(topic, results_dir)), None)
+    if profile is None:
+        display(Markdown("hi-dreamer is not measured here."))
+        return
+    tables = Tables(profile, results_dir)
+    lines = [line for goal in GOALS if goal.topic == topic for line in _shortfall(goal, tables)]
+    display(Markdown("\n".join([f"At **{profile}**:", "", *lines] if lines else
+                               [f"At **{profile}** every bar that is measured is reached."])))
+
+
+def measured(topic: str, results_dir) -> list[str]:
+    """The profiles at which hi-dreamer is measured, the largest first."""
+    return [profile for profile in reversed(PROFILES) if any(
+        True for stage in STAGES[topic]
+        for _ in Tables(profile, results_dir).read(stage, "hi-dreamer"))]
+
+
+def _shortfall(goal: Goal, tables: Tables) -> list[str]:
+    """A line about the games in which no variant reaches the goal; none where all are reached."""
+    missed = []
+    for game in goal.games:
+        found = {variant: goal.find(tables, variant, game) for variant in VARIANTS}
+        found = {variant: one for variant, one in found.items() if one is not None}
+        if found and not any(goal.is_reached(one, game) for one in found.values()):
+            best = (max if goal.higher else min)(found, key=lambda name: found[name].mean)
+            missed.append(f"{report.TITLES[game]} {report.number(found[best].mean)} ({best}), "
+                          f"bar {goal.bar_text(game)}")
+    return [f"- **{goal.words}**: {'; '.join(missed)}. {goal.reason}"] if missed else []
+
+
+def _cell(found: Found) -> str:
+    text = report.number(found.mean)
+    if len(found.values) > 1:
+        text += f" [{', '.join(report.number(bound) for bound in found.bounds)}]"
+    if not math.isnan(found.baseline):
+        text += f" ({report.number(found.baseline)})"
+    return f"{text}, n={len(found.values)}"

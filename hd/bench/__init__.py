@@ -1,0 +1,1 @@
+"""Side-by-side timings and their opponents."""

@@ -1,0 +1,1 @@
+"""Strict papermill, building the book, publishing."""

@@ -1,0 +1,1 @@
+"""What is measured on arrays: probes, codes, predictions, dreams, control."""

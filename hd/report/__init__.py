@@ -1,0 +1,1 @@
+"""Tables, figures, videos and other people's numbers."""

@@ -1,0 +1,88 @@
+"""What the ablations' published tables say, for the page that shows all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from hd.ablations import ABLATIONS
+from hd.config import GAMES, InputError
+from hd.report import tables as report
+from hd.run.storage import ROOT
+
+
+def arms(ablation: str, profile: str, *, stage: str = "",
+         results_dir: Path | None = None) -> pd.DataFrame:
+    """The tables of base and of every published arm, one long table; empty without any arm.
+
+    stage: that which the ablation measures, or another. An ablation that was run on one game alone
+    is found under that game.
+    """
+    chosen, root = ABLATIONS[ablation], Path(results_dir or ROOT / "results")
+    stage, tables = stage or chosen.measure, []
+    for games in ("", *(f"-{game}" for game in GAMES)):
+        found = [table for arm in chosen.arms
+                 for table in _tables(root, profile, stage, f"{ablation}.{arm}{games}")]
+        if found:
+            tables += [*_tables(root, profile, stage, f"base{games}"), *found]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _tables(root: Path, profile: str, stage: str, name: str) -> list[pd.DataFrame]:
+    return [report.load_with_record(path)[0]
+            for path in report.tables_of(root / profile / stage, name)]
+
+
+def compared(ablation: str, profile: str, *, results_dir: Path | None = None) -> pd.DataFrame:
+    """A row per metric and game, a column per arm, as text: mean [95% interval over seeds].
+
+    Metrics of further stages come last, their names after the stage's. Raises InputError where no
+    arm is published.
+    """
+    chosen, found = ABLATIONS[ablation], []
+    for stage, metrics in {chosen.measure: chosen.metrics, **chosen.of_also}.items():
+        table = arms(ablation, profile, stage=stage, results_dir=results_dir)
+        if table.empty:
+            raise InputError(
+                f"no arm of {ablation} is published at profile {profile}; make them: "
+                f"python -m hd run 07_ablation --profile {profile} -p ablation {ablation}")
+        rows = report.summarise(table, metrics)
+        if stage != chosen.measure:
+            rows["metric"] = f"{stage}: " + rows["metric"]
+        found.append(rows)
+    found = pd.concat(found)
+    found = found[found["game"].isin([*GAMES, "all"])]
+    names = found["variant"].str.removeprefix(f"{ablation}.")
+    found = found.assign(arm=names, text=[_cell(row) for row in found.to_dict("records")])
+    wide = found.pivot_table(index=["metric", "game"], columns="arm", values="text",
+                             aggfunc="first", sort=False).fillna("–")
+    base = found[found["arm"] == "base"].set_index(["metric", "game"])["baseline"]
+    wide["baseline"] = [report.number(base.get(key)) for key in wide.index]
+    wide["seeds"] = found.groupby(["metric", "game"])["n"].min()
+    return wide.rename_axis(columns=None).reset_index("game").rename_axis(index=None)
+
+
+def _cell(row: dict) -> str:
+    if row["n"] < 2:
+        return report.number(row["mean"])
+    return (f"{report.number(row['mean'])} [{report.number(row['low'])}, "
+            f"{report.number(row['high'])}]")
+
+
+def published(profile: str, *, results_dir: Path | None = None) -> list[str]:
+    """The ablations of which at least one arm is published."""
+    return [name for name in ABLATIONS
+            if not arms(name, profile, results_dir=results_dir).empty]
+
+
+def show_all(profile: str, *, results_dir: Path | None = None) -> None:
+    """Each published ablation under its question: its table, and its figure where there is one."""
+    from IPython.display import Image, Markdown, display
+    for name in published(profile, results_dir=results_dir):
+        chosen = ABLATIONS[name]
+        display(Markdown(f"## {name}: {chosen.question}"))
+        display(compared(name, profile, results_dir=results_dir))
+        curves = ROOT / "figures" / profile / f"ablation-{name}-curves.png"
+        if curves.exists():
+            display(Image(curves.read_bytes(), width=760))

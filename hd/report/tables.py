@@ -1,0 +1,397 @@
+"""What the pages show: the metrics' meaning, small tables, the headline, publishing.
+
+Everything is read from metric tables (hd.run.runs.save_table); nothing here trains or draws.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import textwrap
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from hd import config
+from hd.config import GAMES, InputError
+from hd.measure.evaluation import interval
+from hd.run import runs
+from hd.run.storage import ROOT, shown
+
+# Pages show whole tables: nothing is cut to dots.
+pd.set_option("display.max_colwidth", 400, "display.max_rows", 400, "display.max_columns", 40)
+
+KEYS = ["stage", "variant", "game", "step", "split", "metric"]
+TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
+Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
+
+# name | definition | unit | better | baseline. {level} 0 is the coarsest, other words in braces
+# stand for any. metric[method] is another method's value, metric[source name] that on the held-out
+# steps which this source played, val_metric that on held-out windows
+# while training. The notation page has the formulas.
+_METRICS = """
+steps | stored agent steps | count | - | -
+episodes | whole episodes, stored or played | count | - | -
+windows_of_{length} | windows of so many steps inside episodes | count | - | -
+boundary_violations | windows that cross an episode's end | count | lower | windows cut anywhere
+games_ended | episodes that ran to their end | count | - | -
+episode_length | mean length of stored episodes | steps | - | -
+return | mean unclipped score of stored episodes | points | - | -
+rewarded_share | steps that score | share | - | -
+source_share | steps that a source played | share | - | share of episodes asked of it
+temporal_consistency | distance of consecutive / of random pairs | ratio | lower | untrained encoder
+diversity | mean distance of 1000 random embeddings | distance | - | untrained encoder
+f1_{category} | RAM state by linear probes, weighted F1 | F1 | higher | {probed}
+r2_{coordinate} | R2 of a coordinate read by an MLP, ball in play | R2 | higher | {probed}
+error_{coordinate} | median absolute error of that | RAM units | lower | {probed}
+rms_error_{coordinate} | root mean square error of that, by place | RAM units | lower | {probed}
+ball_share | training steps with the ball at a place | share | - | equal shares
+state_correlation | best |r| over dimensions, mean of coordinates | |r| | higher | {probed}
+seed_temporal_consistency | every 100th pair, any episode | ratio | lower | untrained encoder
+seed_temporal_consistency_mean | mean of that over games | ratio | lower | untrained encoder
+seed_diversity | diversity over all steps, no split | distance | - | untrained encoder
+embedding_norm_deviation | largest |norm - 1| | distance | lower | untrained encoder
+seed_state_correlation | best |r| with the seed's pixel boxes | |r| | higher | untrained encoder
+seed_pair_correlation | Spearman of distances of pairs | rho | higher | untrained encoder
+box_agreement_{coordinate} | |r| of a pixel box and RAM | |r| | higher | -
+box_found_{coordinate} | frames in which a pixel box finds something | share | - | -
+dinov2_weights | 1 where DINOv2 weights were found | 0 or 1 | - | -
+l{level}_usage | codes that occur | share | higher | random codes
+l{level}_perplexity | exp of the codes' entropy | codes | higher | random codes
+l{level}_repeat_rate | steps whose code equals the last | share | - | random codes
+l{level}_cosine | embedding and its codes up to here | cosine | higher | mean embedding
+l{level}_variance_explained | by the codes up to here | share | higher | mean embedding
+l{level}_shared_frames | frames on codes that every game uses | share | - | random codes
+l{level}_shared_codes | codes that every game uses | share | - | random codes
+l{level}_state_information | of code and RAM coordinates in 8 bins | nats | higher | bins shuffled
+state_bits | entropy of RAM labels, each by itself or all together | bits | - | log2 of the steps
+l{level}_same_as_base | steps with the code that base gives them | share | - | chance
+l{level}_game_information | mutual information of code and game | nats | - | ceiling: H(game)
+pixel_error | decoded pixels in 0..1 | squared | lower | mean picture
+moving_pixel_error | where the game differs from its mean picture | squared | lower | mean picture
+l{level}_changed_cross_entropy | next code where it changes | nats | lower | n-gram
+l{level}_changed_accuracy | next code where it changes | share | higher | n-gram
+l{level}_cross_entropy | next code, given the true past | nats | lower | n-gram
+l{level}_accuracy | next code, given the true past | share | higher | n-gram
+reward_squared_error | predicted reward | points² | lower | mean training reward
+reward_average_precision | finding rewards by |predicted reward| | share | higher | base rate
+end_average_precision | finding episode ends by P(end) | share | higher | base rate
+window_share | training windows drawn from the game | share | - | share of training steps
+parameters | trained numbers of the model | count | - | -
+tokens_per_second | in training, four tokens a step | tokens/s | higher | -
+codebook_change | largest, while the world model trains | distance | - | -
+exposures | how often training saw each step | times | - | -
+transfer_l{level}_cross_entropy | next code of a game new to it | nats | lower | from scratch
+transfer_l{level}_accuracy | next code of a game new to it | share | higher | from scratch
+transfer_l{level}_changed_cross_entropy | that where the code changes | nats | lower | from scratch
+transfer_l{level}_changed_accuracy | that where the code changes | share | higher | from scratch
+transfer_l0_gain | nats that pre-training saves on L0 codes | nats | higher | no gain
+transfer_steps | steps of the new game that adapting saw | count | - | -
+dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
+dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
+dream_reward_average_precision | finding dreams that score | share | higher | base rate
+dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lower | last true one
+dream_turn_recall_{coordinate} | truth's first turn in time, ± 2 | share | higher | another dream
+dreams_with_turn_{coordinate} | dreams in play whose truth turns within 15 steps | count | - | -
+dream_reward_recall | scoring steps dreamed within 2 steps | share | higher | another dream
+dream_reward_precision | dreamed ones true within 2 steps | share | higher | another dream
+dreams_in_play | dreams with the ball in play at start and step | count | - | -
+dreams | dreams scored | count | - | -
+states | states from which the emulator was branched | count | - | -
+branching_states | states whose branches differ in frame, RAM or reward | share | - | other sticky
+l{level}_state_floor | open given state, action, earlier levels | nats | - | level over all states
+l{level}_state_error | best guess from all that is wrong | share | - | one guess for all states
+twin_share | steps whose last k steps another episode had too | share | - | -
+l{level}_twin_disagreement | such steps that differ in the next code | share | - | any two steps
+real_return | mean unclipped score of real episodes | points | higher | random play
+training_steps | real steps a reference player was trained with | count | - | -
+real_length | mean length of real episodes | steps | - | -
+loss | what the stage minimises (supervised: squared deviations) | nats | lower | -
+positive_similarity | cosine of a frame's embedding and the next's | cosine | - | -
+squared_error | reconstruction error | squared | lower | -
+codes | next-code loss, levels weighted | nats | lower | -
+train_codes | that on training windows, without dropout | nats | lower | -
+reward | two-hot loss of the reward head | nats | lower | -
+continue | loss of the continue head | nats | lower | -
+actor | the actor's loss | points, scaled | lower | -
+critic | the critic's loss | nats | lower | -
+entropy | of the policy | nats | - | -
+imagined_{quantity} | lambda-return at a dream's start, reward per step | points | higher | -
+""".replace("{probed}", "untrained encoder; codes: embeddings")
+
+METRICS = {name: Metric(*("" if part == "-" else part for part in parts))
+           for name, *parts in (line.split(" | ") for line in _METRICS.strip().splitlines())}
+
+
+def key_of(metric: str) -> str:
+    """The entry of METRICS that explains a metric name; raises InputError for an unknown one."""
+    name = re.sub(r"\[.*\]$", "", metric)
+    names = (name, name.removeprefix("val_"))
+    for key in (key for name in names for key in METRICS if _matches(key, name)):
+        return key
+    raise InputError(f"metric {metric!r} is not explained; add it to hd.report.tables.METRICS")
+
+
+def _matches(pattern: str, name: str) -> bool:
+    words = re.sub(r"\{(\w+)\}", lambda m: r"\d" if m[1] == "level" else r"\w+", pattern)
+    return pattern == name or re.fullmatch(words, name) is not None
+
+
+def explain(metrics: Iterable[str] | pd.DataFrame) -> pd.DataFrame:
+    """One row per metric of a table (or list of names): meaning, unit, better, baseline."""
+    used = set(map(key_of, getattr(metrics, "metric", metrics)))
+    rows = {key: METRICS[key] for key in METRICS if key in used}
+    return pd.DataFrame(rows.values(), index=list(rows), columns=Metric._fields)
+
+
+def number(value, digits: int = 3) -> str:
+    """The value to so many significant digits, whole numbers in full: 0.500, 1,230, 27,000."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == int(value):
+        return f"{int(value):,}"
+    rounded = float(f"{value:.{digits}g}")
+    if abs(rounded) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def fresh_or_published(results_dir, profile: str, stage: str, variant: str = "base",
+                       seed: int | None = None) -> pd.DataFrame:
+    """A stage's long table of one profile and variant, all seeds unless one is given.
+
+    results_dir: the published tree (a folder per profile; None for the repository's) or one
+    profile's fresh results. attrs["records"] are the provenance records. Raises InputError when
+    there is none, one is damaged or of another profile, or seeds disagree on the config.
+    """
+    paths = _found(results_dir, profile, stage, variant, seed)
+    tables, records = zip(*map(load_with_record, paths))
+    if others := {record["profile"] for record in records} - {profile}:
+        raise InputError(f"{shown(paths[0].parent)} holds profile {listed(others)}, not {profile}")
+    if any(record["config"] != records[0]["config"] for record in records):
+        raise InputError(f"the seeds of {stage}, profile {profile}, variant {variant} were made "
+                         f"with different configs; make them again")
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs["records"] = list(records)
+    if results_dir is not None:
+        table.attrs["published_as"] = (profile, stage, variant, seed)
+    return table
+
+
+def episodes(results_dir, profile: str, variant: str = "base",
+             seed: int | None = None) -> pd.DataFrame:
+    """Every real episode that was played: player, game, seed, episode, return, length, sticky."""
+    paths = [path.with_name(f"{path.stem}-episodes.csv")
+             for path in _found(results_dir, profile, "policy", variant, seed)]
+    if missing := [path for path in paths if not path.exists()]:
+        raise InputError(f"{shown(missing[0])} is missing")
+    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
+
+
+def load_with_record(path: Path) -> tuple[pd.DataFrame, dict]:
+    """A checked table and the provenance beside it."""
+    return runs.load_table(path), json.loads(path.with_suffix(".json").read_text("utf-8"))
+
+
+def has_table(results_dir, profile: str, stage: str) -> bool:
+    """Whether there is a table of base of this stage."""
+    return bool(paths_of(results_dir, profile, stage))
+
+
+def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
+                   view: Callable | None = None) -> pd.DataFrame | None:
+    """view (over_seeds by default) of a stage that not every profile has, after its provenance.
+
+    Where there is no table it prints a line that says so, and returns None.
+    """
+    if not has_table(results_dir, profile, stage):
+        print(f"No table of stage {stage} at profile {profile}. To make one: python -m hd run "
+              f"{runs.NOTEBOOKS[stage]} --profile {profile}")
+        return None
+    table = fresh_or_published(results_dir, profile, stage)
+    print(provenance_line(table))
+    return (view or over_seeds)(table, metrics)
+
+
+def _found(results_dir, profile, stage, variant, seed) -> list[Path]:
+    config.allowed("profile", profile, config.PROFILES)
+    if paths := paths_of(results_dir, profile, stage, variant, seed):
+        return paths
+    made_by, root = runs.NOTEBOOKS.get(stage, "all"), Path(results_dir or ROOT / "results")
+    raise InputError(f"no table of stage {stage} below {shown(root)}; make it: python -m hd run "
+                     f"{made_by} --profile {profile} --variant {variant} --seed {seed or 0}")
+
+
+def paths_of(results_dir, profile: str, stage: str, variant: str = "base",
+             seed: int | None = None) -> list[Path]:
+    """A variant's tables by seed; results_dir as in fresh_or_published. A folder of fresh results
+    may be another profile's: the record beside a table says which."""
+    root = Path(results_dir or ROOT / "results")
+    return (tables_of(root / profile / stage, variant, seed)
+            or tables_of(root / stage, variant, seed))
+
+
+def tables_of(folder: Path, variant: str, seed: int | None = None) -> list[Path]:
+    """The variant's tables in a stage's folder, by seed."""
+    named = re.compile(re.escape(variant) + r"-seed(\d+)\.csv")
+    found = {int(match[1]): path for path in folder.glob("*.csv")
+             if (match := named.fullmatch(path.name))}
+    return [found[k] for k in sorted(found) if seed in (None, k)]
+
+
+def provenance_line(source: Mapping | Iterable[Mapping] | pd.DataFrame) -> str:
+    """A caption: profile, variant, seeds with their number n, device, commit, seconds in all.
+
+    source: a record, several, or a table of fresh_or_published. A fresh run's caption differs
+    from machine to machine.
+    """
+    records = source.attrs["records"] if isinstance(source, pd.DataFrame) else source
+    records = [records] if isinstance(records, Mapping) else list(records)
+    seeds = sorted({record["seed"] for record in records})
+    parts = [f"profile {listed(r['profile'] for r in records)}",
+             f"variant {listed(r['variant'] for r in records)}",
+             f"seed{'s' * (len(seeds) > 1)} {listed(seeds)} (n={len(seeds)})"]
+    games = listed("+".join(r["games"]) for r in records)
+    parts += [f"games {games}"] * (games != "+".join(GAMES))
+    parts += [f"device {listed((r['device'] for r in records), '; ')}",
+              f"commit {listed(commit_of(r) for r in records)}",
+              f"{sum(r['wall_seconds'] for r in records):,.0f} s"]
+    return textwrap.fill(", ".join(parts), 76)
+
+
+def listed(values: Iterable, mark: str = ", ") -> str:
+    return mark.join(str(value) for value in dict.fromkeys(values))
+
+
+def commit_of(record: Mapping) -> str:
+    state = record["git"]
+    name = (state["commit"] or "unknown")[:7]
+    return name + (" (dirty)" if state["dirty"] else "")
+
+
+def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.DataFrame:
+    """One row per number: KEYS, mean over seeds, low and high (95% bootstrap), baseline, n.
+
+    table: long (runs.COLUMNS). metrics: names, or patterns such as "l{level}_accuracy"; they also
+    decide the order. Raises InputError for a metric that is not there, or a seed counted twice.
+    """
+    parts = [table]
+    if metrics is not None:
+        parts = [table[[_matches(wanted, name) for name in table["metric"]]] for wanted in metrics]
+        if missing := [wanted for wanted, part in zip(metrics, parts) if part.empty]:
+            raise InputError(f"no metric {missing[0]!r} in this table; there are: "
+                             f"{listed(table['metric'])}")
+    table = pd.concat(parts).astype({"step": float, "value": float, "baseline": float})
+    if table.duplicated([*KEYS, "seed"]).any():
+        raise InputError("a table holds the same metric of the same seed twice")
+    rows = []
+    for keys, group in table.groupby(KEYS, dropna=False, sort=False):
+        values = group["value"].dropna()
+        rows.append((*keys, values.mean(), *interval(values), group["baseline"].mean(),
+                     len(values)))
+    return pd.DataFrame(rows, columns=[*KEYS, "mean", "low", "high", "baseline", "n"])
+
+
+def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
+          digits: int = 3) -> pd.DataFrame:
+    """Metrics down, games across; each cell the text "value (baseline)", a mean if seeds > 1."""
+    found = summarise(table, metrics)
+    found = found.assign(label=_labels(found), text=[
+        with_baseline(number(mean, digits), baseline, digits)
+        for mean, baseline in zip(found["mean"], found["baseline"])])
+    wide = found.pivot(index="label", columns="game", values="text").fillna("")
+    wide = wide.loc[found["label"].unique(), [g for g in (*GAMES, "all") if g in wide.columns]]
+    if found["n"].max() > 1:
+        wide["seeds"] = found.groupby("label")["n"].max()
+    return wide.rename_axis(index=None, columns=None)
+
+
+def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
+               optional: Iterable[str] = (), digits: int = 3) -> pd.DataFrame:
+    """Metrics and games down; columns game, mean, 95% interval over seeds, baseline, n; text.
+
+    A fresh table has the published mean beside its own, where there is one. optional: metrics that
+    are shown too where the table has them, such as those that only long dreams have.
+    """
+    there = [metric for metric in optional if (table["metric"] == metric).any()]
+    found = summarise(table, [*metrics, *there] if metrics else metrics)
+    bounds = [f"{number(low, digits)} to {number(high, digits)}" if n > 1 else "–"
+              for low, high, n in zip(found["low"], found["high"], found["n"])]
+    shown_table = pd.DataFrame({
+        "game": found["game"], "mean": [number(x, digits) for x in found["mean"]],
+        "95% interval": bounds, "baseline": [number(x, digits) for x in found["baseline"]],
+        "n": found["n"]})
+    if "published_as" in table.attrs:
+        shown_table["published"] = _published_means(table.attrs["published_as"], found, digits)
+    return shown_table.set_axis(_labels(found), axis=0)
+
+
+def _published_means(names, found: pd.DataFrame, digits: int) -> list[str]:
+    """The published mean of each row of a summary; a dash where nothing is published."""
+    try:
+        published = summarise(fresh_or_published(None, *names))
+    except InputError:
+        return ["–"] * len(found)
+    keys = [key for key in KEYS if key != "variant"]
+    means = {tuple(map(str, row[keys])): row["mean"] for _, row in published.iterrows()}
+    return [number(means.get(tuple(map(str, row[keys]))), digits) for _, row in found.iterrows()]
+
+
+def _labels(found: pd.DataFrame) -> list[str]:
+    """Metric names, with whatever else tells rows of the same metric apart."""
+    labels = []
+    for row in found.to_dict("records"):
+        same = found[found["metric"] == row["metric"]]
+        extra = [str(row[key]) for key in ("stage", "variant", "split") if same[key].nunique() > 1]
+        if not math.isnan(row["step"]):
+            extra.append(f"step {row['step']:g}")
+        labels.append(", ".join([row["metric"], *extra]))
+    return labels
+
+
+def with_baseline(text: str, baseline, digits: int = 3) -> str:
+    return text if pd.isna(baseline) else f"{text} ({number(baseline, digits)})"
+
+
+def costs(results_dir, profile: str) -> pd.DataFrame:
+    """What measuring each stage of base took, from the provenance beside its tables, as text.
+
+    Stages beside the chain are left out where nobody made them; a missing one of the chain raises
+    InputError.
+    """
+    rows = []
+    for stage in config.STAGES:
+        if stage in config.BESIDE_CHAIN and not has_table(results_dir, profile, stage):
+            continue
+        for record in fresh_or_published(results_dir, profile, stage).attrs["records"]:
+            rows.append({"stage": stage, "seed": record["seed"],
+                         "making (s)": number(record["made_seconds"]),
+                         "measuring (s)": number(record["wall_seconds"]),
+                         "peak memory (MB)": number(record["peak_memory_mb"]),
+                         "device": record["device"], "commit": commit_of(record)})
+    return pd.DataFrame(rows)
+
+
+def seed_epoch_table(history: list[dict], *, steps_per_epoch: float | None = None,
+                     num_rows: int = 8, digits: int = 3) -> pd.DataFrame:
+    """The seed's table of training: loss over codes and accuracy per level, held out, as text.
+
+    history: the world model's; evaluations are thinned evenly to num_rows, the last one kept.
+    steps_per_epoch turns steps into epochs.
+    """
+    seen = [entry for entry in history if "val_codes" in entry]
+    count = min(num_rows, len(seen))
+    seen = [seen[(i + 1) * len(seen) // count - 1] for i in range(count)]
+    unit = "epoch" if steps_per_epoch else "step"
+    columns = {"training loss": "codes", "without dropout": "train_codes",
+               "held-out loss": "val_codes",
+               **{f"L{level} accuracy": f"val_l{level}_accuracy" for level in range(3)}}
+    return pd.DataFrame(
+        {name: [number(entry[key], digits) for entry in seen] for name, key in columns.items()},
+        index=[f"{unit} {number(e['step'] / (steps_per_epoch or 1), digits)}" for e in seen])
+
+
+# ---- embeddings and codes

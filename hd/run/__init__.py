@@ -1,0 +1,1 @@
+"""How a run is kept: runs, files, machine, training, weights."""

@@ -1,0 +1,314 @@
+"""The one supervised loop: batches, loss, step, record, checkpoint, resume, time limit.
+
+What happens at step k depends only on the seed and k (batches and dropout are drawn from
+generators seeded by both), so a run that is killed and continued ends with the same weights as
+one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from hd.config import InputError, TrainedStage
+from hd.run import runs
+from hd.run.machine import give_back_memory, kept_memory
+from hd.run.runs import Run
+from hd.run.storage import writing
+
+CHECKPOINT_SECONDS = 20.0
+NUM_RECORDS = 200  # points on a learning curve
+
+
+@dataclass
+class Loss:
+    """What a stage minimises (a scalar) and the named parts worth watching (scalars)."""
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class NonFiniteLoss(InputError):
+    """The loss became NaN or infinite."""
+
+
+def warmup_cosine(step: int, num_steps: int) -> float:
+    """Learning-rate factor: linear warm-up of min(1000, 5%) of the steps, then a cosine to 0."""
+    warmup = max(1, min(1000, round(0.05 * num_steps)))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+
+
+def precision(cfg: TrainedStage, device: torch.device) -> torch.dtype | None:
+    """The autocast type, or None for float32: bfloat16 where it is fast, else float16 on a GPU."""
+    if cfg.precision == "float32":
+        return None
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+
+
+def make_optimizer(model: torch.nn.Module, cfg: TrainedStage) -> torch.optim.AdamW | None:
+    """AdamW, weight decay on matrices only; plain Adam with coupled decay for a constant schedule.
+
+    None for a model without parameters (EMA codebooks learn in forward).
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        return None
+    if cfg.schedule == "constant":
+        return torch.optim.Adam(trained, lr=cfg.lr, betas=cfg.betas,
+                                weight_decay=cfg.weight_decay, fused=True)
+    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+
+
+class _State:
+    """Model, optimizer and scaler as one flat dict of tensors, for checkpoints."""
+
+    def __init__(self, model, optimizer, scaler):
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        flat = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if self.optimizer:
+            for i, slots in self.optimizer.state_dict()["state"].items():
+                flat |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
+        return flat
+
+    def load(self, flat: dict[str, torch.Tensor], scaler: dict) -> None:
+        self.model.load_state_dict(
+            {k[len("model."):]: v for k, v in flat.items() if k.startswith("model.")})
+        if self.optimizer:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            slots: dict[int, dict] = {}
+            for key, value in flat.items():
+                if key.startswith("optimizer."):
+                    _, i, name = key.split(".")
+                    # The fused update pairs a weight with its moments by address, so a moment
+                    # must be laid out as its weight is (channels last), not as it was stored.
+                    if value.shape == parameters[int(i)].shape:
+                        value = torch.empty_like(parameters[int(i)]).copy_(value)
+                    slots.setdefault(int(i), {})[name] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.scaler.load_state_dict(scaler)
+
+
+def train(model: torch.nn.Module, batches: Callable[[int], object], run: Run, *,
+          evaluate: Callable[[torch.nn.Module], dict] | None = None,
+          checkpoint_every: int = 1) -> dict:
+    """Train model with model.loss(batch) -> Loss until run.cfg.num_steps; returns the record.
+
+    batches(i) makes the i-th batch from i alone; evaluate(model) -> {metric: number} runs every
+    cfg.eval_every steps, at the first powers of two and at the end. checkpoint_every: only
+    multiples of it are checkpointed.
+    The record is the stage's finished.json; its "history" holds one dict per recorded step.
+    A finished stage is loaded and not trained again; an interrupted one continues.
+    Raises TimeLimitReached after writing a checkpoint, NonFiniteLoss, InputError.
+    """
+    with runs.exclusive(run):
+        model.to(runs.device())
+        if record := runs.finished_or_cleared(run):
+            runs.load_model(run, model)
+            return record
+        with kept_memory():
+            return _train(model, batches, run, evaluate, checkpoint_every)
+
+
+def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
+    cfg, device = run.cfg, runs.device()
+    optimizer = make_optimizer(model, cfg)
+    dtype = precision(cfg, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    state = _State(model, optimizer, scaler)
+    first, history, pending, spent = 0, [], {}, 0.0
+    if saved := runs.load_checkpoint(run):
+        tensors, notes = saved
+        state.load(tensors, notes["scaler"])
+        first, history, spent = notes["step"], notes["history"], notes["wall_seconds"]
+        pending = {k: [torch.tensor(v) for v in values] for k, values in notes["pending"].items()}
+    began = last_saved = time.monotonic()
+    slowest = 0.0  # seconds of the longest iteration, so that a time limit is kept, not overrun
+
+    def checkpoint(step):
+        _require_finite(model, pending, step, run)
+        runs.save_checkpoint(run, state.tensors(), {
+            "step": step, "history": history, "scaler": scaler.state_dict(),
+            "pending": {k: [v.item() for v in values] for k, values in pending.items()},
+            "wall_seconds": spent + time.monotonic() - began})
+        give_back_memory()  # what many sizes of blocks left between each other
+
+    model.train()
+    with tracker_for(run) as tracker, ThreadPoolExecutor(1) as loader, tqdm(
+            total=cfg.num_steps, initial=first, desc=run.stage, mininterval=2.0,
+            file=sys.stdout, unit="step") as progress:
+        feed = Feed(batches, loader, first * cfg.accumulate, cfg.num_steps * cfg.accumulate)
+        for step in range(first, cfg.num_steps):
+            iteration = time.monotonic()
+            parts = one_step(model, feed, optimizer, scaler, dtype, run, step)
+            for key, value in parts.items():
+                pending.setdefault(key, []).append(value)
+            done = step + 1
+            if _is_due(done, cfg):
+                _require_finite(model, pending, done, run)
+                entry = _flush(pending, done)
+                if evaluate and _is_due(done, cfg, evaluation=True):
+                    entry |= _evaluate(model, evaluate)
+                history.append(entry)
+                tracker.log(entry, step=done)
+                progress.set_postfix({"loss": f"{entry['loss']:.4g}"}, refresh=False)
+            progress.update()
+            slowest = max(slowest, time.monotonic() - iteration)
+            must_stop = run.must_stop(margin=2 * slowest + 1.0)
+            is_old = time.monotonic() - last_saved > CHECKPOINT_SECONDS
+            if (must_stop or is_old) and done % checkpoint_every == 0 and done < cfg.num_steps:
+                checkpoint(done)
+                last_saved = time.monotonic()
+                slowest = max(slowest, last_saved - iteration)
+                if must_stop:
+                    raise runs.TimeLimitReached(
+                        f"{run.stage} stopped at step {done} of {cfg.num_steps} with a "
+                        f"checkpoint; the same command continues it")
+    wall = spent + time.monotonic() - began
+    return runs.save_model(run, model.eval(), wall_seconds=wall, history=history)
+
+
+class Feed:
+    """Batches first to end, made one ahead in a thread of the executor `loader`."""
+
+    def __init__(self, batches, loader, first, end):
+        self.batches, self.loader, self.end = batches, loader, end
+        self.index = first
+        self.ahead = loader.submit(batches, first) if first < end else None
+
+    def next(self):
+        batch = self.ahead.result()
+        self.index += 1
+        if self.index < self.end:
+            self.ahead = self.loader.submit(self.batches, self.index)
+        return batch
+
+
+def one_step(model, feed, optimizer, scaler, dtype, run, step) -> dict[str, torch.Tensor]:
+    """One optimizer step over cfg.accumulate batches; returns the mean parts, detached.
+
+    feed.next() gives a batch; dtype is the autocast type, None for float32.
+    """
+    cfg, device = run.cfg, runs.device()
+    # All 32 bits that the CPU's generator reads must depend on the seed and on the step.
+    torch.manual_seed(int(runs.rng_for(run.seed, run.stage, step).integers(2**32)))
+    if optimizer and cfg.schedule == "cosine":
+        for group in optimizer.param_groups:
+            group["lr"] = cfg.lr * warmup_cosine(step, cfg.num_steps)
+    mean: dict[str, torch.Tensor] = {}
+    for _ in range(cfg.accumulate):
+        batch = to_device(feed.next(), device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            loss = model.loss(batch)
+        if optimizer:
+            scaler.scale(loss.total / cfg.accumulate).backward()
+        for key, value in {"loss": loss.total, **loss.parts}.items():
+            mean[key] = mean.get(key, 0.0) + value.detach().float() / cfg.accumulate
+    if optimizer:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+    if hasattr(model, "after_step"):
+        model.after_step()
+    return mean
+
+
+def _require_finite(model, pending, step, run) -> None:
+    """Raise NonFiniteLoss unless all losses gathered and all weights are finite numbers."""
+    values = [*pending.get("loss", []), *model.state_dict().values()]
+    if not all(value.isfinite().all() for value in values):
+        saved = run.folder / "checkpoint.json"
+        kept = f"the last good checkpoint is {runs.shown(saved)}" if saved.exists() else \
+            "there is no checkpoint yet"
+        raise NonFiniteLoss(f"{run.stage}: the loss or a weight is not finite at or before step "
+                            f"{step}; {kept}; lower {run.stage}.lr or set precision to float32")
+
+
+def _flush(pending, step) -> dict:
+    """The mean of what was gathered since the last record."""
+    entry = {"step": step}
+    for key, values in pending.items():
+        entry[key] = torch.stack([value.cpu() for value in values]).mean().item()
+    pending.clear()
+    return entry
+
+
+def _is_due(done: int, cfg: TrainedStage, *, evaluation: bool = False) -> bool:
+    """Whether step `done` is recorded; with evaluation, whether it is also evaluated: every
+    eval_every steps, at the end, and at powers of two before the first, when much changes."""
+    if done == cfg.num_steps or (cfg.eval_every and done % cfg.eval_every == 0):
+        return True
+    if done < cfg.eval_every and done & (done - 1) == 0:
+        return True
+    return not evaluation and done % max(1, cfg.num_steps // NUM_RECORDS) == 0
+
+
+def _evaluate(model, evaluate) -> dict:
+    model.eval()
+    with torch.no_grad():
+        metrics = evaluate(model)
+    model.train()
+    return metrics
+
+
+@contextlib.contextmanager
+def tracker_for(run: Run):
+    """A wandb run below the profile's folder: offline unless WANDB_MODE says otherwise.
+
+    Closed whatever happens: wandb would give a run left open to the next stage. Raises InputError
+    when its files cannot be written.
+    """
+    import wandb  # late: it takes a second, and most commands never train
+
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False,
+                              x_disable_meta=True, x_disable_stats=True, host="local")
+    folder, loud = run.root / "wandb", logging.raiseExceptions
+    logging.raiseExceptions = False  # on a full disk its debug log would print tracebacks
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tracker = wandb.init(
+                project="hi-dreamer", name=f"{run.stage}-{run.name}", dir=run.root,
+                group=f"{run.profile.name}-{run.variant}", job_type=run.stage,
+                mode=os.environ.get("WANDB_MODE", "offline"), settings=settings,
+                config={"profile": run.profile.name, "variant": run.variant, "seed": run.seed,
+                        **dataclasses.asdict(run.cfg)})
+        try:
+            yield tracker
+        finally:
+            with writing(folder):
+                tracker.finish()
+    finally:
+        logging.raiseExceptions = loud
+
+
+def to_device(batch, device: torch.device):
+    """Move tensors in nested tuples, lists and dicts."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

@@ -1,0 +1,130 @@
+"""Weights worth keeping: published in half precision, restored into the folders of runs.
+
+results/<profile>/checkpoints/<variant>/ holds <stage>-<k>.safetensors in shards of at most 15 MB
+and <stage>.json with provenance; a fresh clone restores them and can probe, dream and play.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hd.config import TRAINED, InputError
+from hd.run import runs
+from hd.run.runs import Run
+from hd.run.storage import ROOT, sha256_of, shown, write_atomically, write_json
+
+SHARD_BYTES, TREE_BYTES = 15_000_000, 40_000_000
+
+
+def folder_of(run: Run, root: Path = ROOT) -> Path:
+    """Where a run's weights are published: one set per profile and variant."""
+    return root / "results" / run.profile.name / "checkpoints" / run.variant
+
+
+def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
+    """Write the weights of every finished trained stage of run's chain; returns the files.
+
+    They replace the variant's older ones. Raises InputError when nothing is finished, a stage was
+    made from a dirty tree, or all published weights together would be over 40 MB.
+    """
+    made = {stage: record for stage in TRAINED if (record := runs.finished(run.at(stage)))}
+    if not made:
+        raise InputError(f"no trained stage is finished; make one: {run.at('encoder').command}")
+    for stage, record in made.items():
+        if record["git"]["dirty"] is not False:
+            raise InputError(f"{stage} was not made from a clean commit; its weights are not "
+                             f"published")
+    folder, files = folder_of(run, root), []
+    shards = {stage: _shards(load_file(run.at(stage).folder / runs.MODEL)) for stage in made}
+    _check_size(root, folder, shards)
+    for stage, record in made.items():
+        names = {}
+        for k, tensors in enumerate(shards[stage]):
+            path = folder / f"{stage}-{k}.safetensors"
+            write_atomically(path, lambda aside, tensors=tensors: save_file(tensors, aside))
+            names[path.name] = sha256_of(path)
+        kept = {key: value for key, value in record.items() if key not in ("files", "history")}
+        write_json(folder / f"{stage}.json", {**kept, "precision": "float16", "files": names})
+        files += [*(folder / name for name in names), folder / f"{stage}.json"]
+    for old in set(folder.glob("*")) - set(files):
+        old.unlink()
+    return files
+
+
+def restore(run: Run, *, root: Path = ROOT) -> list[str]:
+    """Put published weights where run's chain keeps its own; returns the stages restored.
+
+    A stage that is finished already is left alone. Raises InputError when nothing is published,
+    a file is damaged, or a stage's weights are of another configuration, named by its hash.
+    """
+    folder = folder_of(run, root)
+    records = sorted(folder.glob("*.json"))
+    if not records:
+        raise InputError(f"no weights are published for profile {run.profile.name}, variant "
+                         f"{run.variant}; there are: {_published(root)}")
+    restored = []
+    for stage in (stage for stage in TRAINED if folder / f"{stage}.json" in records):
+        record, own = json.loads((folder / f"{stage}.json").read_text("utf-8")), run.at(stage)
+        if record["identity"] != own.identity:
+            raise InputError(f"the published weights of {stage} are of another configuration "
+                             f"({record['identity'][:10]}) than this run's ({own.identity[:10]}): "
+                             f"they were made with seed {record['seed']}, games "
+                             f"{', '.join(record['games'])}")
+        with runs.exclusive(own):
+            if runs.finished_or_cleared(own) is None:
+                _put(own, folder, record)
+                restored.append(stage)
+    return restored
+
+
+def _shards(tensors: dict) -> list[dict]:
+    """Half-precision copies in groups of at most SHARD_BYTES; one larger tensor stands alone."""
+    shards, size = [{}], 0
+    for name, tensor in tensors.items():
+        tensor = tensor.half() if tensor.is_floating_point() else tensor
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.contiguous()
+        size += tensor.nbytes
+    return shards
+
+
+def _check_size(root: Path, folder: Path, shards: dict) -> None:
+    others = sum(path.stat().st_size for path in root.glob("results/*/checkpoints/*/*")
+                 if path.parent != folder)
+    own = sum(tensor.nbytes for groups in shards.values() for group in groups
+              for tensor in group.values())
+    if others + own > TREE_BYTES:
+        raise InputError(f"published weights may take {TREE_BYTES:,} bytes in all; these would "
+                         f"make it {others + own:,}: remove others first")
+
+
+def _put(run: Run, folder: Path, record: dict) -> None:
+    tensors = {}
+    for name, digest in record["files"].items():
+        path = folder / Path(name).name
+        if not path.exists() or sha256_of(path) != digest:
+            raise InputError(f"{shown(path)} is damaged (its sha256 does not match); restore it "
+                             f"from git")
+        try:
+            tensors |= load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{shown(path)} cannot be read: {error}") from None
+    tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor
+               for name, tensor in tensors.items()}
+    path = run.folder / runs.MODEL
+    write_atomically(path, lambda aside: save_file(tensors, aside))
+    runs.finish(run, [path], wall_seconds=record["wall_seconds"], precision="float16",
+                restored_from=shown(folder), made_by=record["git"])
+
+
+def _published(root: Path) -> str:
+    found = sorted(f"{path.parts[-3]} {path.name}" for path in
+                   (root / "results").glob("*/checkpoints/*"))
+    return ", ".join(found) or "none"
