@@ -179,11 +179,10 @@ def run_checks(args) -> int:
     chosen, failed = _choices(args), 0
     config.resolve(chosen["profile"], chosen["variant"], games=chosen["games"])
     from hd import stages
-    from hd.measure import evaluation
     from hd.run import runs
     run = runs.start("frames", **chosen)
     stages.make(run)
-    for what, holds, detail in evaluation.check(run):
+    for what, holds, detail in stages.check(run):
         print(f"{'holds' if holds else 'FAILS'}  {what}: {detail}", flush=True)
         failed += not holds
     return EXIT_FAILED if failed else 0

@@ -17,21 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hd import replay
 from hd.atari import check_frames
 from hd.config import EncoderConfig, InputError, TokenizerConfig
-from hd.measure import game_state, probes
 from hd.negatives import BATCHES
 from hd.quantization import ResidualVQ
-from hd.run import runs, training
-from hd.run.runs import Run, row
-from hd.run.training import Loss
+from hd.replay import Replay
+from hd.run import training
+from hd.run.machine import device
+from hd.run.runs import Run, progress, rng_for, seed_everything
+from hd.run.training import Loss, Unkept
 
 EMBED_ROWS = 1024
 SCALED_ROWS = 64  # of pixels that become numbers at once on a CPU
-WATCHED_ROWS = 512  # held-out rows of each game whose geometry is watched during training
-STRETCH = 64  # consecutive rows that stay together when held-out rows are thinned
-PCA_ROWS, PCA_COMPONENTS = 2000, 100
 MAPS, PLACES = 64, 7 * 7  # of what the convolutions make of a frame stack
 
 
@@ -183,19 +180,76 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# ---- the stage
+# ---- training and use
 
-def chance_loss(run: Run) -> float:
+def network(cfg: EncoderConfig, num_coordinates: int = 0) -> AtariEncoder:
+    """The encoder of a config, with new weights. num_coordinates: how many coordinates the
+    "supervised" objective reads; other objectives read none."""
+    is_supervised = cfg.objective == "supervised"
+    return AtariEncoder(cfg, num_coordinates=num_coordinates if is_supervised else 0)
+
+
+def train(cfg: EncoderConfig, data: Replay, run: Run | Unkept, *,
+          targets: np.ndarray | None = None,
+          evaluate: Callable[[AtariEncoder], dict] | None = None) -> tuple[AtariEncoder, dict]:
+    """Train on the training episodes of all games; returns the encoder and the record.
+
+    targets (N, V) float32, NaN where unknown: what the "supervised" objective reads from each row.
+    evaluate: what is watched while training, see hd.run.training.train.
+    """
+    if cfg.objective == "supervised":
+        if targets is None:
+            raise InputError('encoder.objective "supervised" needs targets to read')
+        batches = _frames_to_read(cfg, data, targets, run.seed)
+    else:
+        batches = frames_to_compare(cfg, data, run.seed)
+    seed_everything(run.seed)  # so that no earlier stage decides the initial weights
+    model = network(cfg, 0 if targets is None else targets.shape[1])
+    record = training.train(model, batches, cfg, run, evaluate=evaluate)
+    return model, record
+
+
+def untrained(cfg: EncoderConfig, seed: int, num_coordinates: int = 0) -> AtariEncoder:
+    """The baseline: the same network before training, in eval mode, on the device."""
+    torch.manual_seed(seed)
+    return network(cfg, num_coordinates).to(device()).eval()
+
+
+def frames_to_compare(cfg: EncoderConfig, data: Replay, seed: int) -> Callable[[int], dict]:
+    """The i-th contrastive batch of training rows, from i alone."""
+    starts = np.flatnonzero(data.is_train & data.has_next)
+    make = BATCHES[cfg.negatives]
+
+    def batches(i: int):
+        batch = make(rng_for(seed, "encoder", i), starts, data, cfg)
+        frames = data.stack(batch.pop("rows"))
+        return {"frames": torch.from_numpy(frames),
+                **{key: torch.from_numpy(value) for key, value in batch.items()}}
+
+    return batches
+
+
+def _frames_to_read(cfg: EncoderConfig, data: Replay, targets, seed) -> Callable[[int], dict]:
+    """Random training rows and what to read from each."""
+    training_rows = np.flatnonzero(data.is_train)
+
+    def batches(i: int):
+        rows = rng_for(seed, "encoder", i).choice(training_rows, cfg.batch_size)
+        return {"frames": torch.from_numpy(data.stack(rows)),
+                "targets": torch.from_numpy(targets[rows])}
+
+    return batches
+
+
+def chance_loss(cfg: EncoderConfig, data: Replay, seed: int) -> float:
     """What an encoder that knows nothing scores: in nats, the log of the number of choices.
 
     Under the "supervised" objective 1: the squared deviations of the coordinates from their mean.
     """
-    cfg = run.at("encoder").cfg
     if cfg.objective == "supervised":
         return 1.0
-    data = replay.open_run(run)
     starts = np.flatnonzero(data.is_train & data.has_next)
-    batch = BATCHES[cfg.negatives](runs.rng_for(run.seed, "encoder", 0), starts, data, cfg)
+    batch = BATCHES[cfg.negatives](rng_for(seed, "encoder", 0), starts, data, cfg)
     if "negatives" in batch:
         return float(np.log(1 + batch["negatives"].shape[1]))
     barred = [batch["excluded"]]
@@ -204,132 +258,14 @@ def chance_loss(run: Run) -> float:
     return float(np.mean([np.log((~bars).sum(1)).mean() for bars in barred]))
 
 
-def train(run: Run) -> tuple[AtariEncoder, dict]:
-    """Train on the training episodes of all games; returns the encoder and the record."""
-    data = replay.open_run(run)
-    batches = _frames_to_read(run, data) if run.cfg.objective == "supervised" else \
-        frames_to_compare(run, data)
-    watched = {game: held_out_stretches(data, game, WATCHED_ROWS) for game in data.games}
-    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
-    model = _network(run)
-    record = training.train(model, batches, run, evaluate=lambda m: _geometry(m, data, watched))
-    return model, record
-
-
-def _network(run: Run) -> AtariEncoder:
-    """The network of a run's config and games, with new weights."""
-    is_supervised = run.cfg.objective == "supervised"
-    return AtariEncoder(run.cfg, num_coordinates=(
-        game_state.num_coordinates(run.games) if is_supervised else 0))
-
-
-def frames_to_compare(run: Run, data) -> Callable[[int], dict]:
-    """The i-th contrastive batch of training rows of hd.replay.Replay, from i alone."""
-    starts = np.flatnonzero(data.is_train & data.has_next)
-    make = BATCHES[run.cfg.negatives]
-
-    def batches(i: int):
-        batch = make(runs.rng_for(run.seed, "encoder", i), starts, data, run.cfg)
-        frames = data.stack(batch.pop("rows"))
-        return {"frames": torch.from_numpy(frames),
-                **{key: torch.from_numpy(value) for key, value in batch.items()}}
-
-    return batches
-
-
-def _frames_to_read(run: Run, data) -> Callable[[int], dict]:
-    """Random training rows and the standardised coordinates to read from each."""
-    targets = game_state.standardised(game_state.coordinates(data, np.arange(len(data))),
-                                      data.is_train)
-    training_rows = np.flatnonzero(data.is_train)
-
-    def batches(i: int):
-        rows = runs.rng_for(run.seed, "encoder", i).choice(training_rows, run.cfg.batch_size)
-        return {"frames": torch.from_numpy(data.stack(rows)),
-                "targets": torch.from_numpy(targets[rows])}
-
-    return batches
-
-
-def _geometry(model, data, watched: dict) -> dict:
-    """Diversity and temporal consistency within each game on held-out rows, while training."""
-    values = {}
-    for game, (picks, stretches) in watched.items():
-        found = embed(model, data, picks)
-        values[f"val_diversity[{game}]"] = probes.diversity(found, seed=0)
-        values[f"val_temporal_consistency[{game}]"] = probes.temporal_consistency(
-            found, stretches, seed=0)
-    return values
-
-
-def load(run: Run) -> AtariEncoder:
-    """The trained encoder; raises InputError when it is missing or damaged."""
-    run = run.at("encoder")
-    return runs.load_model(run, _network(run))
-
-
 @torch.no_grad()
-def embed(model: AtariEncoder, data, rows) -> np.ndarray:
+def embed(model: AtariEncoder, data: Replay, rows) -> np.ndarray:
     """Embeddings (N, 384) float32 of stored rows (N,), with progress."""
     out = np.empty((len(rows), 384), np.float32)
-    device = runs.device()
-    dtype = training.precision(model.cfg, device)
-    for i in runs.progress(range(0, len(rows), EMBED_ROWS), "embedding"):
-        frames = torch.from_numpy(data.stack(rows[i:i + EMBED_ROWS])).to(device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    where = device()
+    dtype = training.precision(model.cfg, where)
+    for i in progress(range(0, len(rows), EMBED_ROWS), "embedding"):
+        frames = torch.from_numpy(data.stack(rows[i:i + EMBED_ROWS])).to(where)
+        with torch.autocast(where.type, dtype=dtype, enabled=dtype is not None):
             out[i:i + EMBED_ROWS] = model(frames).cpu().numpy()
     return out
-
-
-def embeddings(run: Run) -> np.ndarray:
-    """(N, 384) float32 of every stored step, all games in order; made once, then mapped."""
-    run = run.at("encoder")
-
-    def make():
-        data = replay.open_run(run)
-        return embed(load(run), data, np.arange(len(data)))
-
-    return runs.cached_array(run, "embeddings", make)
-
-
-def untrained(run: Run) -> AtariEncoder:
-    """The baseline: the same network before training."""
-    torch.manual_seed(run.seed)
-    return _network(run.at("encoder")).to(runs.device()).eval()
-
-
-def measure(run: Run) -> list[dict]:
-    """Geometry of the embeddings on held-out episodes, beside the untrained encoder's."""
-    data = replay.open_run(run)
-    learned, fresh = embeddings(run), untrained(run)
-    embeds = (*fresh.convolutions.parameters(), *fresh.head.parameters())
-    rows = [row("parameters", sum(p.numel() for p in embeds), split="train")]
-    for game in ("all", *run.games):
-        picks, stretches = held_out_stretches(data, game, run.profile.probes.max_rows)
-        pair = (learned[picks], embed(fresh, data, picks))
-        smooth = [probes.temporal_consistency(x, stretches, seed=run.seed) for x in pair]
-        spread = [probes.diversity(x, seed=run.seed) for x in pair]
-        rows += [row("temporal_consistency", smooth[0], game=game, baseline=smooth[1]),
-                 row("diversity", spread[0], game=game, baseline=spread[1])]
-    return rows
-
-
-def held_out_stretches(data, game: str, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out rows in order, thinned by whole stretches of one episode; and each row's stretch."""
-    picks = np.flatnonzero(~data.is_train & data.in_game(game))
-    every = -(-len(picks) // max_rows)
-    picks = picks[(np.arange(len(picks)) // STRETCH) % every == 0]
-    begins = (np.diff(picks, prepend=-2) != 1) | (data.starts[picks] == picks)
-    return picks, np.cumsum(begins)
-
-
-def probe(run: Run) -> list[dict]:
-    """Probes of the true state on the trained encoder, the untrained one and PCA of pixels."""
-    data = replay.open_run(run)
-    learned, fresh = embeddings(run), untrained(run)
-    fit = runs.rng_for(run.seed, "pca").choice(np.flatnonzero(data.is_train), PCA_ROWS)
-    pca = probes.pixel_pca(data.stack(np.sort(fit)), PCA_COMPONENTS)
-    return game_state.probe_rows(run, {
-        "trained": lambda picks: learned[picks],
-        "untrained": lambda picks: embed(fresh, data, picks),
-        "pixel_pca": lambda picks: pca(data.stack(picks))}, baseline="untrained")

@@ -7,27 +7,23 @@ a lost life, up to 30 no-ops at the start, sticky actions stated; at most 27,000
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
-import importlib.metadata
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from hd import atari, collection, encoder, policy, tokenizer
 from hd.atari import GAMES, AtariGame, tracker_action
 from hd.config import InputError, allowed
-from hd.run import runs
-from hd.run.runs import Run
-from hd.run.storage import read_record, sha256_of, write_record
+from hd.encoder import AtariEncoder
+from hd.policy import ActorCritic
+from hd.quantization import ResidualVQ
+from hd.run.machine import device
+from hd.run.runs import progress
 
 PARALLEL = 16  # episodes that are played side by side
 
@@ -63,7 +59,7 @@ def play(act: Callable, game: str, *, num_episodes: int, seed: int, sticky: floa
              for _ in range(min(PARALLEL, num_episodes))]
     waiting = list(range(num_episodes))
     running = [_Episode(env, waiting.pop(0), starts) for env in games]
-    rows, bar = [], runs.progress(range(num_episodes), f"playing {game}")
+    rows, bar = [], progress(range(num_episodes), f"playing {game}")
     # Batches are tiny here: a second thread would only wait for the first.
     with _threads(1):
         while running:
@@ -119,16 +115,15 @@ class _Episode:
 
 # ---- the trained policy
 
-def policy_act(run: Run) -> Callable:
-    """The trained policy in the real game: frames -> embedding -> codes -> features -> action."""
-    eyes, codes, agent = encoder.load(run), tokenizer.load(run), policy.load(run)
+def policy_act(eyes: AtariEncoder, codes: ResidualVQ, agent: ActorCritic) -> Callable:
+    """A trained policy in the real game: frames -> embedding -> codes -> features -> action."""
     memory = None
     if agent.cfg.features == "hidden":
         memory = Memory(agent.dream_in, context=agent.cfg.context)
 
     @torch.no_grad()
     def act(seen: Observation, generator):
-        frames = torch.from_numpy(seen.frames).to(runs.device())
+        frames = torch.from_numpy(seen.frames).to(device())
         tokens = codes.encode(eyes(frames))
         if memory is None:
             return agent.actor.act(agent.dream_in.features(tokens), generator).cpu()
@@ -170,27 +165,14 @@ class Memory:
             window[-1, 3] = action
 
 
-# ---- the trained policy among the players that collect
+# ---- a policy among the players that collect
 
-def collect(run: Run) -> dict:
-    """The frames stage: hd.collection's, with the trained policy where frames.sources asks for the
-    "agent". Raises InputError with the command that makes this policy when it is not finished."""
-    run = run.at("frames")
-    trained = next(iter(run.upstream), None)
-    return collection.collect(run, make_agent=trained and functools.partial(_agent, trained))
+def one_at_a_time(act: Callable) -> Callable:
+    """begin of hd.collection.Agent: seed -> what chooses the actions of one episode.
 
-
-def _agent(trained: Run) -> collection.Agent:
-    runs.require(trained)
-    return collection.Agent(trained.identity, trained.cfg.game,
-                            functools.partial(_collector, trained))
-
-
-def _collector(trained: Run) -> Callable:
-    """begin of collection.Agent. Episodes are played one at a time and on one thread, so that
-    neither the number of processes nor that of threads changes an action."""
-    act = policy_act(trained)
-
+    Episodes are played one at a time and on one thread, so that neither the number of processes
+    nor that of threads changes an action.
+    """
     def begin(seed: int) -> Callable:
         generator, steps = torch.Generator().manual_seed(seed), itertools.count()
         frames: deque = deque(maxlen=4)
@@ -219,33 +201,3 @@ def random_act(game: str) -> Callable:
 def tracker_act(game: str) -> Callable:
     """The scripted ball tracker that reads RAM (Pong and Breakout)."""
     return lambda seen, generator: [tracker_action(game, ram) for ram in seen.ram]
-
-
-def reference_episodes(run: Run, player: str, *, make: Callable, protocol: dict) -> list[dict]:
-    """What play says of "random" or "tracker", played once per profile; see remembered.
-
-    make(game) -> act; protocol: game, num_episodes, seed, sticky.
-    """
-    return remembered(run, player, protocol, lambda: play(make(protocol["game"]), **protocol))
-
-
-def remembered(run: Run, player: str, settings: dict, make: Callable, *, code=()):
-    """make(), kept as JSON below the profile's folder, so that all arms share it.
-
-    settings and the contents of this module, of hd.atari and of the files in code decide it, and
-    the versions of what draws the numbers; a file that is damaged or of something else is remade.
-    """
-    files = (Path(__file__), Path(atari.__file__), *map(Path, code))
-    key = json.loads(json.dumps({
-        "player": player, **settings, "code": [sha256_of(path) for path in files],
-        "versions": {name: importlib.metadata.version(name)
-                     for name in ("ale-py", "numpy", "torch")}}, sort_keys=True))
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    path = run.root / "players" / f"{player}-{digest[:16]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        record = read_record(path)
-        if record["key"] == key:
-            return record["made"]
-    made = make()
-    write_record(path, {"key": key, "made": made})
-    return made

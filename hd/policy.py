@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hd import replay, tokenizer, world_model
 from hd.atari import GAMES
 from hd.config import InputError, PolicyConfig
 from hd.imagination import Rollout, imagine, num_features
-from hd.run import runs, training
-from hd.run.runs import Run
-from hd.run.training import Loss
+from hd.replay import Replay
+from hd.run import training
+from hd.run.runs import Run, rng_for, seed_everything
+from hd.run.training import Loss, Unkept
 from hd.two_hot import TwoHot
 from hd.world_model import WorldModel
 
@@ -182,11 +182,10 @@ def _mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
                          nn.Linear(hidden, out))
 
 
-# ---- the stage
+# ---- training and use
 
-def build(run: Run, dream_in) -> ActorCritic:
-    """An untrained actor-critic for run's game, dreaming in the given world model."""
-    cfg = run.at("policy").cfg
+def build(cfg: PolicyConfig, dream_in: WorldModel) -> ActorCritic:
+    """An untrained actor-critic for cfg.game, dreaming in the given world model."""
     return ActorCritic(cfg, dream_in, GAMES[cfg.game].actions,
                        num_features(dream_in, cfg.features))
 
@@ -199,31 +198,26 @@ def with_ale_ids(model: WorldModel, game: str) -> WorldModel:
     return model
 
 
-def train(run: Run) -> tuple[ActorCritic, dict]:
-    """Train in the frozen world model from the training episodes' contexts of one game."""
-    dream_in = with_ale_ids(world_model.load(run), run.cfg.game)
-    data, codes = replay.open_run(run), tokenizer.tokens(run)
-    starts = data.window_starts(run.cfg.context, data.is_train & data.in_game(run.cfg.game))
+def train(cfg: PolicyConfig, dream_in: WorldModel, data: Replay, tokens: np.ndarray,
+          run: Run | Unkept) -> tuple[ActorCritic, dict]:
+    """Train in the frozen world model from the training episodes' contexts of one game.
+
+    dream_in reads ALE ids; tokens (N, L): the codes of the N steps of data.
+    """
+    starts = data.window_starts(cfg.context, data.is_train & data.in_game(cfg.game))
     if not len(starts):
-        raise InputError(f"no training episode of {run.cfg.game} has {run.cfg.context} steps; "
+        raise InputError(f"no training episode of {cfg.game} has {cfg.context} steps; "
                          f"lower policy.context or collect more frames")
-    passes = run.cfg.ppo_epochs if run.cfg.loss == "ppo" else 1
+    passes = cfg.ppo_epochs if cfg.loss == "ppo" else 1
 
     def batches(i: int):
-        first = runs.rng_for(run.seed, "policy", i // passes).choice(starts, run.cfg.batch_size)
-        rows = first[:, None] + np.arange(run.cfg.context)
-        return {"tokens": torch.from_numpy(codes[rows].astype(np.int64)),
+        first = rng_for(run.seed, "policy", i // passes).choice(starts, cfg.batch_size)
+        rows = first[:, None] + np.arange(cfg.context)
+        return {"tokens": torch.from_numpy(tokens[rows].astype(np.int64)),
                 "actions": torch.from_numpy(data.actions[rows[:, :-1]].astype(np.int64)),
                 "pass": i % passes}
 
-    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
-    model = build(run, dream_in)
-    record = training.train(model, batches, run, checkpoint_every=passes)
+    seed_everything(run.seed)  # so that no earlier stage decides the initial weights
+    model = build(cfg, dream_in)
+    record = training.train(model, batches, cfg, run, checkpoint_every=passes)
     return model, record
-
-
-def load(run: Run) -> ActorCritic:
-    """The trained policy with its world model; raises InputError when missing or damaged."""
-    run = run.at("policy")
-    dream_in = with_ale_ids(world_model.load(run), run.cfg.game)
-    return runs.load_model(run, build(run, dream_in))

@@ -12,7 +12,7 @@ import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -22,8 +22,6 @@ import numpy as np
 
 from hd.collection import SOURCES, STEP_TYPES
 from hd.config import InputError, check_games
-from hd.run import runs
-from hd.run.runs import Run, row
 from hd.run.storage import shown
 
 STACK = 4
@@ -184,14 +182,9 @@ def _training_windows(data: Replay, length: int) -> np.ndarray:
     return starts
 
 
-def open_run(run: Run) -> Replay:
-    """The finished frames of a run, split by its config's val_share and its seed.
-
-    Raises InputError when they are missing or damaged, with the command that makes them.
-    """
-    run = run.at("frames")
-    runs.require(run)
-    return Replay.open(run.folder, run.games, val_share=run.cfg.val_share, seed=run.seed)
+def thin(rows: np.ndarray, most: int) -> np.ndarray:
+    """Of rows (n,) every k-th, k as small as leaves at most `most`."""
+    return rows[::-(-len(rows) // most)] if len(rows) else rows
 
 
 def split_by_episode(episode_ids: np.ndarray, *, val_share: float, seed: int,
@@ -324,76 +317,3 @@ def _load(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 def _unusable(path: Path, problem: object) -> InputError:
     reason = "is missing" if isinstance(problem, FileNotFoundError) else f"is damaged ({problem})"
     return InputError(f"{shown(path)} {reason}; make it again: python -m hd run 01_frames")
-
-
-# ---- the stage
-
-def measure(run: Run) -> list[dict]:
-    """What was collected: rows for each game and side of the split."""
-    data, rows = open_run(run), []
-    length = run.profile.world_model.max_steps
-    for game in ("all", *data.games):
-        for split, side in (("train", data.is_train), ("val", ~data.is_train)):
-            picks = side & data.in_game(game)
-            ids = data.episode_ids[picks]
-            num_episodes = len(np.unique(ids))
-            starts = data.window_starts(length, picks)
-            values = {"steps": picks.sum(), "episodes": num_episodes,
-                      f"windows_of_{length}": len(starts),
-                      "games_ended": (data.continues[picks] == 0).sum()}
-            if num_episodes:
-                values |= {"episode_length": picks.sum() / num_episodes,
-                           "return": data.rewards[picks].sum() / num_episodes,
-                           "rewarded_share": (data.rewards[picks] != 0).mean()}
-            rows += [row(name, value, game=game, split=split) for name, value in values.items()]
-    rows += _source_rows(run, data)
-    starts, ids = data.window_starts(length), data.episode_ids
-    anywhere = np.arange(len(data) - length + 1)
-    crossing = [(ids[x] != ids[x + length - 1]).sum() for x in (starts, anywhere)]
-    return [*rows, row("boundary_violations", crossing[0], split="train", baseline=crossing[1])]
-
-
-def _source_rows(run: Run, data: Replay) -> list[dict]:
-    """The share of the steps that each source played, beside the share of episodes asked of it;
-    nothing where one source was asked for and played. Episodes of good players are long, and a
-    game that a source cannot play is played at random."""
-    asked, rows = run.at("frames").cfg.sources, []
-    shares = [asked.get(name, 0.0) / sum(asked.values()) for name in SOURCES]
-    named = np.flatnonzero((np.bincount(data.source, minlength=len(SOURCES)) > 0)
-                           | (np.array(shares) > 0))
-    for game in ("all", *data.games) if len(named) > 1 else ():
-        for split, side in (("train", data.is_train), ("val", ~data.is_train)):
-            picks = side & data.in_game(game)
-            rows += [row(f"source_share[{SOURCES[k]}]", (data.source[picks] == k).mean(),
-                         game=game, split=split, baseline=shares[k])
-                     for k in named if picks.any()]
-    return rows
-
-
-def of_source(rows: list[dict], source: str) -> list[dict]:
-    """Rows measured on the steps of one source alone, named metric[source name]; those of other
-    methods, metric[method], are left out."""
-    return [{**one, "metric": f"{one['metric']}[source {source}]"} for one in rows
-            if "[" not in one["metric"]]
-
-
-def check(run: Run) -> Iterator[tuple[str, bool, str]]:
-    """(what, whether it holds, detail) about the stored steps of a run."""
-    data = open_run(run)
-    ids, train = data.episode_ids, data.is_train
-    both = np.intersect1d(ids[train], ids[~train])
-    yield "no episode is on both sides of the split", len(both) == 0, f"{ids[-1] + 1} episodes"
-    length = run.profile.world_model.max_steps
-    starts = data.window_starts(length)
-    expected = np.maximum(0, np.bincount(ids) - length + 1).sum()
-    inside = (ids[starts] == ids[starts + length - 1]).all()
-    yield (f"windows of {length} steps lie inside episodes, and none is missing",
-           bool(inside) and len(starts) == expected, f"{len(starts)} windows")
-    ends = np.flatnonzero(data.continues == 0)
-    yield ("games end only where episodes end", not data.has_next[ends].any(),
-           f"{len(ends)} games ended")
-    firsts = np.unique(data.starts)
-    stacks = data.stack(firsts[:64])
-    yield ("an episode's first stack shows only its first frame",
-           bool((stacks == stacks[:, -1:]).all()), f"{len(stacks)} of {len(firsts)} looked at")
-    yield "rewards are finite", bool(np.isfinite(data.rewards).all()), f"{len(data)} steps"

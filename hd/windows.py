@@ -7,18 +7,19 @@ import functools
 import numpy as np
 import torch
 
-from hd import replay, tokenizer
+from hd import replay
 from hd.atari import GAMES
-from hd.config import InputError
-from hd.run import runs
-from hd.run.runs import Run
+from hd.config import InputError, WorldModelConfig
+from hd.replay import Replay
+from hd.run.runs import rng_for
 
 HELD_OUT_WINDOWS = 0.05  # share of windows that the seed's split holds out
 
 
-def action_ids(run: Run, data) -> np.ndarray:
-    """(N,) the actions as the model reads them: ALE ids, or indices into each minimal set."""
-    if run.at("world_model").cfg.actions == "meaning":
+def action_ids(kind: str, data: Replay) -> np.ndarray:
+    """(N,) the actions as a model reads them: kind "meaning", ALE ids, or "index", indices into
+    each game's minimal set."""
+    if kind == "meaning":
         return data.actions
     ids = np.empty_like(data.actions)
     for index, game in enumerate(data.games):
@@ -29,23 +30,21 @@ def action_ids(run: Run, data) -> np.ndarray:
 
 
 class Windows:
-    """Training and held-out windows of one run as tensors.
+    """Training and held-out windows of stored steps as tensors.
 
-    data, tokens (N, 3): other steps than the run's own, with their codes. only: (N,) bool, the
-    training steps that may be used; all by default.
+    tokens (N, L): the codes of the N steps of data. seed: of everything that is drawn. only: (N,)
+    bool, the training steps that may be used; all by default.
     """
 
-    only: np.ndarray | bool = True
-
-    def __init__(self, run: Run, *, data=None, tokens=None, only=True):
-        self.run, self.data = run, replay.open_run(run) if data is None else data
-        self.tokens = tokenizer.tokens(run) if tokens is None else tokens
-        self.actions, self.only = action_ids(run, self.data), only
+    def __init__(self, cfg: WorldModelConfig, data: Replay, tokens: np.ndarray, *, seed: int,
+                 only: np.ndarray | bool = True):
+        self.cfg, self.data, self.tokens, self.seed, self.only = cfg, data, tokens, seed, only
+        self.actions = action_ids(cfg.actions, data)
 
     @functools.cached_property
     def may_train(self) -> np.ndarray:
         """(N,) bool: the rows that training, and what is counted as a baseline, may see."""
-        return (self.data.is_train | (self.run.cfg.split == "windows")) & self.only
+        return (self.data.is_train | (self.cfg.split == "windows")) & self.only
 
     def batch(self, starts, length: int) -> dict:
         """Rows starts + 0..length-1 as tokens (B, T, 3), actions, rewards, continues (B, T)."""
@@ -57,8 +56,8 @@ class Windows:
 
     def training_starts(self, epoch: int) -> np.ndarray:
         """Shuffled first rows of one epoch's windows, by cfg.split and cfg.windows."""
-        cfg, is_train = self.run.cfg, self.data.is_train & self.only
-        rng = runs.rng_for(self.run.seed, "windows", epoch)
+        cfg, is_train = self.cfg, self.data.is_train & self.only
+        rng = rng_for(self.seed, "windows", epoch)
         if cfg.split == "windows":
             starts = self._random_windows()[1]
         elif cfg.windows == "stride1":
@@ -68,7 +67,7 @@ class Windows:
                                           rows_mask=is_train)
         return rng.permutation(self._found(starts, "training"))
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as its run
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as its training
     def epoch(self, number: int) -> np.ndarray:
         """training_starts, kept while the epoch lasts."""
         return self.training_starts(number)
@@ -76,10 +75,10 @@ class Windows:
     def batch_starts(self, i: int) -> np.ndarray:
         """First rows of the i-th training batch: the next of the epoch, or, where the config
         states shares, each game's share of all training windows at random."""
-        cfg, size = self.run.cfg, self.run.cfg.batch_size
+        cfg, size = self.cfg, self.cfg.batch_size
         if cfg.game_shares:
             starts = np.sort(self.epoch(0))
-            rng = runs.rng_for(self.run.seed, "shares", i)
+            rng = rng_for(self.seed, "shares", i)
             return replay.sample_windows(starts, self.data.game_idx[starts], batch_size=size,
                                          rng=rng, shares=dict(enumerate(self.shares())))
         per_epoch = len(self.epoch(0)) // size or 1
@@ -89,7 +88,7 @@ class Windows:
 
     def shares(self) -> np.ndarray:
         """(games,) the share of each game in the training batches; adds up to one."""
-        stated, games = self.run.cfg.game_shares, self.data.games
+        stated, games = self.cfg.game_shares, self.data.games
         if not stated:
             return np.bincount(self.data.game_idx[self.epoch(0)], minlength=len(games)) / len(
                 self.epoch(0))
@@ -100,18 +99,18 @@ class Windows:
 
     def held_out(self, game: str = "all") -> np.ndarray:
         """First rows of windows that tile the held-out episodes; the seed's: a random share."""
-        if self.run.cfg.split == "windows":
+        if self.cfg.split == "windows":
             starts = self._random_windows()[0]
             return self._found(starts[self.data.in_game(game)[starts]], f"held-out {game}")
         mask = ~self.data.is_train & self.data.in_game(game)
-        starts = self.data.window_starts(self.run.cfg.max_steps, mask)
-        return self._found(replay.tiles(starts, self.run.cfg.max_steps), f"held-out {game}")
+        starts = self.data.window_starts(self.cfg.max_steps, mask)
+        return self._found(replay.tiles(starts, self.cfg.max_steps), f"held-out {game}")
 
     def _random_windows(self) -> tuple[np.ndarray, np.ndarray]:
         """The seed's split: a random share of all windows is held out, the others train. Nearly
         every held-out step stands in training windows too."""
-        starts = self.data.window_starts(self.run.cfg.max_steps)
-        rng = runs.rng_for(self.run.seed, "random windows")
+        starts = self.data.window_starts(self.cfg.max_steps)
+        rng = rng_for(self.seed, "random windows")
         chosen = rng.permutation(len(starts))[:max(1, round(HELD_OUT_WINDOWS * len(starts)))]
         is_held_out = np.zeros(len(starts), bool)
         is_held_out[chosen] = True
@@ -119,6 +118,6 @@ class Windows:
 
     def _found(self, starts, which: str):
         if not len(starts):
-            raise InputError(f"no {which} episode has {self.run.cfg.max_steps} steps; lower "
+            raise InputError(f"no {which} episode has {self.cfg.max_steps} steps; lower "
                              f"world_model.max_steps or collect more frames")
         return starts

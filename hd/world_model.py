@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
 from torch import nn
 
-from hd import replay, tokenizer
 from hd.config import InputError, WorldModelConfig
-from hd.measure.baselines import NextCode, Score
-from hd.run import runs, training
-from hd.run.runs import Run, row
-from hd.run.training import Loss
+from hd.replay import thin
+from hd.run import training
+from hd.run.machine import device
+from hd.run.runs import Run, seed_everything
+from hd.run.training import Loss, Unkept
 from hd.transformer import KVCache, Transformer
 from hd.two_hot import TwoHot
 from hd.windows import Windows
@@ -184,54 +182,49 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-# ---- the stage
+# ---- training and use
 
-def build(run: Run) -> WorldModel:
-    """An untrained world model over this run's tokenizer.
+def build(cfg: WorldModelConfig, codebooks: torch.Tensor) -> WorldModel:
+    """A new world model over a tokenizer's codebooks (L, K, D), which it keeps a copy of."""
+    check_codebooks(cfg, codebooks)
+    return WorldModel(cfg, codebooks.clone())
 
-    Raises InputError when the tokenizer's levels or codes are not those the config reads.
+
+def check_codebooks(cfg: WorldModelConfig, codebooks: torch.Tensor,
+                    made_by: str = "the tokenizer", read_by: str = "the world model") -> None:
+    """Raise InputError, with the names of both, unless levels and codes are those that cfg reads.
     """
-    run, source = run.at("world_model"), run.at("tokenizer")
-    codebooks, wanted = tokenizer.load(run).codebooks, (run.cfg.num_levels, run.cfg.num_codes)
+    wanted = cfg.num_levels, cfg.num_codes
     if codebooks.shape[:2] != wanted:
-        raise InputError(f"the tokenizer {source.name} ({source.identity[:10]}) has "
-                         f"{_levels(codebooks.shape)}; the world model {run.name} "
-                         f"({run.identity[:10]}) reads {_levels(wanted)}")
-    return WorldModel(run.cfg, codebooks.clone())
+        raise InputError(f"{made_by} has {_levels(codebooks.shape)}; {read_by} reads "
+                         f"{_levels(wanted)}")
 
 
 def _levels(shape) -> str:
     return f"{shape[0]} levels of {shape[1]} codes"
 
 
-def load(run: Run) -> WorldModel:
-    """The trained world model; raises InputError when it is missing or damaged."""
-    return runs.load_model(run.at("world_model"), build(run))
+def untrained(cfg: WorldModelConfig, codebooks: torch.Tensor, seed: int) -> WorldModel:
+    """The network before training, as train starts it, in eval mode, on the device."""
+    seed_everything(seed)  # so that no earlier stage decides the initial weights
+    return build(cfg, codebooks).to(device()).eval()
 
 
-def untrained(run: Run) -> WorldModel:
-    """The same network before training, as train starts it."""
-    runs.seed_everything(run.seed)  # so that no earlier stage decides the initial weights
-    return build(run).to(runs.device()).eval()
-
-
-def train(run: Run, *, windows: Windows | None = None,
+def train(cfg: WorldModelConfig, windows: Windows, codebooks: torch.Tensor, run: Run | Unkept, *,
           start: WorldModel | None = None) -> tuple[WorldModel, dict]:
-    """Train on the training episodes of all games; "history" holds the per-epoch table.
+    """Train on the windows of training episodes; the record's "history" is the per-epoch table.
 
-    windows: others than the run's own; start: a model that goes on learning, instead of a new one.
+    start: a model that goes on learning, instead of a new one.
     """
-    windows, cfg = windows or Windows(run), run.cfg
-
     def batches(i: int):
         return windows.batch(windows.batch_starts(i), cfg.max_steps)
 
     scored = {}
     for side, starts in (("train", windows.epoch(0)), ("val", windows.held_out())):
-        thinned = starts[::-(-len(starts) // EVALUATION_WINDOWS)]
-        scored[side] = training.to_device(windows.batch(thinned, cfg.max_steps), runs.device())
-    model = start or untrained(run)
-    record = training.train(model, batches, run, evaluate=lambda m: _evaluate(m, scored))
+        batch = windows.batch(thin(starts, EVALUATION_WINDOWS), cfg.max_steps)
+        scored[side] = training.to_device(batch, device())
+    model = start or untrained(cfg, codebooks, run.seed)
+    record = training.train(model, batches, cfg, run, evaluate=lambda m: _evaluate(m, scored))
     return model, record
 
 
@@ -250,125 +243,3 @@ def _evaluate(model, scored: dict) -> dict:
         if (last != following).any():
             accuracy[f"val_l{level}_changed_accuracy"] = right[last != following].mean().item()
     return losses | accuracy
-
-
-def exposures(windows: Windows) -> float:
-    """How often training saw each step that it may see, on average."""
-    cfg = windows.run.cfg
-    steps = cfg.num_steps * cfg.accumulate * cfg.batch_size * cfg.max_steps
-    return steps / windows.may_train.sum()
-
-
-@torch.no_grad()
-def measure(run: Run, model: WorldModel) -> list[dict]:
-    """Next-code, reward and end-of-episode metrics per game on held-out episodes.
-
-    Codes: nats and accuracy per level, on all and on changed codes; the baseline column is the
-    n-gram's, repeat-last and code frequency have rows of their own; so has each source of the
-    held-out data, where there are several.
-    """
-    windows, rows = Windows(run), []
-    for game in run.games:
-        starts = windows.held_out(game)
-        scored = score_windows(model, windows, starts)
-        bases = [baselines(run, windows, game, level, starts) for level in range(3)]
-        for level, base in enumerate(bases):
-            last, following = pairs(windows, starts, level)
-            for name, subset in (("", slice(None)), ("changed_", last != following)):
-                rows += _code_rows(scored[level], base, subset, f"l{level}_{name}", game)
-        rows += _outcome_rows(scored["reward"], scored["ends"], windows, starts, game)
-        for source, is_from in windows.data.by_source(starts).items():
-            found = _source_rows(scored, bases, windows, starts, is_from)
-            rows += replay.of_source(found, source)
-    for game, share in zip(run.games, windows.shares()):
-        steps = windows.may_train & windows.data.in_game(game)
-        rows.append(row("window_share", share, game=game, split="train",
-                        baseline=steps.sum() / windows.may_train.sum()))
-    rows.append(row("exposures", exposures(windows), split="train"))
-    return rows + _cost_rows(run, model)
-
-
-def _source_rows(scored, bases, windows, starts, is_from) -> list[dict]:
-    """The metrics of measure on the windows of one source, is_from (W,) bool."""
-    rows, game = [], windows.data.games[windows.data.game_idx[starts[0]]]
-    for level, base in enumerate(bases):
-        last, following = pairs(windows, starts, level)
-        own = np.repeat(is_from, len(last) // len(starts))
-        for name, subset in (("", own), ("changed_", own & (last != following))):
-            if subset.any():
-                rows += _code_rows(scored[level], base, subset, f"l{level}_{name}", game)
-    outcomes = [scored[key].reshape(len(starts), -1)[is_from].ravel() for key in ("reward", "ends")]
-    return rows + _outcome_rows(*outcomes, windows, starts[is_from], game)
-
-
-def _cost_rows(run: Run, model: WorldModel) -> list[dict]:
-    """Size, training speed, and how far the frozen codebooks moved (not at all)."""
-    cfg, cfg_of_seed, made = run.cfg, WorldModelConfig(), runs.require(run)
-    trained = cfg.num_steps * cfg.accumulate * cfg.batch_size * cfg.max_steps * 4
-    moved = (model.codebooks - tokenizer.load(run).codebooks).abs().max()
-    sizes = [sum(p.numel() for p in one.parameters()) for one in (model, WorldModel(cfg_of_seed))]
-    return [row("parameters", sizes[0], split="train"),
-            row("parameters[seed sizes]", sizes[1], split="train"),
-            row("tokens_per_second", trained / made["wall_seconds"], split="train"),
-            row("codebook_change", moved, split="train")]
-
-
-def score_windows(model, windows, starts) -> dict:
-    """The model's Score per level over all windows, and its rewards and P(end), flattened."""
-    cfg, out = windows.run.cfg, {0: [], 1: [], 2: [], "reward": [], "ends": []}
-    for i in range(0, len(starts), cfg.batch_size):
-        batch = windows.batch(starts[i:i + cfg.batch_size], cfg.max_steps)
-        batch = training.to_device(batch, runs.device())
-        predicted = model(batch["tokens"], batch["actions"])
-        for level, logits in enumerate(predicted.code_logits):
-            target = batch["tokens"][:, 1:, level]
-            nats = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none")
-            out[level].append((nats.cpu(), (logits.argmax(-1) == target).cpu()))
-        out["reward"].append(predicted.reward.cpu())
-        out["ends"].append(1 - predicted.continue_logits.float().sigmoid().cpu())
-    scores = {level: Score(*(torch.cat(x).flatten().numpy() for x in zip(*out[level])))
-              for level in range(3)}
-    return scores | {key: torch.cat(out[key]).flatten().numpy() for key in ("reward", "ends")}
-
-
-def pairs(windows, starts, level) -> tuple[np.ndarray, np.ndarray]:
-    """Code at t and at t+1 for every prediction made inside the windows."""
-    codes = windows.tokens[starts[:, None] + np.arange(windows.run.cfg.max_steps), level]
-    return codes[:, :-1].ravel(), codes[:, 1:].ravel()
-
-
-def baselines(run, windows, game, level, starts) -> dict[str, Score]:
-    """Trivial predictors, counted on the game's training steps, scored on the same pairs."""
-    data = windows.data
-    fit = np.flatnonzero(windows.may_train & data.has_next & data.in_game(game))
-    codes = windows.tokens[:, level].astype(np.int64)
-    counted = NextCode.fit(codes[fit], codes[fit + 1], windows.actions[fit],
-                           num_codes=run.cfg.num_codes, num_actions=run.cfg.num_actions)
-    last, following = pairs(windows, starts, level)
-    acted = windows.actions[starts[:, None] + np.arange(run.cfg.max_steps - 1)].ravel()
-    return counted.scores(last, following.astype(np.int64), acted)
-
-
-def _code_rows(score: Score, baselines, subset, prefix, game) -> list[dict]:
-    rows = []
-    for metric, field in (("cross_entropy", "nats"), ("accuracy", "is_right")):
-        means = {name: getattr(x, field)[subset].mean() for name, x in baselines.items()}
-        rows.append(row(prefix + metric, getattr(score, field)[subset].mean(), game=game,
-                        baseline=means["ngram"]))
-        rows += [row(f"{prefix}{metric}[{name}]", value, game=game)
-                 for name, value in means.items() if name != "ngram"]
-    return rows
-
-
-def _outcome_rows(rewards, ends, windows, starts, game) -> list[dict]:
-    """Average precision of scoring events and of episode ends; the baseline is the base rate."""
-    at = (starts[:, None] + np.arange(windows.run.cfg.max_steps)).ravel()
-    truth, over = windows.data.rewards[at], windows.data.continues[at] == 0
-    fit = windows.data.rewards[windows.may_train & windows.data.in_game(game)]
-    rows = [row("reward_squared_error", np.square(rewards - truth).mean(), game=game,
-                baseline=np.square(fit.mean() - truth).mean())]
-    for name, event, score in (("reward", truth != 0, np.abs(rewards)), ("end", over, ends)):
-        if event.any():
-            rows.append(row(f"{name}_average_precision", average_precision_score(event, score),
-                            game=game, baseline=event.mean()))
-    return rows

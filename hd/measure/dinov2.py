@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from hd import encoder, replay
+from hd import encoder
 from hd.atari import check_frames
-from hd.config import InputError
-from hd.measure import game_state, probes, seed_protocol
+from hd.config import InputError, ProbeConfig
+from hd.measure import embeddings, game_state, probes, seed_protocol
+from hd.replay import Replay
 from hd.run import runs
 from hd.run.runs import Run, row
 from hd.run.storage import sha256_of, write_atomically, write_json
@@ -163,53 +164,54 @@ class Memory:
                        {**self.source, "sha256": sha256_of(self.path)})
 
 
-def rows(run: Run) -> list[dict]:
+def rows_of(data: Replay, learned: np.ndarray, fresh: encoder.AtariEncoder, *, frames: Run,
+            cfg: ProbeConfig) -> list[dict]:
     """What frozen DINOv2 knows, by every measure of the encoder; one row where it is not there.
 
+    learned (N, D), fresh: as in hd.measure.embeddings; frames: the run beside whose frames its
+    embeddings are kept, and whose seed is used.
     Raises InputError when HD_DINOV2 names a folder that cannot be used.
     """
     place = folder()
     if place is None:
         return [row("dinov2_weights", 0)]
-    data, model, fresh = replay.open_run(run), load(place), encoder.untrained(run)
-    learned = encoder.embeddings(run)
-    views = {"dinov2": Memory(run, place, lambda picks: embed(model, data, picks)),
+    model, seed = load(place), frames.seed
+    views = {"dinov2": Memory(frames, place, lambda picks: embed(model, data, picks)),
              "thinned": lambda picks: learned[picks],
              "untrained": lambda picks: encoder.embed(fresh, data, picks)}
-    return [row("dinov2_weights", 1), *_geometry(run, data, views), *_probes(run, views),
-            *_seed_protocol(run, data, views)]
+    return [row("dinov2_weights", 1), *_geometry(data, views, seed),
+            *_probes(data, views, cfg, seed), *_seed_protocol(data, views, seed)]
 
 
-def _geometry(run: Run, data, views: dict) -> list[dict]:
+def _geometry(data: Replay, views: dict, seed: int) -> list[dict]:
     scores = {}
     for game in ("all", *data.games):
         num_games = len(data.games) if game == "all" else 1
-        picks, stretches = encoder.held_out_stretches(data, game, GEOMETRY_ROWS * num_games)
+        picks, stretches = embeddings.held_out_stretches(data, game, GEOMETRY_ROWS * num_games)
         for name, view in views.items():
             features = view(picks)
             scores[name, "temporal_consistency", game] = probes.temporal_consistency(
-                features, stretches, seed=run.seed)
-            scores[name, "diversity", game] = probes.diversity(features, seed=run.seed)
+                features, stretches, seed=seed)
+            scores[name, "diversity", game] = probes.diversity(features, seed=seed)
     return _beside_untrained(scores)
 
 
-def _probes(run: Run, views: dict) -> list[dict]:
-    sizes = dataclasses.replace(
-        run.profile.probes, max_rows=min(PROBE_ROWS, run.profile.probes.max_rows))
-    thinned = dataclasses.replace(run, profile=dataclasses.replace(run.profile, probes=sizes))
+def _probes(data: Replay, views: dict, cfg: ProbeConfig, seed: int) -> list[dict]:
+    cfg = dataclasses.replace(cfg, max_rows=min(PROBE_ROWS, cfg.max_rows))
     scores = {}
-    for entry in game_state.probe_rows(thinned, views, baseline="untrained"):
+    for entry in game_state.probe_rows(data, views, baseline="untrained", cfg=cfg, seed=seed):
         metric, _, name = entry["metric"].removesuffix("]").partition("[")
         if (name := name or "dinov2") in views:
             scores[name, metric, entry["game"]] = entry["value"]
     return _beside_untrained(scores)
 
 
-def _seed_protocol(run: Run, data, views: dict) -> list[dict]:
+def _seed_protocol(data: Replay, views: dict, seed: int) -> list[dict]:
+    found = {name: seed_protocol.scores(data, view, seed=seed, **SEED_SAMPLE)
+             for name, view in views.items()}
     return _beside_untrained({
-        (name, metric, game): value for name, view in views.items()
-        for (metric, game), value in seed_protocol.scores(run, data, view, **SEED_SAMPLE).items()
-        if metric in KEPT_SEED_METRICS})
+        (name, metric, game): value for name, scores in found.items()
+        for (metric, game), value in scores.items() if metric in KEPT_SEED_METRICS})
 
 
 def _beside_untrained(scores: dict) -> list[dict]:

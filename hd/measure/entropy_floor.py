@@ -17,11 +17,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from hd import encoder, tokenizer
 from hd.atari import GAMES, AtariGame, GameState, ball_in_play
-from hd.config import FramesConfig, InputError
-from hd.run import runs
-from hd.run.runs import Run, row
+from hd.config import EntropyFloorConfig, FramesConfig, InputError
+from hd.encoder import AtariEncoder, embed
+from hd.quantization import ResidualVQ
+from hd.run.machine import device
+from hd.run.runs import progress, rng_for, row
 from hd.windows import Windows
 
 FIRST_STEP = 20  # an episode's first steps are nearly the same in all episodes
@@ -29,32 +30,34 @@ SPACING = 40  # steps between two branched states, on average
 PLAIN_BRANCHES = 2  # without sticky actions: enough to see whether anything is left open
 
 
-def measure(run: Run) -> list[dict]:
+def rows_of(windows: Windows, encode: Callable, cfg: EntropyFloorConfig,
+            frames: FramesConfig) -> list[dict]:
     """Both floors per game: rows split "fresh" for branched states, "all" for stored steps.
+
+    encode: stacks (M, 4, 84, 84) uint8 -> codes (M, L) int64, as the stored steps have them, see
+    encoder_to_codes; frames: how the stored steps were played.
 
     Raises InputError for no states, fewer than 2 branches, a sticky that is no probability below
     one, or a context below one step.
     """
-    cfg = run.cfg
     if (cfg.num_states < 1 or cfg.num_branches < 2 or not 0 <= cfg.sticky < 1
             or min(cfg.contexts, default=1) < 1):
         raise InputError(f"entropy_floor needs num_states >= 1, num_branches >= 2, 0 <= sticky < 1 "
                          f"and contexts of at least 1 step; got {cfg.num_states}, "
                          f"{cfg.num_branches}, {cfg.sticky}, {cfg.contexts}")
-    encode, windows, rows = encoder_to_codes(run), Windows(run), []
-    for game in run.games:
-        rows += state_rows(run, game, encode) + twin_rows(windows, game, cfg.contexts)
+    rows = []
+    for game in windows.data.games:
+        states, found = branched(game, cfg, frames, windows.seed)
+        rows += state_rows(game, states, found, encode) + twin_rows(windows, game, cfg.contexts)
     return rows
 
 
-def encoder_to_codes(run: Run) -> Callable[[np.ndarray], np.ndarray]:
-    """The run's eyes: stacks (M, 4, 84, 84) uint8 -> codes (M, L) int64, as stored steps have."""
-    eyes, codes = encoder.load(run), tokenizer.load(run)
-
+def encoder_to_codes(eyes: AtariEncoder, codes: ResidualVQ) -> Callable[[np.ndarray], np.ndarray]:
+    """Stacks (M, 4, 84, 84) uint8 -> codes (M, L) int64, as stored steps have."""
     def encode(stacks):
-        embeddings = encoder.embed(eyes, SimpleNamespace(stack=stacks.__getitem__),
-                                   np.arange(len(stacks)))
-        return codes.encode(torch.from_numpy(embeddings).to(runs.device())).cpu().numpy()
+        embeddings = embed(eyes, SimpleNamespace(stack=stacks.__getitem__),
+                           np.arange(len(stacks)))
+        return codes.encode(torch.from_numpy(embeddings).to(device())).cpu().numpy()
 
     return encode
 
@@ -124,16 +127,17 @@ def branch(env: AtariGame, state: State, *, sticky: float, seeds: Sequence[int])
     return Branches(frames, np.array(which), len(outcomes))
 
 
-def branched(run: Run, game: str) -> tuple[list[State], dict[float, list[Branches]]]:
+def branched(game: str, cfg: EntropyFloorConfig, frames: FramesConfig,
+             seed: int) -> tuple[list[State], dict[float, list[Branches]]]:
     """cfg.num_states fresh states and, by sticky probability, the branches of each."""
-    cfg, rng = run.cfg, runs.rng_for(run.seed, "entropy floor", game)
+    rng = rng_for(seed, "entropy floor", game)
     counts = {cfg.sticky: cfg.num_branches, 0.0: PLAIN_BRANCHES}
     if not cfg.sticky:
         counts = {0.0: cfg.num_branches}
     env, states, found = AtariGame(game), [], {sticky: [] for sticky in counts}
     env.reset(seed=0)
-    candidates = fresh_states(game, rng, run.at("frames").cfg)
-    for _ in runs.progress(range(cfg.num_states), f"branching {game}"):
+    candidates = fresh_states(game, rng, frames)
+    for _ in progress(range(cfg.num_states), f"branching {game}"):
         tried = [None]
         while any(one is None for one in tried):
             state = next(candidates)
@@ -145,12 +149,13 @@ def branched(run: Run, game: str) -> tuple[list[State], dict[float, list[Branche
     return states, found
 
 
-def state_rows(run: Run, game: str, encode: Callable) -> list[dict]:
+def state_rows(game: str, states: list[State], found: dict[float, list[Branches]],
+               encode: Callable) -> list[dict]:
     """What is open given the state and the action; the baseline knows nothing of the state.
 
-    Without sticky actions nothing is: that is measured like the rest, not assumed.
+    states, found: as from branched. Without sticky actions nothing is open: that is measured like
+    the rest, not assumed.
     """
-    states, found = branched(run, game)
     in_play = np.array([state.in_play for state in states])
     rows = [row("states", len(states), game=game, split="fresh")]
     has_ball = "ball_y" in GAMES[game].labels

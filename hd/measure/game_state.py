@@ -6,12 +6,17 @@ on the state itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.stats import entropy
 
-from hd import atari, replay
+from hd import atari
+from hd.config import ProbeConfig
 from hd.measure import probes
-from hd.run.runs import Run, row
+from hd.measure.frames import of_source
+from hd.replay import Replay, thin
+from hd.run.runs import row
 
 COORDINATES = {  # read by a small MLP; ball_x is the honest one, the opponent betrays ball_y
     "pong": ("player_y", "enemy_y", "ball_x", "ball_y"),
@@ -81,21 +86,21 @@ def state_bits(labels) -> tuple[float, float]:
     return sum(apart), together
 
 
-def bit_rows(run: Run) -> list[dict]:
+def bit_rows(data: Replay) -> list[dict]:
     """state_bits of all AtariARI variables on each game's held-out steps."""
-    data, rows = replay.open_run(run), []
-    for game in run.games:
+    rows = []
+    for game in data.games:
         ram = data.ram[~data.is_train & data.in_game(game)]
         for name, bits in zip(("apart", "together"), state_bits(atari.labels(game, ram))):
             rows.append(row(f"state_bits[{name}]", bits, game=game, baseline=np.log2(len(ram))))
     return rows
 
 
-def place_rows(run: Run) -> list[dict]:
+def place_rows(data: Replay) -> list[dict]:
     """Share of the training steps with the ball in play that have it at each place, a stretch of
     PLACE_WIDTH named by its middle; the baseline is an equal share of all places."""
-    data, rows = replay.open_run(run), []
-    for game in run.games:
+    rows = []
+    for game in data.games:
         if "ball_x" in COORDINATES[game]:
             ram = data.ram[data.is_train & data.in_game(game)]
             column = atari.labels(game, ram)["ball_x"][atari.ball_in_play(game, ram)]
@@ -110,19 +115,18 @@ def _place(column):
     return np.asarray(column, np.int64) // PLACE_WIDTH * PLACE_WIDTH + PLACE_WIDTH // 2
 
 
-def probe_rows(run: Run, representations: dict, *, baseline: str) -> list[dict]:
+def probe_rows(data: Replay, representations: dict, *, baseline: str, cfg: ProbeConfig,
+               seed: int) -> list[dict]:
     """What representations (name -> function from stored rows (N,) to features (N, D)) know.
 
     The first one's scores are the rows' values, those of `baseline` stand beside them; every
     other one has rows of its own, named metric[representation]. Where the held-out episodes are of
     several sources, the same probes' scores on each follow, named metric[source name].
     """
-    data, cfg, rows = replay.open_run(run), run.profile.probes, []
-    main = next(iter(representations))
-    for game in run.games:
-        picks = np.flatnonzero(data.in_game(game))
-        picks = picks[::-(-len(picks) // cfg.max_rows)]
-        judged = _Judged(run, data, game, picks)
+    rows, main = [], next(iter(representations))
+    for game in data.games:
+        picks = thin(np.flatnonzero(data.in_game(game)), cfg.max_rows)
+        judged = _Judged(data, game, picks, cfg, seed)
         scores, of_sources = {}, {}
         for name, represent in representations.items():
             scores[name], of_sources[name] = judged.scores(represent(picks))
@@ -134,23 +138,42 @@ def probe_rows(run: Run, representations: dict, *, baseline: str) -> list[dict]:
                          baseline=scores[baseline].get(key) if name == main else None)
                      for key, value in metrics.items() if name == main or "[" not in key]
         for source, metrics in of_sources[main].items():
-            rows += replay.of_source(
+            rows += of_source(
                 [row(key, value, game=game, baseline=of_sources[baseline][source][key])
                  for key, value in metrics.items()], source)
     return rows
 
 
+def places_of(game: str, ram: np.ndarray) -> dict[str, np.ndarray]:
+    """ram (..., 128) -> the game's COORDINATES by name, (...) each, in RAM units."""
+    found = atari.labels(game, ram)
+    return {name: found[name] for name in COORDINATES[game]}
+
+
+def coordinate_probe(data: Replay, game: str, represent: Callable, *, cfg: ProbeConfig,
+                     seed: int) -> probes.Probe:
+    """Reads the game's coordinates from features; fitted on training episodes.
+
+    represent: stored rows (n,) -> features (n, D).
+    """
+    picks = thin(np.flatnonzero(data.in_game(game)), cfg.max_rows)
+    ram, is_train = data.ram[picks], data.is_train[picks]
+    split = probes.Split(is_train, ~is_train, data.episode_ids[picks])
+    return probes.fit_coordinate_probe(represent(picks), places_of(game, ram), split,
+                                       rows=atari.ball_in_play(game, ram), cfg=cfg, seed=seed)
+
+
 class _Judged:
     """What the probes of one game are fitted to and judged by, at stored rows `picks` (n,)."""
 
-    def __init__(self, run: Run, data, game: str, picks):
-        self.game, self.cfg, self.seed = game, run.profile.probes, run.seed
+    def __init__(self, data: Replay, game: str, picks, cfg: ProbeConfig, seed: int):
+        self.game, self.cfg, self.seed = game, cfg, seed
         ram = data.ram[picks]
         self.in_play, labels = atari.ball_in_play(game, ram), atari.labels(game, ram)
         self.split = probes.Split(data.is_train[picks], ~data.is_train[picks],
                                   data.episode_ids[picks], probes.frame_keys(data.stack(picks)))
         self.varying = probes.varying_labels(labels, self.split)
-        self.places = {key: labels[key] for key in COORDINATES[game]}
+        self.places = places_of(game, ram)
         sources = {source: is_from for source, is_from in data.by_source(picks).items()
                    if self.split.scorable(self.in_play & is_from).any()}
         self.sources = sources if len(sources) > 1 else {}

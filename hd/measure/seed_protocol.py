@@ -2,9 +2,9 @@
 
 What it did is read from its author's public code (github.com/ssrhaso/hidreamer and the earlier
 ssrhaso/dreamer: src/validate_encoder.py, testing/embedding_semantics.py; written anew here). The
-honest way stands in hd.encoder.measure and hd.measure.game_state.probe_rows. What cannot be known:
-which commit of that code made the published figures, with which weights, which frames (Pong-v5, with
-sticky actions, by the code's default) and which random rows, since its draws have no fixed seed.
+honest way stands in hd.measure.embeddings. What cannot be known: which commit of that code made the
+published figures, with which weights, which frames (Pong-v5, with sticky actions, by the code's
+default) and which random rows, since its draws have no fixed seed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
-from hd import atari, encoder, replay
+from hd import atari
 from hd.config import InputError
+from hd.encoder import AtariEncoder, embed
 from hd.measure import probes
-from hd.run import runs
-from hd.run.runs import Run, row
+from hd.replay import Replay, thin
+from hd.run.runs import rng_for, row
 
 EVERY = 100  # the seed looks at one in so many consecutive pairs
 NUM_ROWS, NUM_PAIR_ROWS = 1000, 500
@@ -48,9 +49,9 @@ class Sample:
         if len(rows) < 2:
             raise InputError("the seed's protocol needs two stored steps or more")
         first = rows[:-1:EVERY]
-        first = first[::-(-len(first) // (max_pairs or len(first)))]
+        first = thin(first, max_pairs or len(first))
         num_random = min(num_random, len(rows)) // 2 * 2
-        return cls(first, runs.rng_for("seed_protocol", seed).choice(
+        return cls(first, rng_for("seed_protocol", seed).choice(
             rows, num_random, replace=False))
 
     def represented(self, represent: Represent) -> Represent:
@@ -194,7 +195,8 @@ def box_scores(data, sample: Sample) -> dict[str, float]:
     return scores
 
 
-def scores(run: Run, data, represent: Represent, **limits) -> dict[tuple[str, str], float]:
+def scores(data: Replay, represent: Represent, *, seed: int,
+           **limits) -> dict[tuple[str, str], float]:
     """(metric, game) -> value by the seed's protocol; limits: see Sample.draw.
 
     Over "all" games the random pairs cross games, which lowers the ratio; the mean is that of the
@@ -202,7 +204,7 @@ def scores(run: Run, data, represent: Represent, **limits) -> dict[tuple[str, st
     """
     found = {}
     for game in ("all", *data.games):
-        sample = Sample.draw(np.flatnonzero(data.in_game(game)), seed=run.seed, **limits)
+        sample = Sample.draw(np.flatnonzero(data.in_game(game)), seed=seed, **limits)
         ask = sample.represented(represent)
         values = geometry(sample, ask)
         if game == "pong":
@@ -219,23 +221,22 @@ def pixels(data, picks: np.ndarray) -> np.ndarray:
     return frames.mean((2, 4), dtype=np.float32).reshape(len(picks), -1) / 255
 
 
-def rows(run: Run) -> list[dict]:
+def rows_of(data: Replay, learned: np.ndarray, fresh: AtariEncoder, *, seed: int) -> list[dict]:
     """The seed's measures of the trained encoder, beside the untrained one by the same protocol.
 
-    All steps, no split, of whatever frames the run has: sticky actions only under sticky.v5.
+    learned (N, D): embeddings of all stored steps; fresh: the same network before training. All
+    steps, no split, of whatever frames there are: sticky actions only under sticky.v5.
     """
-    data, fresh = replay.open_run(run), encoder.untrained(run)
-    learned = encoder.embeddings(run)
-    trained = scores(run, data, lambda picks: learned[picks])
-    untrained = scores(run, data, lambda picks: encoder.embed(fresh, data, picks))
+    trained = scores(data, lambda picks: learned[picks], seed=seed)
+    untrained = scores(data, lambda picks: embed(fresh, data, picks), seed=seed)
     table = [row(metric, value, game=game, split="seed", baseline=untrained[metric, game])
              for (metric, game), value in trained.items()]
     for game in ("all", *data.games):
-        sample = Sample.draw(np.flatnonzero(data.in_game(game)), seed=run.seed)
+        sample = Sample.draw(np.flatnonzero(data.in_game(game)), seed=seed)
         ratio = temporal_ratio(sample, sample.represented(lambda picks: pixels(data, picks)))
         table.append(row("seed_temporal_consistency[pixels]", ratio, game=game, split="seed"))
     if "pong" in data.games:
-        sample = Sample.draw(np.flatnonzero(data.in_game("pong")), seed=run.seed)
+        sample = Sample.draw(np.flatnonzero(data.in_game("pong")), seed=seed)
         table += [row(metric, value, game="pong", split="seed")
                   for metric, value in box_scores(data, sample).items()]
     return table

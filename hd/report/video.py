@@ -13,13 +13,15 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 
-from hd import config, decoder, encoder, replay, tokenizer, world_model
+from hd import config, play, stages
 from hd.atari import check_frames
 from hd.config import GAMES, InputError
 from hd.imagination import imagine, replayed
-from hd.measure import evaluation
+from hd.measure import dreams
 from hd.policy import with_ale_ids
+from hd.report import pictures
 from hd.run import runs
+from hd.run.machine import device
 from hd.run.runs import Run
 from hd.run.storage import ROOT, write_atomically
 
@@ -139,12 +141,12 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise InputError(f"steps must be a whole number from 1 to {MAX_STEPS}; got {steps!r}")
     run = runs.start("imagination", profile=profile, variant=variant, seed=seed)
-    play = _recorded if policy == "recorded" else functools.partial(_played, policy)
-    frames, ram, tokens, actions = play(run, game, run.cfg.context + steps)
+    watch = _recorded if policy == "recorded" else functools.partial(_played, policy)
+    frames, ram, tokens, actions = watch(run, game, run.cfg.context + steps)
     dreamed, notes = _dreamed(run, game, tokens, actions)
-    drawn = decoder.decode_tokens(run, torch.stack([tokens, dreamed]))
+    drawn = stages.drawer_of(run)(torch.stack([tokens, dreamed]))
     columns = {f"real game ({policy})": frames, "its codes, decoded": drawn[0], "dream": drawn[1]}
-    found = evaluation.places(run, game, ram, _readable(run, tokens=tokens, dreamed=dreamed))
+    found = pictures.places(run, game, ram, _readable(run, tokens=tokens, dreamed=dreamed))
     out = Path(out or run.root / "figures" / run.name / f"play-{game}-{policy}.mp4")
     return side_by_side_video(columns, out, notes=notes, marks=dict(zip(columns, found.values())))
 
@@ -162,7 +164,7 @@ def _readable(run: Run, **codes) -> dict:
 def _recorded(run: Run, game: str, length: int):
     """Of a held-out stretch of n = length steps: frames (n, 84, 84), ram (n, 128), tokens (n, 3),
     actions (n,)."""
-    data, codes = replay.open_run(run), tokenizer.tokens(run)
+    data, codes = stages.load(run.at("frames")), stages.tokens_of(run)
     starts = data.window_starts(length, ~data.is_train & data.in_game(game))
     if not len(starts):
         raise InputError(f"no held-out episode of {game} has {length} steps; ask for fewer steps")
@@ -177,9 +179,9 @@ def _played(policy: str, run: Run, game: str, length: int):
     if policy == "agent" and game != trained_for:
         raise InputError(f"the agent of variant {run.variant} plays {trained_for}; for {game} "
                          f"take variant policy_game.{game}")
-    players = {"random": lambda: evaluation.random_act(game),
-               "tracker": lambda: evaluation.tracker_act(game),
-               "agent": lambda: evaluation.policy_act(run.at("policy"))}
+    players = {"random": lambda: play.random_act(game),
+               "tracker": lambda: play.tracker_act(game),
+               "agent": lambda: stages.act_of(run)}
     act, stacks, ram, actions = players[policy](), [], [], []
 
     def recorded(seen, generator):
@@ -190,12 +192,12 @@ def _played(policy: str, run: Run, game: str, length: int):
             actions.append(int(chosen[0]))
         return chosen
 
-    eyes, codes = encoder.load(run), tokenizer.load(run)
-    evaluation.play(recorded, game, num_episodes=1, seed=run.seed,
+    eyes, codes = stages.load(run.at("encoder")), stages.load(run.at("tokenizer"))
+    play.play(recorded, game, num_episodes=1, seed=run.seed,
                     sticky=run.profile.policy.eval_sticky)
     if len(stacks) <= run.cfg.context:
         raise InputError(f"the episode ended after {len(stacks)} steps, before its dream began")
-    frames = torch.from_numpy(np.stack(stacks)).to(runs.device())
+    frames = torch.from_numpy(np.stack(stacks)).to(device())
     with torch.no_grad():
         tokens = torch.cat([codes.encode(eyes(part)) for part in frames.split(256)])
     return frames[:, -1].cpu().numpy(), np.stack(ram), tokens.cpu(), torch.tensor(actions)
@@ -204,15 +206,14 @@ def _played(policy: str, run: Run, game: str, length: int):
 def _dreamed(run: Run, game: str, tokens, actions):
     """Codes (n, 3) of dreams under actions (n,), each from the real context (tokens) before it,
     the first one's context left as it is; and what to say about each step, n texts."""
-    context, model = run.cfg.context, with_ale_ids(world_model.load(run), game)
-    horizon = evaluation.dream_steps(run.profile)
+    context, model = run.cfg.context, with_ale_ids(stages.load(run), game)
+    horizon = dreams.num_steps(run.cfg, run.profile.world_model.max_steps)
     last_real = torch.arange(context - 1, len(tokens) - 1, horizon)
     past = last_real[:, None] + torch.arange(1 - context, 1)
     padded = torch.cat([actions, actions.new_zeros(horizon)])
     to_do = padded[last_real[:, None] + torch.arange(horizon)]
-    rollout = imagine(model, tokens[past].to(runs.device()),
-                      actions[past[:, :-1]].to(runs.device()),
-                      replayed(to_do.to(runs.device())), horizon=horizon,
+    rollout = imagine(model, tokens[past].to(device()), actions[past[:, :-1]].to(device()),
+                      replayed(to_do.to(device())), horizon=horizon,
                       generator=torch.Generator().manual_seed(run.seed))
     dreamed = torch.cat([tokens[:context], rollout.tokens[:, 1:].flatten(0, 1).cpu()])
     notes = ["context: real codes, the dream starts after these"] * context + [

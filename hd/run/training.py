@@ -108,35 +108,54 @@ class _State:
         self.scaler.load_state_dict(scaler)
 
 
-def train(model: torch.nn.Module, batches: Callable[[int], object], run: Run, *,
-          evaluate: Callable[[torch.nn.Module], dict] | None = None,
+@dataclass(frozen=True)
+class Unkept:
+    """In place of a Run, for whoever has arrays and no folders: nothing is kept or continued.
+
+    stage, seed: what dropout and other draws of the steps depend on. deadline: time.monotonic().
+    """
+
+    stage: str = "unkept"
+    seed: int = 0
+    deadline: float | None = None
+
+    def must_stop(self, *, margin: float = 0.0) -> bool:
+        """True when less than margin seconds are left."""
+        return self.deadline is not None and time.monotonic() + margin >= self.deadline
+
+
+def train(model: torch.nn.Module, batches: Callable[[int], object], cfg: TrainedStage,
+          run: Run | Unkept, *, evaluate: Callable[[torch.nn.Module], dict] | None = None,
           checkpoint_every: int = 1) -> dict:
-    """Train model with model.loss(batch) -> Loss until run.cfg.num_steps; returns the record.
+    """Train model with model.loss(batch) -> Loss until cfg.num_steps; returns the record.
 
     batches(i) makes the i-th batch from i alone; evaluate(model) -> {metric: number} runs every
     cfg.eval_every steps, at the first powers of two and at the end. checkpoint_every: only
     multiples of it are checkpointed.
-    The record is the stage's finished.json; its "history" holds one dict per recorded step.
-    A finished stage is loaded and not trained again; an interrupted one continues.
-    Raises TimeLimitReached after writing a checkpoint, NonFiniteLoss, InputError.
+    The record is the stage's finished.json (Unkept: only this of it); its "history" holds one dict
+    per recorded step. A finished stage is loaded and not trained again; an interrupted one
+    continues. Raises TimeLimitReached after writing a checkpoint, NonFiniteLoss, InputError.
     """
+    model.to(runs.device())
+    if isinstance(run, Unkept):
+        with kept_memory():
+            return _train(model, batches, cfg, run, evaluate, checkpoint_every)
     with runs.exclusive(run):
-        model.to(runs.device())
         if record := runs.finished_or_cleared(run):
             runs.load_model(run, model)
             return record
         with kept_memory():
-            return _train(model, batches, run, evaluate, checkpoint_every)
+            return _train(model, batches, cfg, run, evaluate, checkpoint_every)
 
 
-def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
-    cfg, device = run.cfg, runs.device()
+def _train(model, batches, cfg, run, evaluate, checkpoint_every) -> dict:
+    device, is_kept = runs.device(), not isinstance(run, Unkept)
     optimizer = make_optimizer(model, cfg)
     dtype = precision(cfg, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     state = _State(model, optimizer, scaler)
     first, history, pending, spent = 0, [], {}, 0.0
-    if saved := runs.load_checkpoint(run):
+    if is_kept and (saved := runs.load_checkpoint(run)):
         tensors, notes = saved
         state.load(tensors, notes["scaler"])
         first, history, spent = notes["step"], notes["history"], notes["wall_seconds"]
@@ -146,6 +165,8 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
 
     def checkpoint(step):
         _require_finite(model, pending, step, run)
+        if not is_kept:
+            return
         runs.save_checkpoint(run, state.tensors(), {
             "step": step, "history": history, "scaler": scaler.state_dict(),
             "pending": {k: [v.item() for v in values] for k, values in pending.items()},
@@ -153,13 +174,13 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
         give_back_memory()  # what many sizes of blocks left between each other
 
     model.train()
-    with tracker_for(run) as tracker, ThreadPoolExecutor(1) as loader, tqdm(
+    with tracker_for(run, cfg) as tracker, ThreadPoolExecutor(1) as loader, tqdm(
             total=cfg.num_steps, initial=first, desc=run.stage, mininterval=2.0,
             file=sys.stdout, unit="step") as progress:
         feed = Feed(batches, loader, first * cfg.accumulate, cfg.num_steps * cfg.accumulate)
         for step in range(first, cfg.num_steps):
             iteration = time.monotonic()
-            parts = one_step(model, feed, optimizer, scaler, dtype, run, step)
+            parts = one_step(model, feed, optimizer, scaler, dtype, cfg, run, step)
             for key, value in parts.items():
                 pending.setdefault(key, []).append(value)
             done = step + 1
@@ -182,8 +203,12 @@ def _train(model, batches, run, evaluate, checkpoint_every) -> dict:
                 if must_stop:
                     raise runs.TimeLimitReached(
                         f"{run.stage} stopped at step {done} of {cfg.num_steps} with a "
-                        f"checkpoint; the same command continues it")
+                        f"checkpoint; the same command continues it" if is_kept else
+                        f"{run.stage} stopped at step {done} of {cfg.num_steps}")
     wall = spent + time.monotonic() - began
+    if not is_kept:
+        _require_finite(model.eval(), {}, cfg.num_steps, run)
+        return {"history": history, "wall_seconds": wall}
     return runs.save_model(run, model.eval(), wall_seconds=wall, history=history)
 
 
@@ -203,12 +228,13 @@ class Feed:
         return batch
 
 
-def one_step(model, feed, optimizer, scaler, dtype, run, step) -> dict[str, torch.Tensor]:
+def one_step(model, feed, optimizer, scaler, dtype, cfg, run, step) -> dict[str, torch.Tensor]:
     """One optimizer step over cfg.accumulate batches; returns the mean parts, detached.
 
-    feed.next() gives a batch; dtype is the autocast type, None for float32.
+    feed.next() gives a batch; dtype is the autocast type, None for float32. What is drawn depends
+    on run.seed, run.stage and step.
     """
-    cfg, device = run.cfg, runs.device()
+    device = runs.device()
     # All 32 bits that the CPU's generator reads must depend on the seed and on the step.
     torch.manual_seed(int(runs.rng_for(run.seed, run.stage, step).integers(2**32)))
     if optimizer and cfg.schedule == "cosine":
@@ -238,9 +264,9 @@ def _require_finite(model, pending, step, run) -> None:
     """Raise NonFiniteLoss unless all losses gathered and all weights are finite numbers."""
     values = [*pending.get("loss", []), *model.state_dict().values()]
     if not all(value.isfinite().all() for value in values):
-        saved = run.folder / "checkpoint.json"
-        kept = f"the last good checkpoint is {runs.shown(saved)}" if saved.exists() else \
-            "there is no checkpoint yet"
+        saved = None if isinstance(run, Unkept) else run.folder / "checkpoint.json"
+        kept = f"the last good checkpoint is {runs.shown(saved)}" if saved and saved.exists() \
+            else "there is no checkpoint yet"
         raise NonFiniteLoss(f"{run.stage}: the loss or a weight is not finite at or before step "
                             f"{step}; {kept}; lower {run.stage}.lr or set precision to float32")
 
@@ -272,13 +298,21 @@ def _evaluate(model, evaluate) -> dict:
     return metrics
 
 
+class _NoTracker:
+    def log(self, entry: dict, *, step: int) -> None:
+        pass
+
+
 @contextlib.contextmanager
-def tracker_for(run: Run):
+def tracker_for(run: Run | Unkept, cfg: TrainedStage):
     """A wandb run below the profile's folder: offline unless WANDB_MODE says otherwise.
 
     Closed whatever happens: wandb would give a run left open to the next stage. Raises InputError
     when its files cannot be written.
     """
+    if isinstance(run, Unkept):
+        yield _NoTracker()
+        return
     import wandb  # late: it takes a second, and most commands never train
 
     settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False,
@@ -293,7 +327,7 @@ def tracker_for(run: Run):
                 group=f"{run.profile.name}-{run.variant}", job_type=run.stage,
                 mode=os.environ.get("WANDB_MODE", "offline"), settings=settings,
                 config={"profile": run.profile.name, "variant": run.variant, "seed": run.seed,
-                        **dataclasses.asdict(run.cfg)})
+                        **dataclasses.asdict(cfg)})
         try:
             yield tracker
         finally:

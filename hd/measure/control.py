@@ -1,0 +1,43 @@
+"""Real play of a trained policy beside other players, and an interval over its episodes."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from hd.run.runs import row
+
+RESAMPLES = 9999
+
+
+def interval(values, *, seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of values (n,); NaN for n < 2."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile",
+                            rng=np.random.default_rng(seed)).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def rows_of(played: dict[str, list[dict]], training_steps: int, *, seed: int) -> list[dict]:
+    """Rows about the episodes of each player (hd.play.play): "policy", beside "random" and the
+    other players to compare with; training_steps: real steps that "ram_policy" was trained with.
+
+    The baseline column is random play under the same protocol and the same episode starts.
+    """
+    rows, game = [], played["policy"][0]["game"]
+    returns = {name: [e["return"] for e in rows] for name, rows in played.items()}
+    lengths = [e["length"] for e in played["policy"]]
+    rows.append(row("real_return", np.mean(returns["policy"]), game=game, split="real",
+                    baseline=np.mean(returns["random"])))
+    for name, bound in zip(("low", "high"), interval(returns["policy"], seed=seed)):
+        rows.append(row(f"real_return[ci_{name}]", bound, game=game, split="real"))
+    rows += [row(f"real_return[{name}]", np.mean(returns[name]), game=game, split="real")
+             for name in ("tracker", "ram_policy") if name in played]
+    rows += [row("training_steps[ram_policy]", training_steps, game=game, split="real"),
+             row("real_length", np.mean(lengths), game=game, split="real"),
+             row("episodes", len(lengths), game=game, split="real")]
+    return rows
