@@ -24,6 +24,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODULES = (
     "ablations",
     "config",
+    "metrics",
+    "intervals",
     "storage",
     "machine",
     "runs",

@@ -8,9 +8,10 @@ from tiny import TinyReplay, long_table, record_of, write_table
 
 from hd import replay
 from hd.config import InputError
-from hd.measure import evaluation, game_state, probes
+from hd.measure import game_state, probes
 from hd.report import tables as report
-from hd.run import runs
+from hd.run import metrics, runs
+from hd.run.intervals import interval
 from hd.run.runs import row
 from hd.run.storage import ROOT
 
@@ -84,29 +85,15 @@ def test_every_metric_that_the_package_writes_is_explained():
         samples = sample_names(argument)
         assert samples, f"{name}: add {ast.unparse(argument)!r} with its names to COMPOSED"
         for metric in samples:
-            assert report.key_of(metric) in report.METRICS
+            assert metrics.key_of(metric) in metrics.METRICS
 
 
 def test_what_is_counted_about_the_stored_frames_is_explained(monkeypatch):
     monkeypatch.setattr(replay, "open_run", lambda run: TinyReplay())
     rows = replay.measure(runs.start("frames", profile="smoke"))
     names = {entry["metric"] for entry in rows}
-    assert {report.key_of(name) for name in names} <= set(report.METRICS)
+    assert {metrics.key_of(name) for name in names} <= set(metrics.METRICS)
     assert names == {"boundary_violations", *COMPOSED["name"]}
-
-
-def test_every_metric_says_what_it_is_and_which_way_is_better():
-    for name, metric in report.METRICS.items():
-        assert metric.definition and metric.unit, name
-        assert metric.better in ("higher", "lower", ""), name
-
-
-def test_a_level_and_its_changed_codes_are_told_apart():
-    assert report.key_of("l2_accuracy") == "l{level}_accuracy"
-    assert report.key_of("l0_changed_accuracy[repeat_last]") == "l{level}_changed_accuracy"
-    assert report.key_of("dream_l1_accuracy") == "dream_l{level}_accuracy"
-    assert report.key_of("val_l1_accuracy") == "l{level}_accuracy"
-    assert report.key_of("windows_of_24") == "windows_of_{length}"
 
 
 def test_explaining_a_table_gives_one_row_per_kind_of_metric():
@@ -206,7 +193,7 @@ def test_over_seeds_gives_mean_interval_and_n():
     table = long_table(lambda seed: [row("real_return", 3.0 * seed, game="pong", baseline=-20)],
                        seeds=(0, 1, 2))
     shown = report.over_seeds(table).iloc[0]
-    low, high = evaluation.interval([0.0, 3.0, 6.0])
+    low, high = interval([0.0, 3.0, 6.0])
     assert (shown["mean"], shown["baseline"], shown["n"]) == ("3", "-20", 3)
     assert shown["95% interval"] == f"{report.number(low)} to {report.number(high)}"
     assert report.over_seeds(table[table["seed"] == 1])["95% interval"].tolist() == ["–"]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from hd.config import GAMES
-from hd.measure.evaluation import interval
 from hd.report import tables as report
+from hd.run.intervals import interval
 from hd.run.storage import ROOT, sha256_of
 
 

@@ -1,4 +1,4 @@
-"""Real play beside other players, dreams beside the truth, intervals, the validation suite."""
+"""Real play beside other players, dreams beside the truth, the validation suite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from hd import atari, config, decoder, encoder, replay, tokenizer, world_model
@@ -25,26 +24,14 @@ from hd.play import (
 )
 from hd.policy import with_ale_ids
 from hd.run import runs
+from hd.run.intervals import interval
 from hd.run.runs import Run, row
 from hd.windows import Windows
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
 
-RESAMPLES = 9999
 DREAM_STEPS = (1, 5, 15, 48)  # steps into a dream at which it is compared with the truth
 TURN_STEPS = 15  # of a dream, in which the ball's first turn is looked for
 REWARD_SEEN = 0.5  # from here on a dreamed reward is a scoring event
-
-
-def interval(values, *, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of values (n,); NaN for n < 2."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile",
-                            rng=np.random.default_rng(seed)).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def measure_policy(run: Run) -> tuple[list[dict], list[dict]]:

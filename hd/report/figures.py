@@ -21,8 +21,9 @@ from sklearn.decomposition import PCA
 
 from hd import atari, world_model
 from hd.config import GAMES, InputError
-from hd.measure import evaluation
-from hd.report.tables import METRICS, TITLES, key_of, number, summarise
+from hd.report.tables import TITLES, number, summarise
+from hd.run.intervals import interval
+from hd.run.metrics import METRICS, key_of
 from hd.run.runs import Run
 from hd.run.storage import write_atomically, write_text
 
@@ -382,7 +383,7 @@ def returns_plot(episodes, anchors: Mapping[str, float] | None = None) -> Figure
             scores = here.loc[here["player"] == player, "return"].to_numpy(float)
             spread = i + 0.25 * np.sin(2.4 * np.arange(len(scores)))  # even, the same every time
             ax.plot(spread, scores, ".", color=COLOURS[i], alpha=0.6, ms=5)
-            low, high = evaluation.interval(scores)
+            low, high = interval(scores)
             ax.errorbar(i + 0.38, scores.mean(), fmt="D", color="black", ms=4, capsize=3,
                         yerr=None if np.isnan(low) else [[scores.mean() - low],
                                                          [high - scores.mean()]])
