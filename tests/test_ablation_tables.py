@@ -5,7 +5,7 @@ import pytest
 
 from hd.ablations import ABLATIONS
 from hd.config import InputError
-from hd.report import ablation_tables, figures_audit
+from hd.report import ablation_tables, figures
 from hd.run import runs
 
 METRICS = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
@@ -86,7 +86,7 @@ def curve(seed, level):
 def test_split_curves_draw_each_seed_thin_and_the_mean_thick():
     both = {name: pd.concat([curve(0, level), curve(1, level + 0.2)])
             for name, level in (("whole episodes", 0.2), ("overlapping windows", 0.6))}
-    axes = figures_audit.split_curves(both).axes
+    axes = figures.split_curves(both).axes
     assert len(axes) == 4
     mean = next(line for line in axes[0].lines if line.get_label() == "whole episodes")
     assert mean.get_ydata().tolist() == pytest.approx([0.1, 0.3, 0.3])
@@ -94,5 +94,5 @@ def test_split_curves_draw_each_seed_thin_and_the_mean_thick():
 
 
 def test_curves_that_are_not_published_are_said_to_be_missing(capsys):
-    figures_audit.show_split_curves("smoke")
+    figures.show_split_curves("smoke")
     assert "-p ablation exposures" in capsys.readouterr().out

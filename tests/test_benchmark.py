@@ -23,8 +23,7 @@ from hd.config import EncoderConfig, InputError, WorldModelConfig
 from hd.encoder import AtariEncoder
 from hd.imagination import imagine
 from hd.replay import Replay
-from hd.report import benchmarks as benchmark_table
-from hd.report import figures_audit
+from hd.report import benchmarks, figures
 from hd.world_model import WorldModel
 
 SMALL = WorldModelConfig(num_layers=2, dim=24, num_heads=3, ffn_dim=40, max_steps=7, num_codes=11,
@@ -231,7 +230,7 @@ def measured(tmp_path_factory):
 
 
 def test_the_benchmark_measures_every_stage_and_leaves_only_its_tables(measured):
-    table, profile, record = benchmark_table.load_with_record(measured)
+    table, profile, record = benchmarks.load_with_record(measured)
     stages = table["stage"].to_list()
     for word in ("matrix product", "collecting", "reading", "encoder training", "share of peak",
                  "world-model training", "attention under the mask", "residual VQ", "error left",
@@ -253,10 +252,10 @@ def test_a_damaged_benchmark_is_refused(measured, tmp_path):
     table = tmp_path / measured.name
     table.write_text(table.read_text().replace("collecting", "Collecting"))
     with pytest.raises(InputError, match="is damaged"):
-        benchmark_table.load_with_record(table)
+        benchmarks.load_with_record(table)
     table.unlink()
     with pytest.raises(InputError, match="missing or cannot be read"):
-        benchmark_table.load_with_record(table)
+        benchmarks.load_with_record(table)
 
 
 def test_the_benchmark_says_before_any_work_which_package_it_lacks(monkeypatch):
@@ -269,27 +268,27 @@ def test_the_benchmark_says_before_any_work_which_package_it_lacks(monkeypatch):
 
 def test_the_page_shows_ratios_bars_and_where_time_goes(tmp_path, capsys):
     write_benchmark(tmp_path)
-    table = benchmark_table.published(tmp_path)
+    table = benchmarks.published(tmp_path)
     assert capsys.readouterr().out == ("cpu: Test CPU, 2 threads, 2 processes, torch 2.0,\n"
                                        "     commit abc1234, 400 s\n")
-    words = benchmark_table.in_words(table)
+    words = benchmarks.in_words(table)
     assert words["bar"].tolist() == [">= 3 ✓", "<= 0.1 ✗", ""]
     assert [text.split(" ", 1)[1] for text in words["ratio [least, most]"]] == [
         "[2, 8], n=5", "[0.125, 0.500], n=5", "[0.750, 3], n=5"]
     assert list(words.index) == table["stage"].tolist()
-    benchmark_table.not_met(table)
+    benchmarks.not_met(table)
     assert capsys.readouterr().out == ("cpu: reading, against theirs: 0.250, bar <= 0.1\n"
                                        "1 of 2 bars are met.\n")
-    assert benchmark_table.where_time_goes(table)["share of time"].tolist() == ["62.5%"]
-    ax, = figures_audit.benchmark_ratios(table[table["bar"] != ""]).axes
+    assert benchmarks.where_time_goes(table)["share of time"].tolist() == ["62.5%"]
+    ax, = figures.benchmark_ratios(table[table["bar"] != ""]).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "encoder training\nagainst theirs", "reading\nagainst theirs"]
 
 
 def test_a_page_without_a_benchmark_says_so_in_one_line(tmp_path, capsys):
-    table = benchmark_table.published(tmp_path)
-    benchmark_table.not_met(table)
-    figures_audit.show_benchmark(table)
-    assert benchmark_table.in_words(table) is benchmark_table.where_time_goes(table) is None
+    table = benchmarks.published(tmp_path)
+    benchmarks.not_met(table)
+    figures.show_benchmark(table)
+    assert benchmarks.in_words(table) is benchmarks.where_time_goes(table) is None
     assert capsys.readouterr().out == ("No benchmark is published. To make one: python -m hd bench,"
                                        " then python -m hd publish --benchmark\n")

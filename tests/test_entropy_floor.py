@@ -25,7 +25,7 @@ from hd.measure.entropy_floor import (
     open_nats,
     twin_rows,
 )
-from hd.report import figures_audit
+from hd.report import figures
 from hd.run import runs
 from hd.run.runs import row
 
@@ -331,7 +331,7 @@ def floor_tables():
 
 
 def test_the_ladder_stands_from_the_ngram_down_to_the_floors():
-    fig = figures_audit.floor_ladder(*floor_tables())
+    fig = figures.floor_ladder(*floor_tables())
     assert [ax.get_title() for ax in fig.axes] == ["Pong, n=1", "Breakout, n=1"]
     heights = [patch.get_height() for patch in fig.axes[0].patches]
     assert heights == pytest.approx([2, 3, 4, 1, 2, 3, 0.2, 0.4, 0.6, 0, 0, 0])
@@ -341,11 +341,11 @@ def test_the_ladder_stands_from_the_ngram_down_to_the_floors():
     plt.close(fig)
     floor, model = floor_tables()
     with pytest.raises(InputError, match="no game in common"):
-        figures_audit.floor_ladder(floor, model[model["game"] == "ms_pacman"])
+        figures.floor_ladder(floor, model[model["game"] == "ms_pacman"])
 
 
 def test_twin_curves_show_disagreement_while_there_are_twins():
-    fig = figures_audit.twin_curves(floor_tables()[0])
+    fig = figures.twin_curves(floor_tables()[0])
     disagreeing, shares = fig.axes[0].lines
     bands = fig.axes[0].collections[0].get_segments()
     assert [band[:, 1].tolist() for band in bands] == [[0.2, 0.4], [0.1, 0.2]]

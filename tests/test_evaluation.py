@@ -1,4 +1,4 @@
-"""hd.measure.evaluation: intervals, dreams against the truth, the validation suite."""
+"""hd.measure.evaluation: dreams against the truth, the validation suite."""
 
 import dataclasses
 import types
@@ -10,7 +10,6 @@ import torch
 from hd import replay, stages, tokenizer, windows
 from hd.config import InputError
 from hd.measure import evaluation
-from hd.measure.evaluation import interval
 from hd.run import runs
 
 
@@ -24,17 +23,6 @@ def frames_run(tmp_path_factory):
                                     "frames.val_share": 0.5})
         stages.make(run)
         yield run
-
-
-def test_an_interval_contains_the_mean_narrows_with_n_and_is_nan_for_one_value():
-    rng = np.random.default_rng(0)
-    few, many = rng.normal(3, 1, 10), rng.normal(3, 1, 1000)
-    low, high = interval(few)
-    assert low < few.mean() < high
-    assert interval(many)[1] - interval(many)[0] < high - low
-    assert np.isnan(interval([1.0])).all()
-    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
-    assert interval(few) == (low, high), "the resampling is seeded"
 
 
 def test_the_validation_suite_holds_on_fresh_frames(frames_run):

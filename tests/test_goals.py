@@ -3,7 +3,7 @@
 import pytest
 
 from hd.audit import goals
-from hd.report import figures_audit
+from hd.report import figures
 from hd.run import machine, runs
 from hd.run.runs import row
 
@@ -196,9 +196,9 @@ def test_where_hi_dreamer_is_not_measured_no_bar_of_its_is_called_reached(publis
 def test_where_the_ball_is_lost_is_drawn_for_the_largest_profile_that_says_it(
         published, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(figures_audit, "show", drawn.append)
+    monkeypatch.setattr(figures, "show", drawn.append)
     root = published("tokenizer", [row("r2_ball_x", 0.7, game="pong")], variant="hi-dreamer")
-    figures_audit.show_ball_places(root)
+    figures.show_ball_places(goals.measured("representation", root), root)
     assert not drawn and "not measured" in capsys.readouterr().out
     for seed, left in ((0, 30.0), (1, 40.0)):
         published("tokenizer", [
@@ -207,7 +207,7 @@ def test_where_the_ball_is_lost_is_drawn_for_the_largest_profile_that_says_it(
             row("ball_share[at 70]", 0.1, game="pong", split="train"),
             row("ball_share[at 150]", 0.9, game="pong", split="train"),
             row("r2_ball_x", 0.7, game="ms_pacman")], variant="hi-dreamer", seed=seed)
-    figures_audit.show_ball_places(root)
+    figures.show_ball_places(goals.measured("representation", root), root)
     ax, steps = drawn[0].axes
     assert [line.get_ydata().tolist() for line in ax.lines] == [[35.0, 8.0], [9.0, 3.0]]
     assert ax.lines[0].get_xdata().tolist() == [70.0, 150.0]

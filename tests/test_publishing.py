@@ -7,8 +7,7 @@ from tiny import commit, git, write_benchmark, write_table
 
 from hd.book import publishing
 from hd.config import InputError
-from hd.report import benchmarks as benchmark_table
-from hd.report import tables as report
+from hd.report import benchmarks, tables
 from hd.run.runs import row
 
 # ---- headline
@@ -113,7 +112,7 @@ def test_publishing_copies_tables_figures_and_writes_both_headlines(checkout, fr
                        "results/quick/policy/base-seed0-episodes.csv",
                        "results/quick/policy/base-seed0.csv",
                        "results/quick/policy/base-seed0.json"]
-    table = report.fresh_or_published(checkout / "results", "quick", "policy")
+    table = tables.fresh_or_published(checkout / "results", "quick", "policy")
     assert table["value"].tolist() == [1]
     readme = (checkout / "README.md").read_text()
     assert "| return in the real game | 1 (-20) |  |  | random play | 1 |" in readme
@@ -180,7 +179,7 @@ def test_publishing_the_benchmark_copies_every_device_with_its_provenance(checko
                for path in publishing.publish_benchmark(root=checkout)]
     assert written == [f"results/benchmark/{name}" for name in (
         "cpu-profile.csv", "cpu.csv", "cpu.json", "gpu-profile.csv", "gpu.csv", "gpu.json")]
-    found = benchmark_table.published(checkout / "results" / "benchmark")
+    found = benchmarks.published(checkout / "results" / "benchmark")
     assert found["kind"].tolist() == ["cpu"] * 3 + ["gpu"] * 3
 
 

@@ -8,9 +8,10 @@ from tiny import TinyReplay, long_table, record_of, write_table
 
 from hd import replay
 from hd.config import InputError
-from hd.measure import evaluation, game_state, probes
-from hd.report import tables as report
-from hd.run import runs
+from hd.measure import game_state, probes
+from hd.report import tables
+from hd.run import metrics, runs
+from hd.run.intervals import interval
 from hd.run.runs import row
 from hd.run.storage import ROOT
 
@@ -84,36 +85,22 @@ def test_every_metric_that_the_package_writes_is_explained():
         samples = sample_names(argument)
         assert samples, f"{name}: add {ast.unparse(argument)!r} with its names to COMPOSED"
         for metric in samples:
-            assert report.key_of(metric) in report.METRICS
+            assert metrics.key_of(metric) in metrics.METRICS
 
 
 def test_what_is_counted_about_the_stored_frames_is_explained(monkeypatch):
     monkeypatch.setattr(replay, "open_run", lambda run: TinyReplay())
     rows = replay.measure(runs.start("frames", profile="smoke"))
     names = {entry["metric"] for entry in rows}
-    assert {report.key_of(name) for name in names} <= set(report.METRICS)
+    assert {metrics.key_of(name) for name in names} <= set(metrics.METRICS)
     assert names == {"boundary_violations", *COMPOSED["name"]}
-
-
-def test_every_metric_says_what_it_is_and_which_way_is_better():
-    for name, metric in report.METRICS.items():
-        assert metric.definition and metric.unit, name
-        assert metric.better in ("higher", "lower", ""), name
-
-
-def test_a_level_and_its_changed_codes_are_told_apart():
-    assert report.key_of("l2_accuracy") == "l{level}_accuracy"
-    assert report.key_of("l0_changed_accuracy[repeat_last]") == "l{level}_changed_accuracy"
-    assert report.key_of("dream_l1_accuracy") == "dream_l{level}_accuracy"
-    assert report.key_of("val_l1_accuracy") == "l{level}_accuracy"
-    assert report.key_of("windows_of_24") == "windows_of_{length}"
 
 
 def test_explaining_a_table_gives_one_row_per_kind_of_metric():
     table = long_table([row("l0_usage", 1), row("l1_usage", 1), row("diversity", 1)])
-    assert list(report.explain(table).index) == ["diversity", "l{level}_usage"]
+    assert list(tables.explain(table).index) == ["diversity", "l{level}_usage"]
     with pytest.raises(InputError, match="'speed' is not explained"):
-        report.explain(["speed"])
+        tables.explain(["speed"])
 
 
 @pytest.mark.parametrize(("value", "text"), [
@@ -121,11 +108,11 @@ def test_explaining_a_table_gives_one_row_per_kind_of_metric():
     (1234.5, "1,230"), (27000, "27,000"), (5, "5"), (0, "0"), (-0.0, "0"), (1.0, "1"),
     (0.00001234, "1.23e-05"), (float("nan"), "–"), (None, "–")])
 def test_numbers_are_printed_with_three_significant_digits_and_counts_in_full(value, text):
-    assert report.number(value) == text
+    assert tables.number(value) == text
 
 
 def test_the_number_of_digits_can_be_chosen():
-    assert report.number(0.12345, digits=2) == "0.12"
+    assert tables.number(0.12345, digits=2) == "0.12"
 
 
 # ---- tables
@@ -134,7 +121,7 @@ def test_a_table_is_found_in_the_published_and_in_the_fresh_layout(tmp_path):
     write_table(tmp_path / "results" / "quick", [row("diversity", 1.25)])
     write_table(tmp_path / "fresh", [row("diversity", 1.5)])
     for folder, value in (("results", 1.25), ("fresh", 1.5)):
-        table = report.fresh_or_published(tmp_path / folder, "quick", "encoder", "base", seed=0)
+        table = tables.fresh_or_published(tmp_path / folder, "quick", "encoder", "base", seed=0)
         assert table["value"].tolist() == [value]
 
 
@@ -143,40 +130,40 @@ def test_all_seeds_are_read_in_order_and_nothing_but_this_variants_tables(tmp_pa
         path = write_table(tmp_path, [row("real_return", seed)], stage="policy", seed=seed)
         path.with_name(f"{path.stem}-episodes.csv").write_text("player,return\nrandom,1\n")
     write_table(tmp_path, [row("real_return", 7)], stage="policy", variant="base2")
-    table = report.fresh_or_published(tmp_path, "quick", "policy")
+    table = tables.fresh_or_published(tmp_path, "quick", "policy")
     assert table["seed"].tolist() == [2, 10]
     assert [record["seed"] for record in table.attrs["records"]] == [2, 10]
-    assert len(report.episodes(tmp_path, "quick")) == 2
-    assert report.fresh_or_published(tmp_path, "quick", "policy", seed=10)["value"].tolist() == [10]
+    assert len(tables.episodes(tmp_path, "quick")) == 2
+    assert tables.fresh_or_published(tmp_path, "quick", "policy", seed=10)["value"].tolist() == [10]
 
 
 def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(InputError, match="hd run 02_encoder --profile desk --variant base --seed"):
-        report.fresh_or_published(tmp_path, "desk", "encoder")
+        tables.fresh_or_published(tmp_path, "desk", "encoder")
     with pytest.raises(InputError, match="unknown profile 'dekk'; allowed: smoke"):
-        report.fresh_or_published(tmp_path, "dekk", "encoder")
+        tables.fresh_or_published(tmp_path, "dekk", "encoder")
 
 
 def test_a_table_of_another_profile_or_a_damaged_one_is_refused(tmp_path):
     path = write_table(tmp_path, [row("diversity", 1)])
     with pytest.raises(InputError, match="holds profile quick, not desk"):
-        report.fresh_or_published(tmp_path, "desk", "encoder")
+        tables.fresh_or_published(tmp_path, "desk", "encoder")
     path.write_text(path.read_text().replace("1.0", "2.0"))
     with pytest.raises(InputError, match="damaged"):
-        report.fresh_or_published(tmp_path, "quick", "encoder")
+        tables.fresh_or_published(tmp_path, "quick", "encoder")
 
 
 def test_seeds_of_different_configs_are_not_pooled(tmp_path):
     write_table(tmp_path, [row("diversity", 1)], seed=0)
     write_table(tmp_path, [row("diversity", 1)], seed=1, config={"lr": 2.0})
     with pytest.raises(InputError, match="different configs"):
-        report.fresh_or_published(tmp_path, "quick", "encoder")
+        tables.fresh_or_published(tmp_path, "quick", "encoder")
 
 
 def test_a_pivot_shows_value_and_baseline_per_game_in_the_fixed_order():
     table = long_table([row("l0_usage", 0.5, game="breakout", baseline=0.98765),
                         row("l0_usage", 1.0, game="pong"), row("exposures", 12.34, split="train")])
-    wide = report.pivot(table)
+    wide = tables.pivot(table)
     assert wide.columns.tolist() == ["pong", "breakout", "all"]
     assert wide.loc["l0_usage"].tolist() == ["1", "0.500 (0.988)", ""]
     assert wide.loc["exposures"].tolist() == ["", "", "12.3"]
@@ -186,18 +173,18 @@ def test_a_pivot_shows_value_and_baseline_per_game_in_the_fixed_order():
 def test_a_pivot_takes_patterns_keeps_steps_apart_and_counts_seeds():
     rows = [row("dream_l0_accuracy", 0.25 * step, game="pong", step=step) for step in (1, 2)]
     table = long_table([*rows, row("dreams", 9, game="pong")], seeds=(0, 1))
-    wide = report.pivot(table, ["dream_l{level}_accuracy"])
+    wide = tables.pivot(table, ["dream_l{level}_accuracy"])
     assert wide.index.tolist() == ["dream_l0_accuracy, step 1", "dream_l0_accuracy, step 2"]
     assert wide["pong"].tolist() == ["0.250", "0.500"]
     assert wide["seeds"].tolist() == [2, 2]
     with pytest.raises(InputError, match=r"no metric 'diversity'.*dreams"):
-        report.pivot(table, ["diversity"])
+        tables.pivot(table, ["diversity"])
 
 
 def test_a_pattern_for_all_levels_leaves_the_changed_codes_out():
     table = long_table([row(f"l{level}_{part}accuracy", 0.5) for level in range(3)
                         for part in ("", "changed_")] + [row("l0_accuracy[frequency]", 0.1)])
-    found = report.summarise(table, ["l{level}_accuracy", "l0_accuracy[frequency]"])
+    found = tables.summarise(table, ["l{level}_accuracy", "l0_accuracy[frequency]"])
     assert found["metric"].tolist() == [
         "l0_accuracy", "l1_accuracy", "l2_accuracy", "l0_accuracy[frequency]"]
 
@@ -205,42 +192,42 @@ def test_a_pattern_for_all_levels_leaves_the_changed_codes_out():
 def test_over_seeds_gives_mean_interval_and_n():
     table = long_table(lambda seed: [row("real_return", 3.0 * seed, game="pong", baseline=-20)],
                        seeds=(0, 1, 2))
-    shown = report.over_seeds(table).iloc[0]
-    low, high = evaluation.interval([0.0, 3.0, 6.0])
+    shown = tables.over_seeds(table).iloc[0]
+    low, high = interval([0.0, 3.0, 6.0])
     assert (shown["mean"], shown["baseline"], shown["n"]) == ("3", "-20", 3)
-    assert shown["95% interval"] == f"{report.number(low)} to {report.number(high)}"
-    assert report.over_seeds(table[table["seed"] == 1])["95% interval"].tolist() == ["–"]
+    assert shown["95% interval"] == f"{tables.number(low)} to {tables.number(high)}"
+    assert tables.over_seeds(table[table["seed"] == 1])["95% interval"].tolist() == ["–"]
 
 
 def test_optional_metrics_are_shown_where_the_table_has_them():
     table = long_table([row("diversity", 1), row("real_return", 2)])
-    names = [report.over_seeds(table, ["diversity"], optional=optional).index.tolist()
+    names = [tables.over_seeds(table, ["diversity"], optional=optional).index.tolist()
              for optional in ((), ("real_return", "l0_accuracy"))]
     assert names == [["diversity"], ["diversity", "real_return"]]
     with pytest.raises(InputError, match="l0_accuracy"):
-        report.over_seeds(table, ["l0_accuracy"])
+        tables.over_seeds(table, ["l0_accuracy"])
 
 
 def test_the_same_seed_never_counts_twice():
     table = long_table([row("diversity", 1), row("diversity", 2)])
     with pytest.raises(InputError, match="twice"):
-        report.summarise(table)
+        tables.summarise(table)
 
 
 def test_a_missing_value_lowers_n_instead_of_hiding_the_others():
     table = long_table(lambda seed: [row("real_return", [1.0, np.nan, 2.0][seed])],
                        seeds=(0, 1, 2))
-    found = report.summarise(table).iloc[0]
+    found = tables.summarise(table).iloc[0]
     assert (found["mean"], found["n"]) == (1.5, 2)
 
 
 def test_a_caption_names_seeds_device_commit_and_seconds():
-    line = " ".join(report.provenance_line(record_of()).split())
+    line = " ".join(tables.provenance_line(record_of()).split())
     assert line == ("profile quick, variant base, seed 0 (n=1), device Test CPU, commit abc1234, "
                     "40 s")
     other = record_of(seed=2, device="GPU", git={"commit": "def5678", "dirty": True},
                       games=["pong"])
-    both = report.provenance_line([record_of(), other])
+    both = tables.provenance_line([record_of(), other])
     assert max(map(len, both.splitlines())) <= 76, "a longer line is clipped on the page"
     assert " ".join(both.split()) == (
         "profile quick, variant base, seeds 0, 2 (n=2), games pong+breakout+ms_pacman, pong, "
@@ -253,7 +240,7 @@ def test_the_epoch_table_keeps_the_last_evaluation_and_skips_other_rows():
                 "val_l1_accuracy": 0.25, "val_l2_accuracy": 0.125} if s % 2 == 0 else {}
 
     history = [{"step": s, "codes": 2.0 / s, **evaluated(s)} for s in range(1, 21)]
-    table = report.seed_epoch_table(history, steps_per_epoch=4, num_rows=3)
+    table = tables.seed_epoch_table(history, steps_per_epoch=4, num_rows=3)
     assert table.index.tolist() == ["epoch 1.50", "epoch 3", "epoch 5"]
     assert table.loc["epoch 5"].tolist() == [
         "0.100", "0.0500", "0.150", "0.500", "0.250", "0.125"]
@@ -264,25 +251,25 @@ def test_costs_leave_out_what_was_not_asked_for_and_miss_no_stage_of_the_chain(t
     measured = {"made_seconds": 7.0, "peak_memory_mb": 90.0, "profile": "quick"}
     for stage in chain:
         write_table(tmp_path / "quick", [row("steps", 1)], stage=stage, **measured)
-    assert report.costs(tmp_path, "quick")["stage"].tolist() == [*chain]
+    assert tables.costs(tmp_path, "quick")["stage"].tolist() == [*chain]
     write_table(tmp_path / "quick", [row("steps", 1)], stage="entropy_floor", **measured)
-    found = report.costs(tmp_path, "quick")
+    found = tables.costs(tmp_path, "quick")
     assert found["stage"].tolist() == [*chain, "entropy_floor"]
     assert found["making (s)"].tolist() == ["7"] * 8
     (tmp_path / "quick" / "tokenizer" / "base-seed0.csv").unlink()
     with pytest.raises(InputError, match="no table of stage tokenizer"):
-        report.costs(tmp_path, "quick")
+        tables.costs(tmp_path, "quick")
 
 
 def test_a_stage_that_was_not_measured_is_one_line_and_a_measured_one_its_table(tmp_path, capsys):
     metrics = ["transfer_l0_gain"]
-    assert report.where_measured(tmp_path, "quick", "transfer", metrics) is None
+    assert tables.where_measured(tmp_path, "quick", "transfer", metrics) is None
     (line,) = capsys.readouterr().out.splitlines()
     assert "No table of stage transfer at profile quick" in line and "09_transfer" in line
     write_table(tmp_path / "quick", [row("transfer_l0_gain", 0.25, game="pong", step=1000)],
                 stage="transfer")
-    assert report.where_measured(tmp_path, "quick", "transfer", metrics)["mean"].tolist() == [
+    assert tables.where_measured(tmp_path, "quick", "transfer", metrics)["mean"].tolist() == [
         "0.250"]
     assert "profile quick, variant base, seed 0" in capsys.readouterr().out
-    wide = report.where_measured(tmp_path, "quick", "transfer", metrics, report.pivot)
+    wide = tables.where_measured(tmp_path, "quick", "transfer", metrics, tables.pivot)
     assert wide.index.tolist() == ["transfer_l0_gain, step 1000"]

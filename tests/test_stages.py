@@ -12,7 +12,7 @@ from hd import collection, config, decoder, encoder, play, replay, stages, token
 from hd.collection import SOURCES
 from hd.config import InputError
 from hd.measure import evaluation
-from hd.report import figures_audit
+from hd.report import figures
 from hd.run import machine, runs
 from hd.run.runs import COLUMNS
 from hd.run.storage import sha256_of
@@ -227,7 +227,7 @@ def test_dreams_are_shown_from_the_best_to_the_worst_by_rank(chain):
     assert len(share) == 2 and share[0] >= share[1]
     assert set(frames) == {"real game", "its codes", "dream"}
     assert len({film.shape for film in frames.values()}) == 1
-    drawn = figures_audit.ten_dreams(share, frames, steps=(1, 3))
+    drawn = figures.ten_dreams(share, frames, steps=(1, 3))
     assert len(drawn.axes) == 2 * 3 * 2
 
 
@@ -236,7 +236,7 @@ def test_the_most_shared_codes_come_with_each_games_nearest_frame(chain):
     found = decoder.most_shared_codes(run, count=2)
     assert [set(one["nearest"]) for one in found] == [{"breakout"}] * 2
     assert found[0]["shares"].min() >= found[1]["shares"].min() > 0
-    assert len(figures_audit.shared_codes(found).axes) == 2 * 2
+    assert len(figures.shared_codes(found).axes) == 2 * 2
 
 
 def test_the_world_models_table_states_its_size_its_speed_and_that_codebooks_stand_still(chain):

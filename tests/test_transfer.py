@@ -13,7 +13,7 @@ from hd.config import InputError
 from hd.measure import transfer
 from hd.measure.transfer import LEVELS, STARTS, Rotation
 from hd.quantization import ResidualVQ
-from hd.report import figures_audit
+from hd.report import figures
 from hd.run import runs
 
 TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
@@ -266,7 +266,7 @@ def test_making_a_finished_run_again_trains_nothing_and_a_damaged_part_is_made_a
 
 def test_the_curves_show_every_condition_of_every_target(made):
     _, table = made
-    fig = figures_audit.transfer_curves(table)
+    fig = figures.transfer_curves(table)
     assert [ax.get_title() for ax in fig.axes] == [
         "to Pong, n=1", "to Breakout, n=1", "to MsPacman, n=1"]
     (words,) = [[text.get_text() for text in legend.get_texts()] for legend in fig.legends]

@@ -18,7 +18,7 @@ from hd.audit import dynamics_claims as about_dynamics
 from hd.audit import representation_claims as about_codes
 from hd.audit.evidence import Tables
 from hd.audit.verdicts import UNTESTED
-from hd.report import tables as report
+from hd.report.tables import number
 from hd.run.storage import ROOT, write_atomically
 
 COLUMNS = ("id", "claim", "metric", "definition", "seed_value", "ours_seed_protocol",
@@ -143,7 +143,6 @@ def agrees(stored: pd.DataFrame, results: Path | None = None) -> bool:
 
 def numbers(found: pd.DataFrame) -> pd.DataFrame:
     """The audit's numbers as text, a row each, indexed by claim."""
-    number = report.number
     shown = pd.DataFrame({
         "metric": found["metric"], "seed": [number(x) for x in found["seed_value"]],
         "its protocol": [number(x) for x in found["ours_seed_protocol"]],

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from hd.config import GAMES
-from hd.measure.evaluation import interval
-from hd.report import tables as report
+from hd.report.tables import commit_of, listed, load_with_record, paths_of
+from hd.run.intervals import interval
 from hd.run.storage import ROOT, sha256_of
 
 
@@ -47,7 +47,7 @@ class Found:
         """how(values, other's values), seed by seed over the seeds both have; also of baselines."""
         values = how(self.values, other.values).dropna()
         return Found(values, how(self.baselines, other.baselines), self.profile,
-                     report.listed([self.device, other.device], "; "),
+                     listed([self.device, other.device], "; "),
                      tuple(dict.fromkeys(self.tables + other.tables)))
 
     def __sub__(self, other: Found) -> Found:
@@ -60,7 +60,7 @@ class Found:
     def against(self, other: Found) -> Found:
         """The same values with the other's values as the baseline."""
         return Found(self.values, other.values, self.profile,
-                     report.listed([self.device, other.device], "; "),
+                     listed([self.device, other.device], "; "),
                      tuple(dict.fromkeys(self.tables + other.tables)))
 
     def against_own_baseline(self) -> Found:
@@ -85,7 +85,7 @@ def mean_of(found: Iterable[Found | None]) -> Found | None:
         return None
     return Found(sum(one.values for one in found) / len(found),
                  sum(one.baselines for one in found) / len(found), found[0].profile,
-                 report.listed((one.device for one in found), "; "),
+                 listed((one.device for one in found), "; "),
                  tuple(dict.fromkeys(name for one in found for name in one.tables)))
 
 
@@ -99,7 +99,7 @@ class Tables:
 
     def read(self, stage: str, variant: str) -> Iterator[tuple[Path, pd.DataFrame, dict]]:
         """A variant's tables by seed: (path, table, the record beside it)."""
-        for path in report.paths_of(self.root, self.profile, stage, variant):
+        for path in paths_of(self.root, self.profile, stage, variant):
             table, record = _load(str(path), sha256_of(path))
             if record["profile"] == self.profile:
                 yield path, table, record
@@ -124,7 +124,7 @@ class Tables:
         seeds = [int(row["seed"]) for row, _, _ in parts]
         return Found(pd.Series([row["value"] for row, _, _ in parts], seeds, float),
                      pd.Series([row["baseline"] for row, _, _ in parts], seeds, float),
-                     self.profile, report.listed(record["device"] for _, record, _ in parts),
+                     self.profile, listed(record["device"] for _, record, _ in parts),
                      tuple(path for _, _, path in parts))
 
     def mean_over_games(self, stage: str, metric: str, variant: str = "base") -> Found | None:
@@ -147,7 +147,7 @@ class Tables:
         if not values:
             return None
         return Found(pd.Series(values, dtype=float), pd.Series(float("nan"), list(values)),
-                     self.profile, report.listed(r["device"] for r in records), tuple(names))
+                     self.profile, listed(r["device"] for r in records), tuple(names))
 
     def made_seconds(self, stage: str, variant: str = "base") -> Found | None:
         """Seconds that training the stage took, from the provenance beside its tables."""
@@ -158,23 +158,23 @@ class Tables:
         seeds = [record["seed"] for record in records]
         return Found(pd.Series([r["made_seconds"] for r in records], seeds, float),
                      pd.Series(float("nan"), seeds), self.profile,
-                     report.listed(r["device"] for r in records),
+                     listed(r["device"] for r in records),
                      tuple(self._shown(path.with_suffix(".json")) for path, _, _ in found))
 
 
 def devices_and_commits(records: Iterable[Mapping]) -> str:
     """What provenance records name, each with its stages where there are several."""
     parts = []
-    for what, read in (("Device", lambda record: record["device"]), ("Commit", report.commit_of)):
+    for what, read in (("Device", lambda record: record["device"]), ("Commit", commit_of)):
         stages = {}
         for record in records:
             stages.setdefault(read(record), []).append(record["stage"])
         parts.append(f"{what}: " + "; ".join(
-            name if len(stages) == 1 else f"{name} ({report.listed(made)})"
+            name if len(stages) == 1 else f"{name} ({listed(made)})"
             for name, made in stages.items()) + ".")
     return " ".join(parts)
 
 
 @lru_cache(maxsize=512)
 def _load(path: str, digest: str) -> tuple[pd.DataFrame, dict]:
-    return report.load_with_record(Path(path))
+    return load_with_record(Path(path))

@@ -14,9 +14,8 @@ import pandas as pd
 
 from hd.audit.evidence import Found, Tables, devices_and_commits
 from hd.config import GAMES, PROFILES, resolve
-from hd.measure.evaluation import dream_steps
 from hd.report import reference
-from hd.report import tables as report
+from hd.report.tables import TITLES, number
 
 VARIANTS = ("base", "hi-dreamer")
 BALL_GAMES = ("pong", "breakout")
@@ -61,8 +60,9 @@ def _metric(stage: str, metric: str, *, step: float | None = None) -> Callable:
 def _of_whole_dreams(metric: str) -> Callable:
     """A metric that stands at the last step of the profile's dreams."""
     def find(t: Tables, variant: str, game: str) -> Found | None:
-        return t.find("imagination", metric, variant, game=game,
-                      step=dream_steps(resolve(t.profile, variant)))
+        chosen = resolve(t.profile, variant)
+        length = dreams.num_steps(chosen.imagination, chosen.world_model.max_steps)
+        return t.find("imagination", metric, variant, game=game, step=length)
     return find
 
 
@@ -96,7 +96,7 @@ def _way_to_floor(level: int) -> Callable:
 
 def _probe_bar(game: str) -> float:
     """ST-DIM's weighted F1 (Anand et al. 2019), which sees the full screen."""
-    return reference.anchor("AtariARI probe F1", "ST-DIM", report.TITLES[game])
+    return reference.anchor("AtariARI probe F1", "ST-DIM", TITLES[game])
 
 
 def _always(value: float) -> Callable[[str], float]:
@@ -159,7 +159,7 @@ def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
     for goal in (goal for goal in GOALS if goal.topic == topic):
         for game in goal.games:
             row = {"what (in brackets)": goal.words + f" ({goal.baseline})" * bool(goal.baseline),
-                   "game": report.TITLES[game],
+                   "game": TITLES[game],
                    "bar": goal.bar_text(game)}
             for variant in VARIANTS:
                 found = goal.find(tables, variant, game)
@@ -212,15 +212,15 @@ def _shortfall(goal: Goal, tables: Tables) -> list[str]:
         found = {variant: one for variant, one in found.items() if one is not None}
         if found and not any(goal.is_reached(one, game) for one in found.values()):
             best = (max if goal.higher else min)(found, key=lambda name: found[name].mean)
-            missed.append(f"{report.TITLES[game]} {report.number(found[best].mean)} ({best}), "
+            missed.append(f"{TITLES[game]} {number(found[best].mean)} ({best}), "
                           f"bar {goal.bar_text(game)}")
     return [f"- **{goal.words}**: {'; '.join(missed)}. {goal.reason}"] if missed else []
 
 
 def _cell(found: Found) -> str:
-    text = report.number(found.mean)
+    text = number(found.mean)
     if len(found.values) > 1:
-        text += f" [{', '.join(report.number(bound) for bound in found.bounds)}]"
+        text += f" [{', '.join(number(bound) for bound in found.bounds)}]"
     if not math.isnan(found.baseline):
-        text += f" ({report.number(found.baseline)})"
+        text += f" ({number(found.baseline)})"
     return f"{text}, n={len(found.values)}"

@@ -13,6 +13,7 @@ from hd.measure import game_state
 from hd.quantization import ResidualVQ
 from hd.replay import Replay, thin
 from hd.run.machine import device
+from hd.run.metrics import named
 from hd.run.runs import rng_for, row
 from hd.tokenizer import quantized
 
@@ -86,7 +87,8 @@ def _sharing_rows(codes, game_idx, num_codes: int, seed: int) -> list[dict]:
                 is_shared = ((counts > 0) & (shares >= threshold)).all(0)
                 found.append((is_shared[x].mean(), is_shared.sum() / num_codes))
             for name, value, base in zip(("shared_frames", "shared_codes"), *found):
-                rows.append(row(f"l{level}_{name}[from {threshold:g}]", value, baseline=base))
+                rows.append(row(named(f"l{level}_{name}", at_least=threshold), value,
+                                baseline=base))
     return rows
 
 

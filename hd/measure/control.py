@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
+from hd.run.intervals import interval
+from hd.run.metrics import named
 from hd.run.runs import row
-
-RESAMPLES = 9999
-
-
-def interval(values, *, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of values (n,); NaN for n < 2."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile",
-                            rng=np.random.default_rng(seed)).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def rows_of(played: dict[str, list[dict]], training_steps: int, *, seed: int) -> list[dict]:
@@ -34,10 +21,10 @@ def rows_of(played: dict[str, list[dict]], training_steps: int, *, seed: int) ->
     rows.append(row("real_return", np.mean(returns["policy"]), game=game, split="real",
                     baseline=np.mean(returns["random"])))
     for name, bound in zip(("low", "high"), interval(returns["policy"], seed=seed)):
-        rows.append(row(f"real_return[ci_{name}]", bound, game=game, split="real"))
-    rows += [row(f"real_return[{name}]", np.mean(returns[name]), game=game, split="real")
+        rows.append(row(named("real_return", f"ci_{name}"), bound, game=game, split="real"))
+    rows += [row(named("real_return", name), np.mean(returns[name]), game=game, split="real")
              for name in ("tracker", "ram_policy") if name in played]
-    rows += [row("training_steps[ram_policy]", training_steps, game=game, split="real"),
+    rows += [row(named("training_steps", "ram_policy"), training_steps, game=game, split="real"),
              row("real_length", np.mean(lengths), game=game, split="real"),
              row("episodes", len(lengths), game=game, split="real")]
     return rows

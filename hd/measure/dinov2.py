@@ -29,6 +29,7 @@ from hd.config import InputError, ProbeConfig
 from hd.measure import embeddings, game_state, probes, seed_protocol
 from hd.replay import Replay
 from hd.run import runs
+from hd.run.metrics import named, parsed
 from hd.run.runs import Run, row
 from hd.run.storage import sha256_of, write_atomically, write_json
 
@@ -41,7 +42,7 @@ PROBE_ROWS, GEOMETRY_ROWS = 1200, 256  # a game
 SEED_SAMPLE = {"max_pairs": 100, "num_random": 500}
 KEPT_SEED_METRICS = ("seed_temporal_consistency", "seed_temporal_consistency_mean",
                      "seed_diversity", "seed_state_correlation",
-                     "seed_state_correlation[columns]", "seed_pair_correlation")
+                     named("seed_state_correlation", "columns"), "seed_pair_correlation")
 
 
 def folder() -> Path | None:
@@ -200,9 +201,10 @@ def _probes(data: Replay, views: dict, cfg: ProbeConfig, seed: int) -> list[dict
     cfg = dataclasses.replace(cfg, max_rows=min(PROBE_ROWS, cfg.max_rows))
     scores = {}
     for entry in game_state.probe_rows(data, views, baseline="untrained", cfg=cfg, seed=seed):
-        metric, _, name = entry["metric"].removesuffix("]").partition("[")
-        if (name := name or "dinov2") in views:
-            scores[name, metric, entry["game"]] = entry["value"]
+        found = parsed(entry["metric"])
+        name = "dinov2" if found.is_plain else " ".join(found.words)
+        if name in views:
+            scores[name, found.metric, entry["game"]] = entry["value"]
     return _beside_untrained(scores)
 
 
@@ -216,6 +218,6 @@ def _seed_protocol(data: Replay, views: dict, seed: int) -> list[dict]:
 
 def _beside_untrained(scores: dict) -> list[dict]:
     """(name, metric, game) -> value, as rows metric[name] with the untrained encoder's value."""
-    return [row(f"{metric}[{name}]", value, game=game,
+    return [row(named(metric, name), value, game=game,
                 baseline=scores["untrained", metric, game])
             for (name, metric, game), value in scores.items() if name != "untrained"]

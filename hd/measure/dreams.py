@@ -16,6 +16,7 @@ from hd.measure.probes import Probe
 from hd.quantization import ResidualVQ
 from hd.replay import Replay
 from hd.run.machine import device
+from hd.run.metrics import named
 from hd.run.runs import rng_for, row
 from hd.tokenizer import quantized
 from hd.windows import Windows
@@ -140,11 +141,11 @@ def _coordinate_rows(dreamt: Dreamt, data: Replay, quantizer, probe) -> list[dic
               for name, values in atari.labels(game, data.ram[stored]).items()}
     earlier = atari.labels(game, data.ram[_before(data, stored)])
     in_play = atari.ball_in_play(game, data.ram[stored])
-    read = {suffix: probe.predict(quantized(quantizer, codes.reshape(-1, codes.shape[-1])))
-            for suffix, codes in (("", dreamt.rollout.tokens.cpu().numpy()),
-                                  ("[re-encoded]", dreamt.tokens.numpy()))}
-    read = {suffix: {name: values.reshape(stored.shape) for name, values in found.items()}
-            for suffix, found in read.items()}
+    read = {word: probe.predict(quantized(quantizer, codes.reshape(-1, codes.shape[-1])))
+            for word, codes in (("", dreamt.rollout.tokens.cpu().numpy()),
+                                  ("re-encoded", dreamt.tokens.numpy()))}
+    read = {word: {name: values.reshape(stored.shape) for name, values in found.items()}
+            for word, found in read.items()}
     for step in (k for k in DREAM_STEPS if k < stored.shape[1]):
         scored = in_play[:, 0] & in_play[:, step]
         rows.append(row("dreams_in_play", scored.sum(), game=game, step=step))
@@ -153,12 +154,12 @@ def _coordinate_rows(dreamt: Dreamt, data: Replay, quantizer, probe) -> list[dic
         for name in COORDINATES[game]:
             last, true = (labels[name][scored, k] for k in (0, step))
             speed = last - earlier[name][scored].astype(np.float64)
-            guesses = {suffix: found[name][scored, step] for suffix, found in read.items()}
-            guesses["[extrapolated]"] = last + step * speed
-            rows += [row(f"dream_error_{name}{suffix}", np.median(np.abs(guess - true)),
+            guesses = {word: found[name][scored, step] for word, found in read.items()}
+            guesses["extrapolated"] = last + step * speed
+            rows += [row(named(f"dream_error_{name}", word), np.median(np.abs(guess - true)),
                          game=game, step=step,
-                         baseline=None if suffix else np.median(np.abs(last - true)))
-                     for suffix, guess in guesses.items()]
+                         baseline=None if word else np.median(np.abs(last - true)))
+                     for word, guess in guesses.items()]
     return rows + _turn_rows(labels, read, in_play, game)
 
 
@@ -171,7 +172,7 @@ def _before(data, stored) -> np.ndarray:
 def _turn_rows(labels, read, in_play, game: str) -> list[dict]:
     """Of the futures in which the ball turns within TURN_STEPS, those whose dream first turns then.
 
-    labels, read[suffix]: name -> (B, H+1) true positions, and as read from codes. The baseline
+    labels, read[word]: name -> (B, H+1) true positions, and as read from codes. The baseline
     looks for the turns of other dreams; only dreams with the ball in play throughout are scored.
     """
     rows, last = [], TURN_STEPS + SPAN
@@ -184,13 +185,13 @@ def _turn_rows(labels, read, in_play, game: str) -> list[dict]:
                         step=TURN_STEPS))
         if not turning.any():
             continue
-        for suffix, found in read.items():
+        for word, found in read.items():
             # The first turns only: a path that trembles turns all the time, but first at once.
             dreamed = firsts(turns(found[name][scored, :last + 1]))
             chance = matched(turning, of_others(dreamed))
-            rows.append(row(f"dream_turn_recall_{name}{suffix}",
+            rows.append(row(named(f"dream_turn_recall_{name}", word),
                             matched(turning, dreamed), game=game, step=TURN_STEPS,
-                            baseline=None if suffix else chance))
+                            baseline=None if word else chance))
     return rows
 
 

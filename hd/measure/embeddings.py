@@ -13,6 +13,7 @@ from hd.config import ProbeConfig
 from hd.encoder import AtariEncoder, embed
 from hd.measure import game_state, probes
 from hd.replay import Replay
+from hd.run.metrics import named
 from hd.run.runs import rng_for, row
 
 WATCHED_ROWS = 512  # held-out rows of each game whose geometry is watched during training
@@ -38,8 +39,8 @@ def watch(data: Replay) -> Callable[[AtariEncoder], dict]:
         values = {}
         for game, (picks, stretches) in watched.items():
             found = embed(model, data, picks)
-            values[f"val_diversity[{game}]"] = probes.diversity(found, seed=0)
-            values[f"val_temporal_consistency[{game}]"] = probes.temporal_consistency(
+            values[named("val_diversity", game)] = probes.diversity(found, seed=0)
+            values[named("val_temporal_consistency", game)] = probes.temporal_consistency(
                 found, stretches, seed=0)
         return values
 

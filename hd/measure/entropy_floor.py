@@ -22,6 +22,7 @@ from hd.config import EntropyFloorConfig, FramesConfig, InputError
 from hd.encoder import AtariEncoder, embed
 from hd.quantization import ResidualVQ
 from hd.run.machine import device
+from hd.run.metrics import named
 from hd.run.runs import progress, rng_for, row
 from hd.windows import Windows
 
@@ -165,12 +166,12 @@ def state_rows(game: str, states: list[State], found: dict[float, list[Branches]
               for sticky, branches in found.items()}
     for sticky, branches in found.items():
         others = [share for other, share in shares.items() if other != sticky]
-        rows.append(row(f"branching_states[sticky {sticky:g}]", shares[sticky], game=game,
+        rows.append(row(named("branching_states", sticky=sticky), shares[sticky], game=game,
                         split="fresh", baseline=others[0] if others else None))
         codes = codes_of(states, branches, encode)
-        rows += _floor_rows(codes, f"[sticky {sticky:g}]", game)
+        rows += _floor_rows(codes, game, sticky=sticky)
         if has_ball and sticky and in_play.any():
-            rows += _floor_rows(codes[in_play], f"[sticky {sticky:g}, ball in play]", game)
+            rows += _floor_rows(codes[in_play], game, "ball in play", sticky=sticky)
     return rows
 
 
@@ -184,7 +185,7 @@ def codes_of(states: list[State], branches: list[Branches], encode: Callable) ->
     return encode(np.concatenate(stacks))[which]
 
 
-def _floor_rows(codes: np.ndarray, suffix: str, game: str) -> list[dict]:
+def _floor_rows(codes: np.ndarray, game: str, *words: str, sticky: float) -> list[dict]:
     """Means over states of what is open in codes (states, branches, L), beside all states pooled.
 
     The baselines are of each level alone, which for later levels knows less than the value does.
@@ -194,10 +195,10 @@ def _floor_rows(codes: np.ndarray, suffix: str, game: str) -> list[dict]:
     rows = []
     for level in range(codes.shape[2]):
         pooled = codes[:, :, level].reshape(-1, 1)
-        rows += [row(f"l{level}_state_floor{suffix}", nats[level], game=game, split="fresh",
-                     baseline=open_nats(pooled)[0]),
-                 row(f"l{level}_state_error{suffix}", errors[level], game=game, split="fresh",
-                     baseline=guess_errors(pooled)[0])]
+        for what, found, base in (("floor", nats, open_nats(pooled)),
+                                  ("error", errors, guess_errors(pooled))):
+            name = named(f"l{level}_state_{what}", *words, sticky=sticky)
+            rows.append(row(name, found[level], game=game, split="fresh", baseline=base[0]))
     return rows
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from hd.collection import SOURCES
 from hd.replay import Replay
+from hd.run.metrics import named, parsed
 from hd.run.runs import row
 
 
@@ -49,7 +50,7 @@ def _source_rows(data: Replay, asked: Mapping[str, float]) -> list[dict]:
     for game in ("all", *data.games) if len(named) > 1 else ():
         for split, side in (("train", data.is_train), ("val", ~data.is_train)):
             picks = side & data.in_game(game)
-            rows += [row(f"source_share[{SOURCES[k]}]", (data.source[picks] == k).mean(),
+            rows += [row(named("source_share", SOURCES[k]), (data.source[picks] == k).mean(),
                          game=game, split=split, baseline=shares[k])
                      for k in named if picks.any()]
     return rows
@@ -58,5 +59,5 @@ def _source_rows(data: Replay, asked: Mapping[str, float]) -> list[dict]:
 def of_source(rows: list[dict], source: str) -> list[dict]:
     """Rows measured on the steps of one source alone, named metric[source name]; those of other
     methods, metric[method], are left out."""
-    return [{**one, "metric": f"{one['metric']}[source {source}]"} for one in rows
-            if "[" not in one["metric"]]
+    return [{**one, "metric": named(one["metric"], source=source)} for one in rows
+            if parsed(one["metric"]).is_plain]

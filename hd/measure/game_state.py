@@ -16,6 +16,7 @@ from hd.config import ProbeConfig
 from hd.measure import probes
 from hd.measure.frames import of_source
 from hd.replay import Replay, thin
+from hd.run.metrics import named, parsed
 from hd.run.runs import row
 
 COORDINATES = {  # read by a small MLP; ball_x is the honest one, the opponent betrays ball_y
@@ -92,7 +93,7 @@ def bit_rows(data: Replay) -> list[dict]:
     for game in data.games:
         ram = data.ram[~data.is_train & data.in_game(game)]
         for name, bits in zip(("apart", "together"), state_bits(atari.labels(game, ram))):
-            rows.append(row(f"state_bits[{name}]", bits, game=game, baseline=np.log2(len(ram))))
+            rows.append(row(named("state_bits", name), bits, game=game, baseline=np.log2(len(ram))))
     return rows
 
 
@@ -105,8 +106,9 @@ def place_rows(data: Replay) -> list[dict]:
             ram = data.ram[data.is_train & data.in_game(game)]
             column = atari.labels(game, ram)["ball_x"][atari.ball_in_play(game, ram)]
             places, counts = np.unique(_place(column), return_counts=True)
-            rows += [row(f"ball_share[at {place}]", count / len(column), game=game, split="train",
-                         baseline=1 / len(places)) for place, count in zip(places, counts)]
+            rows += [row(named("ball_share", at=place), count / len(column), game=game,
+                         split="train", baseline=1 / len(places))
+                     for place, count in zip(places, counts)]
     return rows
 
 
@@ -133,10 +135,12 @@ def probe_rows(data: Replay, representations: dict, *, baseline: str, cfg: Probe
         majority = probes.category_means(game, probes.majority_f1(judged.varying, judged.split))
         scores["majority"] = {f"f1_{key}": value for key, value in majority.items()}
         for name, metrics in scores.items():
-            suffix = "" if name == main else f"[{name}]"
-            rows += [row(key + suffix, value, game=game,
-                         baseline=scores[baseline].get(key) if name == main else None)
-                     for key, value in metrics.items() if name == main or "[" not in key]
+            if name == main:
+                rows += [row(key, value, game=game, baseline=scores[baseline].get(key))
+                         for key, value in metrics.items()]
+            else:
+                rows += [row(named(key, name), value, game=game)
+                         for key, value in metrics.items() if parsed(key).is_plain]
         for source, metrics in of_sources[main].items():
             rows += of_source(
                 [row(key, value, game=game, baseline=of_sources[baseline][source][key])
@@ -213,5 +217,5 @@ class _Judged:
         truth = self.places["ball_x"][scored].astype(float)
         squared = (probe.predict(features[scored])["ball_x"] - truth) ** 2
         places = _place(truth)
-        return {f"rms_error_ball_x[at {place}]": float(np.sqrt(squared[places == place].mean()))
+        return {named("rms_error_ball_x", at=place): float(np.sqrt(squared[places == place].mean()))
                 for place, count in zip(*np.unique(places, return_counts=True)) if count >= FEW}

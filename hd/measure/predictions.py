@@ -11,6 +11,7 @@ from hd.config import WorldModelConfig
 from hd.measure.baselines import NextCode, Score
 from hd.measure.frames import of_source
 from hd.run.machine import device
+from hd.run.metrics import named
 from hd.run.runs import row
 from hd.run.training import to_device
 from hd.windows import Windows
@@ -76,7 +77,7 @@ def cost_rows(model: WorldModel, codebooks: torch.Tensor, *, wall_seconds: float
     seed_sizes = WorldModel(WorldModelConfig())
     sizes = [sum(p.numel() for p in one.parameters()) for one in (model, seed_sizes)]
     return [row("parameters", sizes[0], split="train"),
-            row("parameters[seed sizes]", sizes[1], split="train"),
+            row(named("parameters", "seed sizes"), sizes[1], split="train"),
             row("tokens_per_second", trained / wall_seconds, split="train"),
             row("codebook_change", moved, split="train")]
 
@@ -123,7 +124,7 @@ def _code_rows(score: Score, baselines, subset, prefix, game) -> list[dict]:
         means = {name: getattr(x, field)[subset].mean() for name, x in baselines.items()}
         rows.append(row(prefix + metric, getattr(score, field)[subset].mean(), game=game,
                         baseline=means["ngram"]))
-        rows += [row(f"{prefix}{metric}[{name}]", value, game=game)
+        rows += [row(named(prefix + metric, name), value, game=game)
                  for name, value in means.items() if name != "ngram"]
     return rows
 

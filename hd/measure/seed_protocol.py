@@ -21,6 +21,7 @@ from hd.config import InputError
 from hd.encoder import AtariEncoder, embed
 from hd.measure import probes
 from hd.replay import Replay, thin
+from hd.run.metrics import named
 from hd.run.runs import rng_for, row
 
 EVERY = 100  # the seed looks at one in so many consecutive pairs
@@ -173,8 +174,9 @@ def state_scores(data, sample: Sample, represent: Represent) -> dict[str, float]
     """The scores of Pong's state by three kinds of boxes, on 1000 (500) random rows."""
     picks, few = sample.random[:NUM_ROWS], sample.random[:NUM_PAIR_ROWS]
     frames, features = data.newest(picks), represent(picks)
+    by_columns = state_correlation(features, column_boxes(frames))
     return {"seed_state_correlation": state_correlation(features, row_boxes(frames)),
-            "seed_state_correlation[columns]": state_correlation(features, column_boxes(frames)),
+            named("seed_state_correlation", "columns"): by_columns,
             "seed_pair_correlation":
             pair_correlation(features[:len(few)], half_bright_boxes(frames[:len(few)]))}
 
@@ -185,13 +187,13 @@ def box_scores(data, sample: Sample) -> dict[str, float]:
     labels = atari.labels("pong", data.ram[picks])
     in_play = atari.ball_in_play("pong", data.ram[picks])
     frames, scores = data.newest(picks), {}
-    for suffix, boxes in (("", row_boxes(frames)), ("[columns]", column_boxes(frames))):
+    for word, boxes in (("", row_boxes(frames)), ("columns", column_boxes(frames))):
         for name, values in boxes.items():
             here = in_play if name.startswith("ball_") else np.ones(len(picks), bool)
             is_found = here & ~np.isnan(values)
-            scores[f"box_agreement_{name}{suffix}"] = probes.state_correlation(
+            scores[named(f"box_agreement_{name}", word)] = probes.state_correlation(
                 values[:, None], {name: labels[name]}, is_found) if is_found.sum() > 1 else 0.0
-            scores[f"box_found_{name}{suffix}"] = is_found.sum() / max(here.sum(), 1)
+            scores[named(f"box_found_{name}", word)] = is_found.sum() / max(here.sum(), 1)
     return scores
 
 
@@ -234,7 +236,8 @@ def rows_of(data: Replay, learned: np.ndarray, fresh: AtariEncoder, *, seed: int
     for game in ("all", *data.games):
         sample = Sample.draw(np.flatnonzero(data.in_game(game)), seed=seed)
         ratio = temporal_ratio(sample, sample.represented(lambda picks: pixels(data, picks)))
-        table.append(row("seed_temporal_consistency[pixels]", ratio, game=game, split="seed"))
+        table.append(row(named("seed_temporal_consistency", "pixels"), ratio, game=game,
+                         split="seed"))
     if "pong" in data.games:
         sample = Sample.draw(np.flatnonzero(data.in_game("pong")), seed=seed)
         table += [row(metric, value, game="pong", split="seed")

@@ -15,6 +15,7 @@ import torch
 
 from hd.measure import predictions
 from hd.replay import Replay
+from hd.run.metrics import named
 from hd.run.runs import row
 from hd.windows import Windows
 from hd.world_model import WorldModel
@@ -45,8 +46,8 @@ def rows_of(windows: Mapping[int, Windows], model: Callable[[int, str], WorldMod
 
     windows: levels -> what adapting on budget steps saw; model(levels, start): as adapted, or for
     a budget of 0 as it began. The value is the pre-trained model's, the baseline column the one
-    from scratch with as many steps; [ngram] is counted on the same steps of the target, [one_level] is
-    the pair that knows level 0 only. step: the budget.
+    from scratch with as many steps; [ngram] is counted on the same steps of the target, [one_level]
+    is the pair that knows level 0 only. step: the budget.
     """
     data = windows[3].data
     target, = data.games
@@ -55,7 +56,7 @@ def rows_of(windows: Mapping[int, Windows], model: Callable[[int, str], WorldMod
     rows = [row("transfer_steps", used, split="train", **where)]
     for levels, name in LEVELS.items():
         seen = windows[levels]
-        starts, suffix = seen.held_out(), "" if levels == 3 else f"[{name}]"
+        starts, word = seen.held_out(), "" if levels == 3 else name
         pretrained, scratch = (predictions.score_windows(model(levels, start), seen, starts)
                                for start in STARTS)
         for level in range(levels):
@@ -65,15 +66,15 @@ def rows_of(windows: Mapping[int, Windows], model: Callable[[int, str], WorldMod
                 if not subset.any():  # a code that never changes
                     continue
                 prefix = f"transfer_l{level}_{infix}"
-                rows += [row(prefix + metric + suffix, value, baseline=base, **where)
+                rows += [row(named(prefix + metric, word), value, baseline=base, **where)
                          for metric, value, base in _means(pretrained[level], scratch[level],
                                                            subset)]
                 if levels == 3:
                     counted = predictions.baselines(seen, target, level, starts)["ngram"]
-                    rows += [row(f"{prefix}{metric}[ngram]", value, **where)
+                    rows += [row(named(prefix + metric, "ngram"), value, **where)
                              for metric, value, _ in _means(counted, counted, subset)]
         saved = scratch[0].nats.mean() - pretrained[0].nats.mean()
-        rows.append(row(f"transfer_l0_gain{suffix}", saved, baseline=0.0, **where))
+        rows.append(row(named("transfer_l0_gain", word), saved, baseline=0.0, **where))
     return rows
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from hd.ablations import ABLATIONS
 from hd.config import GAMES, InputError
-from hd.report import tables as report
+from hd.report.tables import load_with_record, number, summarise, tables_of
 from hd.run.storage import ROOT
 
 
@@ -30,8 +30,8 @@ def arms(ablation: str, profile: str, *, stage: str = "",
 
 
 def _tables(root: Path, profile: str, stage: str, name: str) -> list[pd.DataFrame]:
-    return [report.load_with_record(path)[0]
-            for path in report.tables_of(root / profile / stage, name)]
+    return [load_with_record(path)[0]
+            for path in tables_of(root / profile / stage, name)]
 
 
 def compared(ablation: str, profile: str, *, results_dir: Path | None = None) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
             raise InputError(
                 f"no arm of {ablation} is published at profile {profile}; make them: "
                 f"python -m hd run 07_ablation --profile {profile} -p ablation {ablation}")
-        rows = report.summarise(table, metrics)
+        rows = summarise(table, metrics)
         if stage != chosen.measure:
             rows["metric"] = f"{stage}: " + rows["metric"]
         found.append(rows)
@@ -58,16 +58,16 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
     wide = found.pivot_table(index=["metric", "game"], columns="arm", values="text",
                              aggfunc="first", sort=False).fillna("–")
     base = found[found["arm"] == "base"].set_index(["metric", "game"])["baseline"]
-    wide["baseline"] = [report.number(base.get(key)) for key in wide.index]
+    wide["baseline"] = [number(base.get(key)) for key in wide.index]
     wide["seeds"] = found.groupby(["metric", "game"])["n"].min()
     return wide.rename_axis(columns=None).reset_index("game").rename_axis(index=None)
 
 
 def _cell(row: dict) -> str:
     if row["n"] < 2:
-        return report.number(row["mean"])
-    return (f"{report.number(row['mean'])} [{report.number(row['low'])}, "
-            f"{report.number(row['high'])}]")
+        return number(row["mean"])
+    return (f"{number(row['mean'])} [{number(row['low'])}, "
+            f"{number(row['high'])}]")
 
 
 def published(profile: str, *, results_dir: Path | None = None) -> list[str]:

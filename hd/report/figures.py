@@ -1,15 +1,16 @@
-"""Every picture of the study: figures beside their baselines, and videos of dreams.
+"""Every picture of the study, in the order of the pipeline: values beside their baselines.
 
-With hd.report.figures_audit the only module that imports matplotlib. A figure is drawn on white in
-colours that colour-blind readers can tell apart (Okabe and Ito 2008); baselines are grey.
+The only module that imports matplotlib. A figure is drawn on white in colours that colour-blind
+readers can tell apart (Okabe and Ito 2008); baselines are grey.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,10 +22,19 @@ from sklearn.decomposition import PCA
 
 from hd import atari, world_model
 from hd.config import GAMES, InputError
-from hd.measure import evaluation
-from hd.report.tables import METRICS, TITLES, key_of, number, summarise
+from hd.report.tables import (
+    TITLES,
+    fresh_or_published,
+    load_with_record,
+    number,
+    provenance_line,
+    summarise,
+    tables_of,
+)
+from hd.run.intervals import interval
+from hd.run.metrics import METRICS, key_of, named, parsed
 from hd.run.runs import Run
-from hd.run.storage import write_atomically, write_text
+from hd.run.storage import ROOT, write_atomically, write_text
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 GREY = "#7a7a7a"
@@ -39,6 +49,9 @@ SVG_BYTES = 200_000  # a larger drawing is kept as PNG only
 MAX_POINTS = 3000  # in a scatter
 LEVELS = ("L0 coarse", "L1 middle", "L2 fine")
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28)}  # a legend that hides nothing
+SPLITS = {"exposures.episodes": "whole episodes held out",
+          "exposures.windows": "overlapping windows held out"}
+BAR = re.compile(r"([<>]=) ([\d.]+)")
 
 
 def styled(draw):
@@ -99,6 +112,18 @@ def axis_label(metric: str) -> str:
     return f"{metric} ({METRICS[key_of(metric)].unit})"
 
 
+def bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
+    """Bars of summarise's rows with their value written on them, and whiskers where n > 1."""
+    drawn = ax.bar(place, found["mean"], width, color=colour, label=label)
+    ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], fontsize=6, padding=2,
+                 rotation=turn)
+    if found["low"].notna().any():
+        whiskers = np.abs(found[["low", "high"]].to_numpy().T - found["mean"].to_numpy())
+        ax.errorbar(place, found["mean"], whiskers, fmt="none", ecolor="black", capsize=2, lw=1)
+
+
+# ---- frames and films
+
 @styled
 def frame_strip(data, game: str, rows: Sequence[int]) -> Figure:
     """One line per stored row: its four stacked frames, and the newest with a ring at the place
@@ -142,6 +167,27 @@ def episode_lengths(data) -> Figure:
 
 
 @styled
+def film_strip(lines: Mapping[str, np.ndarray],
+               steps: Sequence[int] = (0, 1, 2, 4, 8, 15)) -> Figure:
+    """Frames at chosen steps, a line per name; steps beyond the end are left out.
+
+    lines: name -> (n, 84, 84) uint8, all of the same n. For a dream index 0 is the last real step.
+    """
+    steps = [step for step in steps if step < min(map(len, lines.values()))]
+    fig, axes = panels(len(lines), len(steps), width=1.3, height=1.4)
+    for line, (name, frames) in zip(axes, lines.items()):
+        for ax, step in zip(line, steps):
+            ax.imshow(frames[step], cmap="gray", vmin=0, vmax=255)
+            ax.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name)
+    for ax, step in zip(axes[0], steps):
+        ax.set_title(f"step {step}" if step else "last real step" if "dream" in lines else "step 0")
+    return fig
+
+
+# ---- any stage: training, metrics, ablations
+
+@styled
 def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = None, *,
                     x: str = "step", xlabel: str = "training step") -> Figure:
     """A panel per metric over training; dashed curves are the same on held-out data (val_).
@@ -175,6 +221,59 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
         fig.legend(named.values(), named, loc="outside lower center", ncols=3)
     return fig
 
+
+@styled
+def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """A panel per metric: value beside baseline for each game; 95% interval over seeds, n."""
+    columns = min(3, len(metrics))
+    fig, axes = panels(-(-len(metrics) // columns), columns, width=3.0, height=2.8)
+    for ax, metric in zip(axes.flat, metrics):
+        found = summarise(table, [metric])
+        if found["game"].duplicated().any():
+            raise InputError(f"{metric} has several rows for a game: choose one stage, variant, "
+                             f"split and step")
+        place = np.arange(len(found))
+        bars(ax, found, place - 0.2, 0.38, COLOURS[0], label="measured")
+        words = METRICS[key_of(metric)].baseline or "baseline"
+        if found["baseline"].notna().any():
+            bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan), place + 0.2,
+                  0.38, "#a8a8a8", label=words.partition(";")[0])
+        ax.set_xticks(place, [TITLES[game] for game in found["game"]], fontsize=8)
+        ax.set(ylabel=axis_label(metric), title=f"n={found['n'].max()}")
+        ax.margins(y=0.1)
+        ax.legend(**BELOW)
+    for ax in axes.flat[len(metrics):]:
+        ax.remove()
+    return fig
+
+
+@styled
+def arm_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """A panel per metric: a bar per arm (variant) for each game, 95% interval over seeds.
+
+    table: long, several variants of one stage. Dashed: base's baseline column, where it has one.
+    """
+    arms = list(dict.fromkeys(table["variant"]))
+    fig, (axes,) = panels(1, len(metrics), width=3.6, height=2.6)
+    width = 0.8 / len(arms)
+    for ax, metric in zip(axes, metrics):
+        found = summarise(table, [metric])
+        games = list(dict.fromkeys(found["game"]))
+        for i, arm in enumerate(arms):
+            own = found[found["variant"] == arm].set_index("game").reindex(games)
+            place = np.arange(len(games)) + (i - (len(arms) - 1) / 2) * width
+            bars(ax, own, place, 0.9 * width, COLOURS[i % len(COLOURS)], label=arm, turn=90)
+            if arm == "base":
+                left = np.arange(len(games)) - 0.45
+                ax.hlines(own["baseline"], left, left + 0.9, GREY, "--", label="baseline")
+        ax.set_xticks(range(len(games)), [TITLES.get(game, game) for game in games])
+        ax.set(title=f"n={found['n'].min()}", ylabel=axis_label(metric))
+        ax.margins(y=0.2)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return fig
+
+
+# ---- embeddings and codes
 
 @styled
 def embedding_map(embeddings: np.ndarray, colour_by: Mapping[str, Sequence]) -> Figure:
@@ -243,6 +342,72 @@ def game_information(table: pd.DataFrame) -> Figure:
 
 
 @styled
+def shared_codes(found: Sequence[dict]) -> Figure:
+    """A line per coarse code (hd.decoder.most_shared_codes): decoded, and each game's frame that
+    lies nearest to it, with the share of the game's frames on that code."""
+    games = list(found[0]["nearest"])
+    fig, axes = panels(len(found), 1 + len(games), width=1.6, height=1.75)
+    for line, one in zip(axes, found):
+        pictures = [("decoded", one["decoded"])] + [
+            (f"{TITLES[game]}: {share:.2%}", one["nearest"][game])
+            for game, share in zip(games, one["shares"])]
+        for ax, (title, picture) in zip(line, pictures):
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            ax.set(xticks=[], yticks=[], title=title)
+        line[0].set_ylabel(f"code {one['code']}")
+    return fig
+
+
+def show_ball_places(profiles: Iterable[str], results_dir=None) -> None:
+    """Show ball_places of hi-dreamer at the first of the profiles whose tables have it."""
+    for profile in profiles:
+        codes = fresh_or_published(results_dir, profile, "tokenizer", "hi-dreamer")
+        if any(parsed(name).metric == "rms_error_ball_x" for name in codes["metric"]):
+            print(provenance_line(codes))
+            show(ball_places(codes))
+            return
+    print("hi-dreamer's ball is not measured here.")
+
+
+@styled
+def ball_places(table: pd.DataFrame) -> Figure:
+    """A panel per game: how well the ball is read from codes and from embeddings, by where it is,
+    over the share of training steps that have it there (grey).
+
+    table: of tokenizer. Raises InputError where it does not say where the ball is.
+    """
+    found = summarise(table)
+    names = [parsed(name) for name in found["metric"]]
+    found = found.assign(metric=[name.metric for name in names], at=[name.at for name in names])
+    found = found[[name.at is not None and not name.words for name in names]]
+    found = found[found["metric"].isin(("ball_share", "rms_error_ball_x"))]
+    found = found.astype({"at": float}).sort_values("at")
+    games = [game for game in GAMES if game in set(found["game"])]
+    if not games:
+        raise InputError("the table of tokenizer has no error by place")
+    fig, (axes,) = panels(1, len(games), width=3.6, height=2.5)
+    for ax, game in zip(axes, games):
+        here = found[found["game"] == game]
+        share, error = (here[here["metric"] == name]
+                        for name in ("ball_share", "rms_error_ball_x"))
+        seen = ax.twinx()
+        seen.bar(share["at"], share["mean"], 18, color="#dddddd", label="training steps")
+        seen.set(ylabel="share of training steps", ylim=(0, None))
+        ax.plot(error["at"], error["mean"], "o-", ms=3, color=COLOURS[0], label="from codes")
+        ax.fill_between(error["at"], error["low"], error["high"], color=COLOURS[0], alpha=0.2)
+        ax.plot(error["at"], error["baseline"], "o-", ms=3, color=COLOURS[1],
+                label="from embeddings")
+        ax.set(title=f"{TITLES[game]}, n={error['n'].max()}", xlabel="ball_x (RAM units)",
+               ylabel="root mean square error", ylim=(0, None), zorder=seen.get_zorder() + 1)
+        ax.patch.set_visible(False)
+    handles = [*axes[0].get_legend_handles_labels()[0], seen.containers[0]]
+    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    return fig
+
+
+# ---- the world model
+
+@styled
 def attention_masks(num_steps: int = 3) -> Figure:
     """The four masks side by side: row = query, column = key, dark = may attend."""
     names = ["L0", "L1", "L2", "a"] * num_steps
@@ -272,8 +437,8 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
             names = [f"l{level}_{infix}{metric}" for level in range(3)]
             drawn = {"world model": own.loc[names], "n-gram": own.loc[names].assign(
                 mean=own.loc[names, "baseline"], low=np.nan, high=np.nan)}
-            for suffix in ("repeat_last", "frequency"):
-                drawn[suffix.replace("_", " ")] = own.loc[[f"{n}[{suffix}]" for n in names]]
+            for guess in ("repeat_last", "frequency"):
+                drawn[guess.replace("_", " ")] = own.loc[[named(name, guess) for name in names]]
             for i, (name, found) in enumerate(drawn.items()):
                 colour = COLOURS[0] if i == 0 else ("", "#555555", "#8f8f8f", "#c8c8c8")[i]
                 bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
@@ -285,83 +450,181 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
     return fig
 
 
+def show_split_curves(profile: str) -> None:
+    """Show, where they are published, the curves of both splits over exposures; else say so."""
+    curves = split_curves_of(profile)
+    if len(curves) < len(SPLITS):
+        print(f"The ablation exposures is not published at profile {profile}. To make it: python "
+              f"-m hd run 07_ablation --profile {profile} --games pong -p ablation exposures")
+        return
+    show(split_curves(curves))
+
+
+def split_curves_of(profile: str) -> dict[str, pd.DataFrame]:
+    """Words for the split -> its published learning curves of all seeds, with exposures."""
+    found = {}
+    for variant, words in SPLITS.items():
+        parts = []
+        for path in tables_of(ROOT / "results" / profile / "world_model", f"{variant}-pong"):
+            table, record = load_with_record(path)
+            curve = pd.read_csv(path.with_name(f"{path.stem}-history.csv"))
+            exposures = table.set_index("metric")["value"]["exposures"]
+            parts.append(curve.assign(seed=record["seed"], exposures=exposures * curve["step"]
+                                      / curve["step"].iloc[-1]))
+        if parts:
+            found[words] = pd.concat(parts, ignore_index=True)
+    return found
+
+
 @styled
-def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """A panel per metric: value beside baseline for each game; 95% interval over seeds, n."""
-    columns = min(3, len(metrics))
-    fig, axes = panels(-(-len(metrics) // columns), columns, width=3.0, height=2.8)
-    for ax, metric in zip(axes.flat, metrics):
-        found = summarise(table, [metric])
-        if found["game"].duplicated().any():
-            raise InputError(f"{metric} has several rows for a game: choose one stage, variant, "
-                             f"split and step")
-        place = np.arange(len(found))
-        bars(ax, found, place - 0.2, 0.38, COLOURS[0], label="measured")
-        words = METRICS[key_of(metric)].baseline or "baseline"
-        if found["baseline"].notna().any():
-            bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan), place + 0.2,
-                  0.38, "#a8a8a8", label=words.partition(";")[0])
-        ax.set_xticks(place, [TITLES[game] for game in found["game"]], fontsize=8)
-        ax.set(ylabel=axis_label(metric), title=f"n={found['n'].max()}")
-        ax.margins(y=0.1)
-        ax.legend(**BELOW)
-    for ax in axes.flat[len(metrics):]:
-        ax.remove()
+def split_curves(curves: dict[str, pd.DataFrame]) -> Figure:
+    """Next-code accuracy per level, and the losses, over exposures of each training step.
+
+    curves: split -> rows with seed, exposures, val_l{level}_accuracy, val_codes, train_codes and
+    codes (dropout on). Thin lines are seeds, thick ones their mean.
+    """
+    fig, axes = panels(1, 4, width=2.9, height=2.9)
+    for level, ax in enumerate(axes[0][:3]):
+        for colour, (name, curve) in zip(COLOURS, curves.items()):
+            _seeds_and_mean(ax, curve, f"val_l{level}_accuracy", colour, "-", name)
+        ax.set(title=f"{LEVELS[level]}: next code, held out", xscale="log",
+               xlabel="exposures of each step", ylabel="accuracy", ylim=(0, 1))
+    for colour, (name, curve) in zip(COLOURS, curves.items()):
+        for key, dash, words in (("val_codes", "-", "held out"), ("train_codes", "--", "training"),
+                                 ("codes", ":", "training, dropout on")):
+            _seeds_and_mean(axes[0][3], curve, key, colour, dash, f"{name}: {words}")
+    axes[0][3].set(title="loss over codes", xscale="log", xlabel="exposures of each step",
+                   ylabel="nats, levels weighted")
+    handles = {label: line for ax in axes[0] for line, label in
+               zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return fig
 
 
-def bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
-    """Bars of summarise's rows with their value written on them, and whiskers where n > 1."""
-    drawn = ax.bar(place, found["mean"], width, color=colour, label=label)
-    ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], fontsize=6, padding=2,
-                 rotation=turn)
-    if found["low"].notna().any():
-        whiskers = np.abs(found[["low", "high"]].to_numpy().T - found["mean"].to_numpy())
-        ax.errorbar(place, found["mean"], whiskers, fmt="none", ecolor="black", capsize=2, lw=1)
+def _seeds_and_mean(ax, curve: pd.DataFrame, key: str, colour: str, dash: str, label: str) -> None:
+    known = curve.dropna(subset=[key])
+    for _, own in known.groupby("seed"):
+        ax.plot(own["exposures"], own[key], dash, color=colour, lw=0.6, alpha=0.5)
+    mean = known.groupby("step")[["exposures", key]].mean()
+    ax.plot(mean["exposures"], mean[key], dash, color=colour, lw=1.8, label=label)
 
 
 @styled
-def film_strip(lines: Mapping[str, np.ndarray],
-               steps: Sequence[int] = (0, 1, 2, 4, 8, 15)) -> Figure:
-    """Frames at chosen steps, a line per name; steps beyond the end are left out.
+def floor_ladder(table: pd.DataFrame, world_model_table: pd.DataFrame) -> Figure:
+    """A panel per game: nats of the next code that the n-gram, the world model and one who sees
+    the emulator's state are left with, a group of bars per level.
 
-    lines: name -> (n, 84, 84) uint8, all of the same n. For a dream index 0 is the last real step.
+    table: of entropy_floor; world_model_table: of world_model, all of one variant. Whiskers: 95%
+    over seeds. The n-gram sees its own level and the action only. Raises InputError where the
+    tables have no game in common.
     """
-    steps = [step for step in steps if step < min(map(len, lines.values()))]
-    fig, axes = panels(len(lines), len(steps), width=1.3, height=1.4)
-    for line, (name, frames) in zip(axes, lines.items()):
-        for ax, step in zip(line, steps):
-            ax.imshow(frames[step], cmap="gray", vmin=0, vmax=255)
-            ax.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name)
-    for ax, step in zip(axes[0], steps):
-        ax.set_title(f"step {step}" if step else "last real step" if "dream" in lines else "step 0")
-    return fig
-
-
-@styled
-def arm_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """A panel per metric: a bar per arm (variant) for each game, 95% interval over seeds.
-
-    table: long, several variants of one stage. Dashed: base's baseline column, where it has one.
-    """
-    arms = list(dict.fromkeys(table["variant"]))
-    fig, (axes,) = panels(1, len(metrics), width=3.6, height=2.6)
-    width = 0.8 / len(arms)
-    for ax, metric in zip(axes, metrics):
-        found = summarise(table, [metric])
-        games = list(dict.fromkeys(found["game"]))
-        for i, arm in enumerate(arms):
-            own = found[found["variant"] == arm].set_index("game").reindex(games)
-            place = np.arange(len(games)) + (i - (len(arms) - 1) / 2) * width
-            bars(ax, own, place, 0.9 * width, COLOURS[i % len(COLOURS)], label=arm, turn=90)
-            if arm == "base":
-                left = np.arange(len(games)) - 0.45
-                ax.hlines(own["baseline"], left, left + 0.9, GREY, "--", label="baseline")
-        ax.set_xticks(range(len(games)), [TITLES.get(game, game) for game in games])
-        ax.set(title=f"n={found['n'].min()}", ylabel=axis_label(metric))
-        ax.margins(y=0.2)
+    games = [game for game in GAMES
+             if game in set(table["game"]) & set(world_model_table["game"])]
+    if not games:
+        raise InputError("the tables of entropy_floor and world_model have no game in common")
+    model = summarise(world_model_table, ["l{level}_cross_entropy"])
+    model = model[model["metric"].isin([f"l{level}_cross_entropy" for level in range(3)])]
+    ngram = model.assign(mean=model["baseline"], low=np.nan, high=np.nan)
+    shares = [name.sticky for name in map(parsed, table["metric"].unique())
+              if name.metric == "l0_state_floor" and name.sticky is not None and not name.words]
+    rungs = {"n-gram": ngram, "world model": model}
+    for sticky in shares:
+        rungs[f"floor given the state, sticky {sticky:g}"] = summarise(
+            table, [named(f"l{level}_state_floor", sticky=sticky) for level in range(3)])
+    fig, (axes,) = panels(1, len(games), width=3.6, height=2.7)
+    width, colours = 0.8 / len(rungs), (GREY, *COLOURS)
+    for ax, game in zip(axes, games):
+        for i, (name, found) in enumerate(rungs.items()):
+            place = np.arange(3) + (i - (len(rungs) - 1) / 2) * width
+            bars(ax, found[found["game"] == game], place, 0.9 * width, colours[i], label=name)
+        ax.set_xticks(range(3), LEVELS)
+        ax.set(title=f"{TITLES[game]}, n={model['n'].min()}", ylabel="next code (nats)")
+        ax.margins(y=0.15)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return fig
+
+
+@styled
+def twin_curves(table: pd.DataFrame) -> Figure:
+    """A panel per game: disagreement of steps that look alike, by how many steps look alike.
+
+    The best guess from as many steps is wrong at least half of that and at most all of it: the
+    thick lines. Dashed: the share of steps that have a twin at all, without which nothing is
+    known. table: of entropy_floor.
+    """
+    shares = summarise(table, ["twin_share"])
+    games = [game for game in GAMES if game in set(shares["game"])]
+    fig, (axes,) = panels(1, len(games), height=2.6, width=3.0)
+    for ax, game in zip(axes, games):
+        here = table[table["game"] == game]
+        for level, name in enumerate(LEVELS):
+            if f"l{level}_twin_disagreement" not in set(here["metric"]):
+                continue
+            found = summarise(here, [f"l{level}_twin_disagreement"])
+            place = found["step"] * 1.06 ** (level - 1)  # side by side, on the logarithmic axis
+            ax.plot(place, found["mean"], ".-", color=COLOURS[level], label=name)
+            ax.vlines(place, found["mean"] / 2, found["mean"], color=COLOURS[level], lw=3,
+                      alpha=0.4)
+        own = shares[shares["game"] == game]
+        ax.plot(own["step"], own["mean"], "--", color=GREY, label="steps with a twin")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(own["step"], [f"{step:g}" for step in own["step"]])
+        ax.set(title=f"{TITLES[game]}, n={own['n'].min()}", xlabel="last steps that are equal",
+               ylabel="share of steps", ylim=(-0.03, 1.03))
+    handles = {line.get_label(): line for ax in axes for line in ax.lines}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+    return fig
+
+
+@styled
+def transfer_curves(table: pd.DataFrame) -> Figure:
+    """A panel per target game: L0 cross-entropy over the steps of it that adaptation saw.
+
+    table: transfer's long table. Pre-trained and from scratch, three levels and one; dashed: the
+    n-gram of the same steps. Budgets stand evenly. 95% interval over seeds if there are several.
+    """
+    name = "transfer_l0_cross_entropy"
+    games = [game for game in GAMES if game in set(table["game"])]
+    fig, (axes,) = panels(1, len(games), width=3.2, height=3.0)
+    for ax, game in zip(axes, games):
+        own = table[table["game"] == game]
+        for levels, words, dash in (("", "three levels", "o-"), ("one_level", "one level", "s:")):
+            found = summarise(own, [named(name, levels)]).sort_values("step")
+            place = np.arange(len(found))
+            bounds = np.abs(found[["low", "high"]].to_numpy().T - found["mean"].to_numpy())
+            ax.errorbar(place, found["mean"], bounds if found["n"].min() > 1 else None, fmt=dash,
+                        color=COLOURS[0], capsize=2, ms=4, label=f"pre-trained, {words}")
+            ax.plot(place, found["baseline"], dash, color=COLOURS[1], ms=4,
+                    label=f"from scratch, {words}")
+        counted = summarise(own, [named(name, "ngram")]).sort_values("step")
+        ax.plot(place, counted["mean"], "--", color=GREY, label="n-gram")
+        ax.set_xticks(place, [number(step) for step in found["step"]])
+        ax.set(title=f"to {TITLES[game]}, n={found['n'].min()}", xlabel="steps of the new game")
+    axes[0].set_ylabel(axis_label(name))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+# ---- dreams and play
+
+@styled
+def ten_dreams(shares: np.ndarray, frames: Mapping[str, np.ndarray], *,
+               steps: Sequence[int] = (5, 15)) -> Figure:
+    """Dreams beside each other, the best left: at each step the truth, its codes, the dream.
+
+    shares (n,): of true coarse codes; frames: name -> (n, H+1, 84, 84), of
+    hd.report.pictures.ranked_dreams.
+    """
+    steps = [step for step in steps if step < next(iter(frames.values())).shape[1]]
+    lines = [(step, name) for step in steps for name in frames]
+    fig, axes = panels(len(lines), len(shares), width=0.9, height=0.95)
+    for line, (step, name) in zip(axes, lines):
+        for ax, film in zip(line, frames[name]):
+            ax.imshow(film[step], cmap="gray", vmin=0, vmax=255)
+            ax.set(xticks=[], yticks=[])
+        line[0].set_ylabel(f"step {step}\n{name}", fontsize=6)
+    for ax, share in zip(axes[0], shares):
+        ax.set_title(f"{share:.0%} true", fontsize=7)
     return fig
 
 
@@ -382,7 +645,7 @@ def returns_plot(episodes, anchors: Mapping[str, float] | None = None) -> Figure
             scores = here.loc[here["player"] == player, "return"].to_numpy(float)
             spread = i + 0.25 * np.sin(2.4 * np.arange(len(scores)))  # even, the same every time
             ax.plot(spread, scores, ".", color=COLOURS[i], alpha=0.6, ms=5)
-            low, high = evaluation.interval(scores)
+            low, high = interval(scores)
             ax.errorbar(i + 0.38, scores.mean(), fmt="D", color="black", ms=4, capsize=3,
                         yerr=None if np.isnan(low) else [[scores.mean() - low],
                                                          [high - scores.mean()]])
@@ -397,3 +660,45 @@ def returns_plot(episodes, anchors: Mapping[str, float] | None = None) -> Figure
         if ax.get_legend_handles_labels()[0]:
             ax.legend(**BELOW)
     return fig
+
+
+# ---- speed
+
+def show_benchmark(table: pd.DataFrame) -> None:
+    """Show the ratios of hd.report.benchmarks.published beside their bars, if there are any."""
+    if (table["bar"] != "").any():
+        show(benchmark_ratios(table[table["bar"] != ""]))
+
+
+@styled
+def benchmark_ratios(table: pd.DataFrame) -> Figure:
+    """A panel per device, a line per bar: the median ratio of ours to theirs with its least and
+    most, on a logarithmic axis, and the bar as a stroke; shaded is where the bar is met."""
+    kinds = list(dict.fromkeys(table["kind"]))
+    longest = table["kind"].value_counts().max()
+    fig, axes = panels(len(kinds), 1, width=7.5, height=0.9 + 0.24 * longest)
+    for (ax,), kind in zip(axes, kinds):
+        rows = table[table["kind"] == kind].to_dict("records")
+        low = min(min(row["ratio_min"], _limit(row)) for row in rows) / 2
+        high = max(max(row["ratio_max"], _limit(row)) for row in rows) * 2
+        for place, row in enumerate(rows):
+            limit, ratio = _limit(row), row["ratio"]
+            ends = (limit, high) if row["bar"].startswith(">=") else (low, limit)
+            ax.barh(place, ends[1] - ends[0], 0.8, left=ends[0], color="#eeeeee")
+            ax.plot([limit, limit], [place - 0.4, place + 0.4], color="black")
+            colour = COLOURS[0] if str(row["met"]) == "True" else COLOURS[4]
+            ax.plot([row["ratio_min"], row["ratio_max"]], [place] * 2, color=colour, lw=1)
+            ax.plot(ratio, place, "o", ms=5, color=colour)
+        ax.set_yticks(range(len(rows)), [f"{row['stage']}\nagainst {_cut(row['against'])}"
+                                         for row in rows], fontsize=6)
+        ax.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.4, -0.6),
+               xlabel="ours / theirs (shaded: the bar is met)", title=kind)
+    return fig
+
+
+def _limit(row: Mapping) -> float:
+    return float(BAR.fullmatch(row["bar"])[2])
+
+
+def _cut(text: str, length: int = 48) -> str:
+    return text if len(text) <= length else text[:length - 1].rstrip(" ,") + "…"

@@ -1,4 +1,4 @@
-"""What the pages show: the metrics' meaning, small tables, the headline, publishing.
+"""What the pages show: small tables of metrics, captions, costs.
 
 Everything is read from metric tables (hd.run.runs.save_table); nothing here trains or draws.
 """
@@ -9,7 +9,6 @@ import json
 import math
 import re
 import textwrap
-from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import pandas as pd
 
 from hd import config
 from hd.config import GAMES, InputError
-from hd.measure.evaluation import interval
 from hd.run import runs
+from hd.run.intervals import interval
+from hd.run.metrics import METRICS, Metric, key_of, matches
 from hd.run.storage import ROOT, shown
 
 # Pages show whole tables: nothing is cut to dots.
@@ -26,118 +26,6 @@ pd.set_option("display.max_colwidth", 400, "display.max_rows", 400, "display.max
 
 KEYS = ["stage", "variant", "game", "step", "split", "metric"]
 TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
-Metric = namedtuple("Metric", ("definition", "unit", "better", "baseline"))
-
-# name | definition | unit | better | baseline. {level} 0 is the coarsest, other words in braces
-# stand for any. metric[method] is another method's value, metric[source name] that on the held-out
-# steps which this source played, val_metric that on held-out windows
-# while training. The notation page has the formulas.
-_METRICS = """
-steps | stored agent steps | count | - | -
-episodes | whole episodes, stored or played | count | - | -
-windows_of_{length} | windows of so many steps inside episodes | count | - | -
-boundary_violations | windows that cross an episode's end | count | lower | windows cut anywhere
-games_ended | episodes that ran to their end | count | - | -
-episode_length | mean length of stored episodes | steps | - | -
-return | mean unclipped score of stored episodes | points | - | -
-rewarded_share | steps that score | share | - | -
-source_share | steps that a source played | share | - | share of episodes asked of it
-temporal_consistency | distance of consecutive / of random pairs | ratio | lower | untrained encoder
-diversity | mean distance of 1000 random embeddings | distance | - | untrained encoder
-f1_{category} | RAM state by linear probes, weighted F1 | F1 | higher | {probed}
-r2_{coordinate} | R2 of a coordinate read by an MLP, ball in play | R2 | higher | {probed}
-error_{coordinate} | median absolute error of that | RAM units | lower | {probed}
-rms_error_{coordinate} | root mean square error of that, by place | RAM units | lower | {probed}
-ball_share | training steps with the ball at a place | share | - | equal shares
-state_correlation | best |r| over dimensions, mean of coordinates | |r| | higher | {probed}
-seed_temporal_consistency | every 100th pair, any episode | ratio | lower | untrained encoder
-seed_temporal_consistency_mean | mean of that over games | ratio | lower | untrained encoder
-seed_diversity | diversity over all steps, no split | distance | - | untrained encoder
-embedding_norm_deviation | largest |norm - 1| | distance | lower | untrained encoder
-seed_state_correlation | best |r| with the seed's pixel boxes | |r| | higher | untrained encoder
-seed_pair_correlation | Spearman of distances of pairs | rho | higher | untrained encoder
-box_agreement_{coordinate} | |r| of a pixel box and RAM | |r| | higher | -
-box_found_{coordinate} | frames in which a pixel box finds something | share | - | -
-dinov2_weights | 1 where DINOv2 weights were found | 0 or 1 | - | -
-l{level}_usage | codes that occur | share | higher | random codes
-l{level}_perplexity | exp of the codes' entropy | codes | higher | random codes
-l{level}_repeat_rate | steps whose code equals the last | share | - | random codes
-l{level}_cosine | embedding and its codes up to here | cosine | higher | mean embedding
-l{level}_variance_explained | by the codes up to here | share | higher | mean embedding
-l{level}_shared_frames | frames on codes that every game uses | share | - | random codes
-l{level}_shared_codes | codes that every game uses | share | - | random codes
-l{level}_state_information | of code and RAM coordinates in 8 bins | nats | higher | bins shuffled
-state_bits | entropy of RAM labels, each by itself or all together | bits | - | log2 of the steps
-l{level}_same_as_base | steps with the code that base gives them | share | - | chance
-l{level}_game_information | mutual information of code and game | nats | - | ceiling: H(game)
-pixel_error | decoded pixels in 0..1 | squared | lower | mean picture
-moving_pixel_error | where the game differs from its mean picture | squared | lower | mean picture
-l{level}_changed_cross_entropy | next code where it changes | nats | lower | n-gram
-l{level}_changed_accuracy | next code where it changes | share | higher | n-gram
-l{level}_cross_entropy | next code, given the true past | nats | lower | n-gram
-l{level}_accuracy | next code, given the true past | share | higher | n-gram
-reward_squared_error | predicted reward | points² | lower | mean training reward
-reward_average_precision | finding rewards by |predicted reward| | share | higher | base rate
-end_average_precision | finding episode ends by P(end) | share | higher | base rate
-window_share | training windows drawn from the game | share | - | share of training steps
-parameters | trained numbers of the model | count | - | -
-tokens_per_second | in training, four tokens a step | tokens/s | higher | -
-codebook_change | largest, while the world model trains | distance | - | -
-exposures | how often training saw each step | times | - | -
-transfer_l{level}_cross_entropy | next code of a game new to it | nats | lower | from scratch
-transfer_l{level}_accuracy | next code of a game new to it | share | higher | from scratch
-transfer_l{level}_changed_cross_entropy | that where the code changes | nats | lower | from scratch
-transfer_l{level}_changed_accuracy | that where the code changes | share | higher | from scratch
-transfer_l0_gain | nats that pre-training saves on L0 codes | nats | higher | no gain
-transfer_steps | steps of the new game that adapting saw | count | - | -
-dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
-dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
-dream_reward_average_precision | finding dreams that score | share | higher | base rate
-dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lower | last true one
-dream_turn_recall_{coordinate} | truth's first turn in time, ± 2 | share | higher | another dream
-dreams_with_turn_{coordinate} | dreams in play whose truth turns within 15 steps | count | - | -
-dream_reward_recall | scoring steps dreamed within 2 steps | share | higher | another dream
-dream_reward_precision | dreamed ones true within 2 steps | share | higher | another dream
-dreams_in_play | dreams with the ball in play at start and step | count | - | -
-dreams | dreams scored | count | - | -
-states | states from which the emulator was branched | count | - | -
-branching_states | states whose branches differ in frame, RAM or reward | share | - | other sticky
-l{level}_state_floor | open given state, action, earlier levels | nats | - | level over all states
-l{level}_state_error | best guess from all that is wrong | share | - | one guess for all states
-twin_share | steps whose last k steps another episode had too | share | - | -
-l{level}_twin_disagreement | such steps that differ in the next code | share | - | any two steps
-real_return | mean unclipped score of real episodes | points | higher | random play
-training_steps | real steps a reference player was trained with | count | - | -
-real_length | mean length of real episodes | steps | - | -
-loss | what the stage minimises (supervised: squared deviations) | nats | lower | -
-positive_similarity | cosine of a frame's embedding and the next's | cosine | - | -
-squared_error | reconstruction error | squared | lower | -
-codes | next-code loss, levels weighted | nats | lower | -
-train_codes | that on training windows, without dropout | nats | lower | -
-reward | two-hot loss of the reward head | nats | lower | -
-continue | loss of the continue head | nats | lower | -
-actor | the actor's loss | points, scaled | lower | -
-critic | the critic's loss | nats | lower | -
-entropy | of the policy | nats | - | -
-imagined_{quantity} | lambda-return at a dream's start, reward per step | points | higher | -
-""".replace("{probed}", "untrained encoder; codes: embeddings")
-
-METRICS = {name: Metric(*("" if part == "-" else part for part in parts))
-           for name, *parts in (line.split(" | ") for line in _METRICS.strip().splitlines())}
-
-
-def key_of(metric: str) -> str:
-    """The entry of METRICS that explains a metric name; raises InputError for an unknown one."""
-    name = re.sub(r"\[.*\]$", "", metric)
-    names = (name, name.removeprefix("val_"))
-    for key in (key for name in names for key in METRICS if _matches(key, name)):
-        return key
-    raise InputError(f"metric {metric!r} is not explained; add it to hd.report.tables.METRICS")
-
-
-def _matches(pattern: str, name: str) -> bool:
-    words = re.sub(r"\{(\w+)\}", lambda m: r"\d" if m[1] == "level" else r"\w+", pattern)
-    return pattern == name or re.fullmatch(words, name) is not None
 
 
 def explain(metrics: Iterable[str] | pd.DataFrame) -> pd.DataFrame:
@@ -280,7 +168,7 @@ def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.D
     """
     parts = [table]
     if metrics is not None:
-        parts = [table[[_matches(wanted, name) for name in table["metric"]]] for wanted in metrics]
+        parts = [table[[matches(wanted, name) for name in table["metric"]]] for wanted in metrics]
         if missing := [wanted for wanted, part in zip(metrics, parts) if part.empty]:
             raise InputError(f"no metric {missing[0]!r} in this table; there are: "
                              f"{listed(table['metric'])}")
@@ -392,6 +280,3 @@ def seed_epoch_table(history: list[dict], *, steps_per_epoch: float | None = Non
     return pd.DataFrame(
         {name: [number(entry[key], digits) for entry in seen] for name, key in columns.items()},
         index=[f"{unit} {number(e['step'] / (steps_per_epoch or 1), digits)}" for e in seen])
-
-
-# ---- embeddings and codes
