@@ -14,6 +14,7 @@ import pandas as pd
 
 from hd.audit.evidence import Found, Tables, devices_and_commits
 from hd.config import GAMES, PROFILES, resolve
+from hd.measure import dreams
 from hd.report import reference
 from hd.report.tables import TITLES, number
 
