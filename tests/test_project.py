@@ -20,71 +20,6 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# Data flow, top down: a module may import only from those above it.
-MODULES = (
-    "ablations",
-    "config",
-    "metrics",
-    "intervals",
-    "storage",
-    "machine",
-    "runs",
-    "training",
-    "atari",
-    "collection",
-    "ram_policy",
-    "replay",
-    "probes",
-    "quantization",
-    "game_state",
-    "negatives",
-    "encoder",
-    "seed_protocol",
-    "dinov2",
-    "tokenizer",
-    "decoder",
-    "baselines",
-    "transformer",
-    "two_hot",
-    "windows",
-    "world_model",
-    "imagination",
-    "policy",
-    "play",
-    "dream_events",
-    "evaluation",
-    "entropy_floor",
-    "transfer",
-    "stages",
-    "tables",
-    "benchmarks",
-    "reference",
-    "evidence",
-    "goals",
-    "verdicts",
-    "representation_claims",
-    "dynamics_claims",
-    "claims",
-    "ablation_tables",
-    "weights",
-    "publishing",
-    "long_tests",
-    "figures",
-    "video",
-    "notebooks",
-    "building",
-    "emulators",
-    "synthetic",
-    "flops",
-    "opponents",
-    "timing",
-    "timed_stages",
-    "memory",
-    "benchmark",
-    "__main__",
-)
-MAX_FUNCTION_LINES = 60
-
 # sys_platform, platform_system, os_name, platform_machine
 SYSTEMS = (
     ("linux", "Linux", "posix", "x86_64"),
@@ -151,30 +86,6 @@ def project_files():
 
 def python_files():
     return [path for path in project_files() if path.suffix == ".py"]
-
-
-def package_modules():
-    return sorted(path for path in (ROOT / "hd").rglob("*.py") if path.stem != "__init__")
-
-
-def syntax_tree(path):
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def imported_names(path):
-    """Dotted names a module of `hd` imports anywhere in it, relative ones resolved."""
-    for node in ast.walk(syntax_tree(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            origin = ".".join(part for part in ("hd" if node.level else "", node.module) if part)
-            yield from (f"{origin}.{alias.name}" for alias in node.names)
-
-
-def imported_modules(path):
-    """The modules of `hd` that a module of `hd` imports, by their short names."""
-    parts = (name.split(".") for name in imported_names(path))
-    return {word for name in parts if name[0] == "hd" for word in name[1:3] if word in MODULES}
 
 
 def fenced_commands(markdown):
@@ -258,43 +169,6 @@ def test_no_file_mentions_a_path_of_a_developers_machine():
         if is_text and "_vendor" not in path.parts:
             found = private.search(content)
             assert not found, f"{path.relative_to(ROOT)} contains {found.group().decode()}"
-
-
-def test_every_module_has_its_place_in_the_import_order():
-    without_place = {path.stem for path in package_modules()} - {"__init__", *MODULES}
-    assert not without_place, f"give {sorted(without_place)} a place in MODULES"
-
-
-@pytest.mark.parametrize("path", package_modules(), ids=lambda path: path.stem)
-def test_a_module_imports_only_from_those_above_it(path):
-    above = set(MODULES[: MODULES.index(path.stem)]) if path.stem in MODULES else set()
-    below = imported_modules(path) - above
-    assert not below, f"{path.name} may not import {sorted(below)}"
-
-
-def test_only_the_module_of_figures_imports_matplotlib():
-    users = {
-        path.stem
-        for path in package_modules()
-        if any(name.split(".")[0] == "matplotlib" for name in imported_names(path))
-    }
-    assert users == {"figures"}
-
-
-@pytest.mark.parametrize("path", package_modules(), ids=lambda path: path.stem)
-def test_a_module_says_what_it_is_for(path):
-    assert ast.get_docstring(syntax_tree(path)), f"{path.name} has no docstring"
-
-
-@pytest.mark.parametrize("path", package_modules(), ids=lambda path: path.stem)
-def test_functions_stay_short(path):
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    lengths = {
-        node.name: node.end_lineno - node.lineno + 1
-        for node in ast.walk(syntax_tree(path))
-        if isinstance(node, functions)
-    }
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
 
 
 def test_all_python_files_parse_under_the_oldest_supported_grammar():

@@ -154,12 +154,7 @@ def _train(model, batches, cfg, run, evaluate, checkpoint_every) -> dict:
     dtype = precision(cfg, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     state = _State(model, optimizer, scaler)
-    first, history, pending, spent = 0, [], {}, 0.0
-    if is_kept and (saved := runs.load_checkpoint(run)):
-        tensors, notes = saved
-        state.load(tensors, notes["scaler"])
-        first, history, spent = notes["step"], notes["history"], notes["wall_seconds"]
-        pending = {k: [torch.tensor(v) for v in values] for k, values in notes["pending"].items()}
+    first, history, pending, spent = _resumed(state, run) if is_kept else (0, [], {}, 0.0)
     began = last_saved = time.monotonic()
     slowest = 0.0  # seconds of the longest iteration, so that a time limit is kept, not overrun
 
@@ -210,6 +205,18 @@ def _train(model, batches, cfg, run, evaluate, checkpoint_every) -> dict:
         _require_finite(model.eval(), {}, cfg.num_steps, run)
         return {"history": history, "wall_seconds": wall}
     return runs.save_model(run, model.eval(), wall_seconds=wall, history=history)
+
+
+def _resumed(state: _State, run: Run) -> tuple[int, list[dict], dict[str, list], float]:
+    """The step to go on from, what was recorded and gathered by then, and the seconds spent; state
+    is put back to that step."""
+    saved = runs.load_checkpoint(run)
+    if saved is None:
+        return 0, [], {}, 0.0
+    tensors, notes = saved
+    state.load(tensors, notes["scaler"])
+    pending = {k: [torch.tensor(v) for v in values] for k, values in notes["pending"].items()}
+    return notes["step"], notes["history"], pending, notes["wall_seconds"]
 
 
 class Feed:
