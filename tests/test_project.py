@@ -62,8 +62,6 @@ MODULES = (
     "evidence",
     "goals",
     "verdicts",
-    "representation_claims",
-    "dynamics_claims",
     "claims",
     "ablation_tables",
     "weights",
