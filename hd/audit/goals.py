@@ -205,9 +205,11 @@ def show_unreached(topic: str, *, results_dir=None) -> None:
 
 def measured(topic: str, results_dir) -> list[str]:
     """The profiles at which hi-dreamer is measured, the largest first."""
-    return [profile for profile in reversed(PROFILES) if any(
-        True for stage in STAGES[topic]
-        for _ in Tables(profile, results_dir).read(stage, "hi-dreamer"))]
+    def is_measured(profile: str) -> bool:
+        tables = Tables(profile, results_dir)
+        return any(list(tables.read(stage, "hi-dreamer")) for stage in STAGES[topic])
+
+    return [profile for profile in reversed(PROFILES) if is_measured(profile)]
 
 
 def _shortfall(goal: Goal, tables: Tables) -> list[str]:
