@@ -39,6 +39,8 @@ COMPOSED = {
                                                "l2_shared_codes[from 0.001]"],
     "f'transfer_l0_gain{suffix}'": ["transfer_l0_gain[one_level]"],
     "f'dream_error_{name}{suffix}'": ["dream_error_ball_x", "dream_error_player_x[re-encoded]"],
+    "f'dream_error_{name}'": ["dream_error_ball_x"],
+    "f'dream_turn_recall_{name}'": ["dream_turn_recall_ball_y"],
     "f'dream_reward_{name}'": ["dream_reward_recall", "dream_reward_precision"],
     "f'dream_turn_recall_{name}{suffix}'": ["dream_turn_recall_ball_x[re-encoded]"],
     "f'dreams_with_turn_{name}'": ["dreams_with_turn_ball_y"],
@@ -67,6 +69,8 @@ def sample_names(argument):
     source = ast.unparse(argument)
     if source in COMPOSED:
         return COMPOSED[source]
+    if isinstance(argument, ast.Call) and ast.unparse(argument.func) in ("named", "metrics.named"):
+        return sample_names(argument.args[0])  # brackets do not change what a metric means
     if isinstance(argument, ast.Constant):
         return [argument.value]
     if isinstance(argument, ast.JoinedStr):

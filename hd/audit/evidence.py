@@ -1,13 +1,13 @@
 """Looking up measured values in published tables, and comparing them over seeds.
 
-A Found is one metric of one variant over its seeds, with where it came from; hd.audit.claims
-builds the audit's table from them.
+A Measurement is one metric of one variant over its seeds, with where it came from;
+hd.audit.claims builds the audit's table from them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,14 +20,23 @@ from hd.run.storage import ROOT, sha256_of
 
 
 @dataclass(frozen=True)
-class Found:
-    """values, baselines: one number per seed, indexed by seed; tables: where they stand."""
+class Source:
+    """A file of results below the results folder, and what its record says made it."""
+
+    path: str
+    stage: str
+    variant: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """values, baselines: one number per seed, indexed by seed; sources: where they stand."""
 
     values: pd.Series
     baselines: pd.Series
     profile: str
-    device: str
-    tables: tuple[str, ...]
+    sources: tuple[Source, ...]
 
     @property
     def mean(self) -> float:
@@ -43,50 +52,40 @@ class Found:
         """95% bootstrap interval of the mean over seeds; nan for one seed."""
         return interval(self.values)
 
-    def combine(self, other: Found, how: Callable) -> Found:
-        """how(values, other's values), seed by seed over the seeds both have; also of baselines."""
-        values = how(self.values, other.values).dropna()
-        return Found(values, how(self.baselines, other.baselines), self.profile,
-                     listed([self.device, other.device], "; "),
-                     tuple(dict.fromkeys(self.tables + other.tables)))
+    @property
+    def device(self) -> str:
+        return listed((source.device for source in self.sources), "; ")
 
-    def __sub__(self, other: Found) -> Found:
-        return self.combine(other, lambda a, b: a - b)
+    @property
+    def paths(self) -> list[str]:
+        return list(dict.fromkeys(source.path for source in self.sources))
 
-    def map(self, how: Callable) -> Found:
+    def __sub__(self, other: Measurement) -> Measurement:
+        """The difference, seed by seed over the seeds that both have; also of the baselines."""
+        return Measurement((self.values - other.values).dropna(), self.baselines - other.baselines,
+                           self.profile, self.sources + other.sources)
+
+    def map(self, how: Callable) -> Measurement:
         """how(values) and how(baselines), for instance another unit."""
-        return Found(how(self.values), how(self.baselines), self.profile, self.device, self.tables)
+        return replace(self, values=how(self.values), baselines=how(self.baselines))
 
-    def against(self, other: Found) -> Found:
+    def against(self, other: Measurement) -> Measurement:
         """The same values with the other's values as the baseline."""
-        return Found(self.values, other.values, self.profile,
-                     listed([self.device, other.device], "; "),
-                     tuple(dict.fromkeys(self.tables + other.tables)))
+        return replace(self, baselines=other.values, sources=self.sources + other.sources)
 
-    def against_own_baseline(self) -> Found:
-        """What the values are above their baseline."""
-        return self.map_values(self.values - self.baselines)
-
-    def map_values(self, values: pd.Series) -> Found:
-        return Found(values, self.baselines, self.profile, self.device, self.tables)
-
-    def is_above(self, bound: float = 0.0) -> bool:
-        """Clearly: with the whole interval over seeds, which one seed does not have."""
-        return bool(self.bounds[0] > bound)
-
-    def is_below(self, bound: float = 0.0) -> bool:
-        return bool(self.bounds[1] < bound)
+    def above_baseline(self) -> Measurement:
+        """What the values are above their baseline, seed by seed."""
+        return replace(self, values=(self.values - self.baselines).dropna())
 
 
-def mean_of(found: Iterable[Found | None]) -> Found | None:
+def mean_of(found: Iterable[Measurement | None]) -> Measurement | None:
     """The mean of several metrics, seed by seed; None unless all are there."""
     found = list(found)
     if not found or any(one is None for one in found):
         return None
-    return Found(sum(one.values for one in found) / len(found),
-                 sum(one.baselines for one in found) / len(found), found[0].profile,
-                 listed((one.device for one in found), "; "),
-                 tuple(dict.fromkeys(name for one in found for name in one.tables)))
+    return Measurement(sum(one.values for one in found) / len(found),
+                       sum(one.baselines for one in found) / len(found), found[0].profile,
+                       tuple(source for one in found for source in one.sources))
 
 
 @dataclass(frozen=True)
@@ -104,36 +103,37 @@ class Tables:
             if record["profile"] == self.profile:
                 yield path, table, record
 
-    def _shown(self, path: Path) -> str:
-        return f"results/{path.relative_to(Path(self.root or ROOT / 'results')).as_posix()}"
+    def _source(self, path: Path, record: Mapping) -> Source:
+        below = path.relative_to(Path(self.root or ROOT / "results")).as_posix()
+        return Source(f"results/{below}", record["stage"], record["variant"], record["device"])
 
     def find(self, stage: str, metric: str, variant: str = "base", *, game: str = "all",
-             step: float | None = None, split: str | None = None) -> Found | None:
+             step: float | None = None, split: str | None = None) -> Measurement | None:
         """One metric over the seeds that are published, or None where it is not measured."""
-        parts = []
+        rows, sources = [], []
         for path, table, record in self.read(stage, variant):
             chosen = (table["metric"] == metric) & (table["game"] == game)
             chosen &= table["step"].isna() if step is None else table["step"] == step
             if split is not None:
                 chosen &= table["split"] == split
-            rows = table[chosen]
-            if len(rows) == 1:
-                parts.append((rows.iloc[0], record, self._shown(path)))
-        if not parts:
+            if chosen.sum() == 1:
+                rows.append(table[chosen].iloc[0])
+                sources.append(self._source(path, record))
+        if not rows:
             return None
-        seeds = [int(row["seed"]) for row, _, _ in parts]
-        return Found(pd.Series([row["value"] for row, _, _ in parts], seeds, float),
-                     pd.Series([row["baseline"] for row, _, _ in parts], seeds, float),
-                     self.profile, listed(record["device"] for _, record, _ in parts),
-                     tuple(path for _, _, path in parts))
+        seeds = [int(row["seed"]) for row in rows]
+        return Measurement(pd.Series([row["value"] for row in rows], seeds, float),
+                           pd.Series([row["baseline"] for row in rows], seeds, float),
+                           self.profile, tuple(sources))
 
-    def mean_over_games(self, stage: str, metric: str, variant: str = "base") -> Found | None:
+    def mean_over_games(self, stage: str, metric: str, variant: str = "base"
+                        ) -> Measurement | None:
         """The mean over the three games, seed by seed; None unless all are measured."""
         return mean_of(self.find(stage, metric, variant, game=game) for game in GAMES)
 
-    def last_of_history(self, stage: str, key: str, variant: str = "base") -> Found | None:
+    def last_of_history(self, stage: str, key: str, variant: str = "base") -> Measurement | None:
         """The last recorded value of a learning curve, over seeds."""
-        values, records, names = {}, [], []
+        values, sources = {}, []
         for path, _, record in self.read(stage, variant):
             beside = path.with_name(f"{path.stem}-history.csv")
             if not beside.exists():
@@ -142,24 +142,23 @@ class Tables:
             if key not in curve or curve[key].isna().all():
                 continue
             values[record["seed"]] = curve[key].dropna().iloc[-1]
-            records.append(record)
-            names.append(self._shown(beside))
-        if not values:
-            return None
-        return Found(pd.Series(values, dtype=float), pd.Series(float("nan"), list(values)),
-                     self.profile, listed(r["device"] for r in records), tuple(names))
+            sources.append(self._source(beside, record))
+        return self._without_baseline(values, sources)
 
-    def made_seconds(self, stage: str, variant: str = "base") -> Found | None:
+    def made_seconds(self, stage: str, variant: str = "base") -> Measurement | None:
         """Seconds that training the stage took, from the provenance beside its tables."""
         found = list(self.read(stage, variant))
-        if not found:
+        return self._without_baseline(
+            {record["seed"]: record["made_seconds"] for _, _, record in found},
+            [self._source(path.with_suffix(".json"), record) for path, _, record in found])
+
+    def _without_baseline(self, values: dict[int, float], sources: list[Source]
+                          ) -> Measurement | None:
+        """values: seed -> number; None without any."""
+        if not values:
             return None
-        records = [record for _, _, record in found]
-        seeds = [record["seed"] for record in records]
-        return Found(pd.Series([r["made_seconds"] for r in records], seeds, float),
-                     pd.Series(float("nan"), seeds), self.profile,
-                     listed(r["device"] for r in records),
-                     tuple(self._shown(path.with_suffix(".json")) for path, _, _ in found))
+        return Measurement(pd.Series(values, dtype=float), pd.Series(float("nan"), list(values)),
+                           self.profile, tuple(sources))
 
 
 def devices_and_commits(records: Iterable[Mapping]) -> str:

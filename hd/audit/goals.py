@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from hd.audit.evidence import Found, Tables, devices_and_commits
+from hd.audit.evidence import Measurement, Tables, devices_and_commits
 from hd.config import GAMES, PROFILES, resolve
 from hd.measure import dreams
 from hd.report import reference
 from hd.report.tables import TITLES, number
+from hd.run.metrics import named
 
 VARIANTS = ("base", "hi-dreamer")
 BALL_GAMES = ("pong", "breakout")
@@ -39,7 +40,7 @@ class Goal:
     baseline: str
     games: tuple[str, ...]
     bar: Callable[[str], float]  # of a game
-    find: Callable[[Tables, str, str], Found | None]
+    find: Callable[[Tables, str, str], Measurement | None]
     higher: bool = True
     is_chance: bool = False
     reason: str = ""
@@ -47,7 +48,7 @@ class Goal:
     def bar_text(self, game: str) -> str:
         return f"{'≥' if self.higher else '≤'} {self.bar(game):g}"
 
-    def is_reached(self, found: Found, game: str) -> bool:
+    def is_reached(self, found: Measurement, game: str) -> bool:
         if self.is_chance and not found.mean > found.baseline:
             return False
         bar = self.bar(game)
@@ -60,38 +61,39 @@ def _metric(stage: str, metric: str, *, step: float | None = None) -> Callable:
 
 def _of_whole_dreams(metric: str) -> Callable:
     """A metric that stands at the last step of the profile's dreams."""
-    def find(t: Tables, variant: str, game: str) -> Found | None:
+    def find(t: Tables, variant: str, game: str) -> Measurement | None:
         chosen = resolve(t.profile, variant)
         length = dreams.num_steps(chosen.imagination, chosen.world_model.max_steps)
         return t.find("imagination", metric, variant, game=game, step=length)
     return find
 
 
-def _lost_in_codes(t: Tables, variant: str, game: str) -> Found | None:
+def _lost_in_codes(t: Tables, variant: str, game: str) -> Measurement | None:
     """Probes on continuous embeddings less those on codes; both stand in the tokenizer's table."""
     codes = t.find("tokenizer", "f1_overall", variant, game=game)
-    return codes and Found(codes.baselines - codes.values, codes.values * math.nan, codes.profile,
-                           codes.device, codes.tables)
+    return codes and replace(codes, values=codes.baselines - codes.values,
+                             baselines=codes.values * math.nan)
 
 
-def _least_usage(t: Tables, variant: str, game: str) -> Found | None:
+def _least_usage(t: Tables, variant: str, game: str) -> Measurement | None:
     found = [t.find("tokenizer", f"l{level}_usage", variant) for level in LEVELS]
-    if None in found:
+    if any(one is None for one in found):
         return None
     return min(found, key=lambda one: one.mean)
 
 
 def _way_to_floor(level: int) -> Callable:
     """How much of the n-gram's cross-entropy above the floor the world model saves: 1 is all."""
-    def find(t: Tables, variant: str, game: str) -> Found | None:
+    def find(t: Tables, variant: str, game: str) -> Measurement | None:
         model = t.find("world_model", f"l{level}_cross_entropy", variant, game=game)
-        floor = t.find("entropy_floor", f"l{level}_state_floor[sticky 0]", variant, game=game)
-        floor = floor or t.find("entropy_floor", f"l{level}_state_floor[sticky 0]", game=game)
+        name = named(f"l{level}_state_floor", sticky=0)
+        floor = (t.find("entropy_floor", name, variant, game=game)
+                 or t.find("entropy_floor", name, game=game))
         if model is None or floor is None:
             return None
         saved = (model.baselines - model.values) / (model.baselines - floor.mean)
-        return Found(saved, saved * math.nan, model.profile, model.device,
-                     model.tables + floor.tables)
+        return replace(model, values=saved, baselines=saved * math.nan,
+                       sources=model.sources + floor.sources)
     return find
 
 
@@ -157,17 +159,21 @@ def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
     [95% interval] (baseline), n seeds; ✓ before one that reaches the bar, – where nothing is
     measured."""
     tables, rows = Tables(profile, results_dir), []
-    for goal in (goal for goal in GOALS if goal.topic == topic):
+    for goal in _of_topic(topic):
         for game in goal.games:
-            row = {"what (in brackets)": goal.words + f" ({goal.baseline})" * bool(goal.baseline),
-                   "game": TITLES[game],
+            brackets = f" ({goal.baseline})" if goal.baseline else ""
+            row = {"what (in brackets)": goal.words + brackets, "game": TITLES[game],
                    "bar": goal.bar_text(game)}
             for variant in VARIANTS:
                 found = goal.find(tables, variant, game)
-                row[variant] = "–" if found is None else (
-                    "✓ " * goal.is_reached(found, game) + _cell(found))
+                mark = "✓ " if found and goal.is_reached(found, game) else ""
+                row[variant] = mark + _cell(found)
             rows.append(row)
     return pd.DataFrame(rows).set_index("what (in brackets)").rename_axis(index=None)
+
+
+def _of_topic(topic: str) -> list[Goal]:
+    return [goal for goal in GOALS if goal.topic == topic]
 
 
 def show(topic: str, profile: str, *, results_dir=None) -> None:
@@ -193,16 +199,18 @@ def show_unreached(topic: str, *, results_dir=None) -> None:
         display(Markdown("hi-dreamer is not measured here."))
         return
     tables = Tables(profile, results_dir)
-    lines = [line for goal in GOALS if goal.topic == topic for line in _shortfall(goal, tables)]
+    lines = [line for goal in _of_topic(topic) for line in _shortfall(goal, tables)]
     display(Markdown("\n".join([f"At **{profile}**:", "", *lines] if lines else
                                [f"At **{profile}** every bar that is measured is reached."])))
 
 
 def measured(topic: str, results_dir) -> list[str]:
     """The profiles at which hi-dreamer is measured, the largest first."""
-    return [profile for profile in reversed(PROFILES) if any(
-        True for stage in STAGES[topic]
-        for _ in Tables(profile, results_dir).read(stage, "hi-dreamer"))]
+    def is_measured(profile: str) -> bool:
+        tables = Tables(profile, results_dir)
+        return any(list(tables.read(stage, "hi-dreamer")) for stage in STAGES[topic])
+
+    return [profile for profile in reversed(PROFILES) if is_measured(profile)]
 
 
 def _shortfall(goal: Goal, tables: Tables) -> list[str]:
@@ -218,7 +226,9 @@ def _shortfall(goal: Goal, tables: Tables) -> list[str]:
     return [f"- **{goal.words}**: {'; '.join(missed)}. {goal.reason}"] if missed else []
 
 
-def _cell(found: Found) -> str:
+def _cell(found: Measurement | None) -> str:
+    if found is None:
+        return "–"
     text = number(found.mean)
     if len(found.values) > 1:
         text += f" [{', '.join(number(bound) for bound in found.bounds)}]"

@@ -21,7 +21,8 @@ def arms(ablation: str, profile: str, *, stage: str = "",
     """
     chosen, root = ABLATIONS[ablation], Path(results_dir or ROOT / "results")
     stage, tables = stage or chosen.measure, []
-    for games in ("", *(f"-{game}" for game in GAMES)):
+    of_games = ["", *(f"-{game}" for game in GAMES)]  # at the end of a table's name
+    for games in of_games:
         found = [table for arm in chosen.arms
                  for table in _tables(root, profile, stage, f"{ablation}.{arm}{games}")]
         if found:

@@ -106,12 +106,12 @@ def not_met(table: pd.DataFrame) -> None:
     for row in missed.to_dict("records"):
         print(f"{row['kind']}: {row['stage']}, against {row['against']}: "
               f"{number(row['ratio'])}, bar {row['bar']}")
-    kept = int((table["met"].astype(str) == "True").sum())
-    print(f"{kept} of {kept + len(missed)} bars are met.")
+    num_met = int((table["met"].astype(str) == "True").sum())
+    print(f"{num_met} of {num_met + len(missed)} bars are met.")
 
 
 def where_time_goes(table: pd.DataFrame) -> pd.DataFrame | None:
-    """The parts of our side that take the most time themselves, for each duel that was profiled."""
+    """The parts of our side that take most of the time, for each comparison that was profiled."""
     profile = table.attrs.get("profile")
     if profile is None or profile.empty:
         return None

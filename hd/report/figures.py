@@ -180,8 +180,9 @@ def film_strip(lines: Mapping[str, np.ndarray],
             ax.imshow(frames[step], cmap="gray", vmin=0, vmax=255)
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
+    first = "last real step" if "dream" in lines else "step 0"
     for ax, step in zip(axes[0], steps):
-        ax.set_title(f"step {step}" if step else "last real step" if "dream" in lines else "step 0")
+        ax.set_title(f"step {step}" if step else first)
     return fig
 
 
@@ -206,8 +207,9 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
                     ax.plot(*zip(*points), dash, color=colour, label=f"{name} {side}".strip(),
                             marker="." if len(points) < 15 else None)
         known = (baselines or {}).get(key, {})
-        for i, (name, value) in enumerate((known if isinstance(known, Mapping)
-                                           else {"baseline": known}).items()):
+        if not isinstance(known, Mapping):
+            known = {"baseline": known}
+        for i, (name, value) in enumerate(known.items()):
             ax.axhline(value, color=GREY, ls=(":", "-.", "--")[i % 3], label=name)
         ax.set(xlabel=xlabel, ylabel=axis_label(key),
                xscale="log" if x == "exposures" else "linear")
@@ -439,8 +441,8 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
                 mean=own.loc[names, "baseline"], low=np.nan, high=np.nan)}
             for guess in ("repeat_last", "frequency"):
                 drawn[guess.replace("_", " ")] = own.loc[[named(name, guess) for name in names]]
-            for i, (name, found) in enumerate(drawn.items()):
-                colour = COLOURS[0] if i == 0 else ("", "#555555", "#8f8f8f", "#c8c8c8")[i]
+            colours = (COLOURS[0], "#555555", "#8f8f8f", "#c8c8c8")  # grey: trivial predictors
+            for i, ((name, found), colour) in enumerate(zip(drawn.items(), colours)):
                 bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
             ax.set_xticks(range(3), LEVELS)
             ax.set_title(f"{TITLES[game]}, {words}")

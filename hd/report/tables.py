@@ -55,7 +55,7 @@ def fresh_or_published(results_dir, profile: str, stage: str, variant: str = "ba
     profile's fresh results. attrs["records"] are the provenance records. Raises InputError when
     there is none, one is damaged or of another profile, or seeds disagree on the config.
     """
-    paths = _found(results_dir, profile, stage, variant, seed)
+    paths = _require_paths(results_dir, profile, stage, variant, seed)
     tables, records = zip(*map(load_with_record, paths))
     if others := {record["profile"] for record in records} - {profile}:
         raise InputError(f"{shown(paths[0].parent)} holds profile {listed(others)}, not {profile}")
@@ -73,7 +73,7 @@ def episodes(results_dir, profile: str, variant: str = "base",
              seed: int | None = None) -> pd.DataFrame:
     """Every real episode that was played: player, game, seed, episode, return, length, sticky."""
     paths = [path.with_name(f"{path.stem}-episodes.csv")
-             for path in _found(results_dir, profile, "policy", variant, seed)]
+             for path in _require_paths(results_dir, profile, "policy", variant, seed)]
     if missing := [path for path in paths if not path.exists()]:
         raise InputError(f"{shown(missing[0])} is missing")
     return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
@@ -104,7 +104,7 @@ def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str]
     return (view or over_seeds)(table, metrics)
 
 
-def _found(results_dir, profile, stage, variant, seed) -> list[Path]:
+def _require_paths(results_dir, profile, stage, variant, seed) -> list[Path]:
     config.allowed("profile", profile, config.PROFILES)
     if paths := paths_of(results_dir, profile, stage, variant, seed):
         return paths
@@ -139,11 +139,13 @@ def provenance_line(source: Mapping | Iterable[Mapping] | pd.DataFrame) -> str:
     records = source.attrs["records"] if isinstance(source, pd.DataFrame) else source
     records = [records] if isinstance(records, Mapping) else list(records)
     seeds = sorted({record["seed"] for record in records})
+    word = "seed" if len(seeds) == 1 else "seeds"
     parts = [f"profile {listed(r['profile'] for r in records)}",
              f"variant {listed(r['variant'] for r in records)}",
-             f"seed{'s' * (len(seeds) > 1)} {listed(seeds)} (n={len(seeds)})"]
+             f"{word} {listed(seeds)} (n={len(seeds)})"]
     games = listed("+".join(r["games"]) for r in records)
-    parts += [f"games {games}"] * (games != "+".join(GAMES))
+    if games != "+".join(GAMES):
+        parts.append(f"games {games}")
     parts += [f"device {listed((r['device'] for r in records), '; ')}",
               f"commit {listed(commit_of(r) for r in records)}",
               f"{sum(r['wall_seconds'] for r in records):,.0f} s"]
@@ -166,13 +168,9 @@ def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.D
     table: long (runs.COLUMNS). metrics: names, or patterns such as "l{level}_accuracy"; they also
     decide the order. Raises InputError for a metric that is not there, or a seed counted twice.
     """
-    parts = [table]
     if metrics is not None:
-        parts = [table[[matches(wanted, name) for name in table["metric"]]] for wanted in metrics]
-        if missing := [wanted for wanted, part in zip(metrics, parts) if part.empty]:
-            raise InputError(f"no metric {missing[0]!r} in this table; there are: "
-                             f"{listed(table['metric'])}")
-    table = pd.concat(parts).astype({"step": float, "value": float, "baseline": float})
+        table = pd.concat([_rows_of(table, wanted) for wanted in metrics])
+    table = table.astype({"step": float, "value": float, "baseline": float})
     if table.duplicated([*KEYS, "seed"]).any():
         raise InputError("a table holds the same metric of the same seed twice")
     rows = []
@@ -181,6 +179,15 @@ def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.D
         rows.append((*keys, values.mean(), *interval(values), group["baseline"].mean(),
                      len(values)))
     return pd.DataFrame(rows, columns=[*KEYS, "mean", "low", "high", "baseline", "n"])
+
+
+def _rows_of(table: pd.DataFrame, wanted: str) -> pd.DataFrame:
+    """The rows of a metric, or of a pattern of metrics; raises InputError where there are none."""
+    found = table[[matches(wanted, name) for name in table["metric"]]]
+    if found.empty:
+        raise InputError(f"no metric {wanted!r} in this table; there are: "
+                         f"{listed(table['metric'])}")
+    return found
 
 
 def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
