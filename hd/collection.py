@@ -144,7 +144,7 @@ def play_episode(env: AtariGame, cfg: FramesConfig, *, seed: int, episode: int,
     rng = np.random.default_rng(np.random.SeedSequence(key))
     rng.random()  # unused: the episodes of earlier versions drew their source here
     source = source_of(episode, cfg)
-    is_able = {"tracker": "ball_y" in GAMES[env.game].labels, "agent": begin is not None}
+    is_able = {"tracker": GAMES[env.game].tracker is not None, "agent": begin is not None}
     source = source if is_able.get(source, True) else "random"
     frame, info = env.reset(seed=int(rng.integers(2**31)))
     agent = begin(int(rng.integers(2**31))) if source == "agent" else None

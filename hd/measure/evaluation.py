@@ -57,7 +57,8 @@ def measure_policy(run: Run) -> tuple[list[dict], list[dict]]:
                 "sticky": cfg.eval_sticky}
     played = {"policy": play(policy_act(run), **protocol)}
     makers = {"random": random_act, "tracker": tracker_act}
-    for name in ("random",) if game == "ms_pacman" else ("random", "tracker"):
+    players = ("random", "tracker") if GAMES[game].tracker else ("random",)
+    for name in players:
         played[name] = reference_episodes(run, name, make=makers[name], protocol=protocol)
     played["ram_policy"], training_steps = _ram_policy(run, dict(protocol))
     episodes = [{"player": name, **episode} for name, rows in played.items() for episode in rows]
