@@ -1,20 +1,23 @@
-"""The command line: run, report, sweep, play, check, bench, publish, profiles.
+"""The command line: run, report, sweep, play, check, bench, publish, restore, profiles.
 
-Bad input is one line on stderr and exit code 2, a time limit 75, Ctrl-C 130, a failed notebook,
-build or check 1. Modules that import torch are imported by the command that needs them.
+Bad input is one line on stderr and exit code 2, a time limit 75, Ctrl-C 130, output that nobody
+reads any more 141, a failed notebook, build or check 1. Modules that import torch are imported by
+the command that needs them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from importlib.util import find_spec
 
 from hd import config
 from hd.config import GAMES, InputError
+from hd.run.storage import ROOT, artifacts_root, exclusive, require_checkout, shown
 
-EXIT_FAILED, EXIT_INPUT, EXIT_TIME_LIMIT, EXIT_INTERRUPTED = 1, 2, 75, 130
+EXIT_FAILED, EXIT_INPUT, EXIT_TIME_LIMIT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 75, 130, 141
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,9 +32,18 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    _print_anything()
     try:
         args = make_parser().parse_args(argv)
-        return args.command(args) or 0
+        if args.needs_checkout:
+            require_checkout(f"hd {args.name}")
+        code = args.command(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _forget_output()
+        return _complain("what reads the output was closed, so this stopped; the same command "
+                         "continues", EXIT_PIPE)
     except InputError as error:
         return _complain(error, EXIT_INPUT)
     except KeyboardInterrupt:
@@ -48,10 +60,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """The whole command line."""
-    parser = Parser(prog="hd", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="hd", description="a reproducible study of a world model of Atari games")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    run = _add(commands, "run", run_notebook, "execute a notebook of book/pipeline, or all of them")
+    run = _add(commands, "run", run_notebook, "execute a notebook of book/pipeline, or all of them",
+               needs_checkout=True)
     run.add_argument("notebook", help="as in book/pipeline, or all")
     _add_choices(run)
     _add_time_limit(run)
@@ -60,12 +73,14 @@ def make_parser() -> Parser:
     run.add_argument("--force", action="store_true", help="execute even if it is up to date")
     run.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
 
-    report = _add(commands, "report", make_report, "run the whole chain and build the book")
+    report = _add(commands, "report", make_report, "run the whole chain and build the book",
+                  needs_checkout=True)
     _add_choices(report)
     _add_time_limit(report)
     report.add_argument("--no-run", action="store_true", help="only build, from what is there")
 
-    _add_sweep_options(_add(commands, "sweep", run_sweep, "the chain for variants and seeds"))
+    _add_sweep_options(_add(commands, "sweep", run_sweep, "the chain for variants and seeds",
+                            needs_checkout=True))
 
     play = _add(commands, "play", play_game, "a video: the real game, its codes, the dream")
     play.add_argument("--game", default=GAMES[0], help=_one_of(GAMES))
@@ -74,13 +89,15 @@ def make_parser() -> Parser:
     play.add_argument("--policy", default="recorded", help="recorded, random, tracker or agent")
     play.add_argument("--out", help="the mp4; by default among the run's figures")
 
-    check = _add(commands, "check", run_checks, "validate data, model and mask; plays if needed")
+    check = _add(commands, "check", run_checks, "validate data, model and mask; plays if needed",
+                 needs_checkout=True)
     _add_choices(check, profile="smoke")
-    bench = _add(commands, "bench", run_benchmark, "side-by-side timings")
+    bench = _add(commands, "bench", run_benchmark, "side-by-side timings", needs_checkout=True)
     bench.add_argument("--pairs", type=_number, default=5, help="timings of each side")
     bench.add_argument("--quick", action="store_true",
                        help="tiny sizes, to see that it runs; never published")
-    publish = _add(commands, "publish", publish_profile, "copy fresh tables and figures for git")
+    publish = _add(commands, "publish", publish_profile, "copy fresh tables and figures for git",
+                   needs_checkout=True)
     publish.add_argument("--profile", help=_one_of(config.PROFILES))
     publish.add_argument("--benchmark", action="store_true",
                          help="what bench measured, instead of a profile")
@@ -88,7 +105,8 @@ def make_parser() -> Parser:
     publish.add_argument("--seed", type=_number, help="all seeds unless one is given")
     publish.add_argument("--weights", action="store_true",
                          help="the weights of one seed (default 0), not tables and figures")
-    restore = _add(commands, "restore", restore_weights, "published weights into the runs' folders")
+    restore = _add(commands, "restore", restore_weights, "published weights into the runs' folders",
+                   needs_checkout=True)
     _add_choices(restore)
     _add(commands, "profiles", show_profiles, "what the profiles and variants are")
     return parser
@@ -135,10 +153,11 @@ def run_sweep(args) -> int:
         config.resolve(args.profile, variant)
     games = config.check_games(args.games)
     from hd.book import notebooks
-    from hd.run.storage import ROOT, artifacts_root
+    from hd.run.machine import cpu_count
     config.allowed("notebook", args.until, notebooks.CHAIN)
-    if not isinstance(args.cores, int) or args.cores < 1:
-        raise InputError(f"cores must be a whole number from 1; got {args.cores!r}")
+    cores = cpu_count() if args.cores == "all" else args.cores
+    if not isinstance(cores, int) or cores < 1:
+        raise InputError(f"cores must be a whole number from 1, or all; got {cores!r}")
     if not find_spec("snakemake"):
         raise InputError("sweeps need Snakemake, which needs Python 3.11 or newer")
     if args.slurm and not find_spec("snakemake_executor_plugin_slurm"):
@@ -150,9 +169,10 @@ def run_sweep(args) -> int:
                f"variants={_listed(variants)}", f"seeds={_listed(seeds)}",
                f"games={_listed(games)}"]
     command += ["--profile", str(ROOT / "workflow" / "slurm")] if args.slurm else \
-        ["--cores", str(args.cores)]
-    command += ["--dry-run"] * args.dry_run
-    with notebooks.exclusive(artifacts_root() / "sweep"):
+        ["--cores", str(cores)]
+    if args.dry_run:
+        command.append("--dry-run")
+    with exclusive(artifacts_root() / "sweep"):
         try:
             snakemake(command)
         except SystemExit as done:
@@ -168,7 +188,6 @@ def play_game(args) -> None:
     config.resolve(args.profile, args.variant)
     config.check_seed(args.seed)
     from hd.report.video import play_video
-    from hd.run.storage import shown
     path = play_video(game=args.game, profile=args.profile, variant=args.variant, seed=args.seed,
                       policy=args.policy, steps=args.steps, out=args.out)
     print(shown(path))
@@ -248,9 +267,9 @@ def show_profiles(args) -> None:
 
 # ---- helpers
 
-def _add(commands, name, command, text) -> Parser:
+def _add(commands, name, command, text, *, needs_checkout=False) -> Parser:
     parser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, name=name, needs_checkout=needs_checkout)
     return parser
 
 
@@ -268,7 +287,7 @@ def _add_sweep_options(sweep) -> None:
     sweep.add_argument("--seeds", default="0", help="separated by commas")
     sweep.add_argument("--games", default=",".join(GAMES), help="separated by commas")
     sweep.add_argument("--until", default="06_policy", metavar="NOTEBOOK", help="the last notebook")
-    sweep.add_argument("--cores", type=_number, default=os.cpu_count() or 1,
+    sweep.add_argument("--cores", type=_number, default="all",
                        help="for the notebook that runs; they run one after the other")
     sweep.add_argument("--slurm", action="store_true", help="submit to SLURM: workflow/slurm")
     sweep.add_argument("-n", "--dry-run", action="store_true", help="only show what would run")
@@ -303,8 +322,23 @@ def _listed(values) -> str:
 
 
 def _complain(message, code: int) -> int:
-    print(f"hd: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"hd: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     return code
+
+
+def _print_anything() -> None:
+    """What the output's encoding lacks (a bar of progress in cp1252) is substituted: no work may
+    be lost for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _forget_output() -> None:
+    """Python flushes what is left at its end, and would complain about the closed pipe again."""
+    with contextlib.suppress(OSError, ValueError):  # another kind of stream, in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ RAM addresses: AtariARI (Anand et al. 2019).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import ale_py
 import cv2
@@ -16,6 +17,7 @@ import gymnasium
 import numpy as np
 from ale_py import roms
 
+from hd import config
 from hd.config import InputError, allowed
 
 ACTION_MEANINGS = (
@@ -26,35 +28,96 @@ NOOP, FIRE, RIGHT, LEFT = 0, 1, 3, 4
 FRAME_SKIP = 4
 
 
+def _towards(distance: int, tolerance: int, up: int, down: int) -> int:
+    return up if distance > tolerance else down if distance < -tolerance else NOOP
+
+
+def _track_pong(ram: np.ndarray) -> int:
+    """Go where the ball will land, strike flat balls off centre so that rallies end.
+
+    One step moves the paddle by 22 and it coasts: moving only every second step of the ball's way
+    (its x advances 4 a step) keeps that in check. RAM 58 and 56: -dx and dy per emulator frame.
+    """
+    x, y, player_y = int(ram[49]), int(ram[54]), int(ram[51])
+    if not y or (x // 4) % 2:
+        return NOOP
+    ball_dx, ball_dy = -int(ram[58:59].view(np.int8)[0]), int(ram[56:57].view(np.int8)[0])
+    if ball_dx <= 0:
+        return _towards(119 - player_y, 8, LEFT, RIGHT)
+    top, height = 44, 163
+    folded = (y + ball_dy * max(0, 188 - x) - top) % (2 * height)
+    landing = top + min(folded, 2 * height - folded)
+    off_centre = 0 if abs(ball_dy) > 1 else 3 if ram[50] < 126 else -3
+    return _towards(landing - player_y - 7 - off_centre, 8, LEFT, RIGHT)
+
+
+def _track_breakout(ram: np.ndarray) -> int:
+    if not ram[101]:
+        return FIRE
+    # The paddle's centre is 6 right of its address; it moves about 12 a step.
+    return _towards(int(ram[99]) - int(ram[72]) - 6, 6, RIGHT, LEFT)
+
+
+class Place(NamedTuple):
+    """What is followed on pictures: two labels of its place in RAM, and the shift from there to its
+    centre on the 160 x 210 screen, measured on rendered frames."""
+
+    x: str
+    y: str
+    right: float
+    down: float
+
+
 @dataclass(frozen=True)
 class Game:
-    """One game: ROM, gymnasium's name, useful actions (ALE ids) and RAM addresses of its state.
+    """All that the study knows of one game; the appendix "Contributing" says how to add one.
 
-    place: what is followed on pictures, the ball (MsPacman: the player): its two labels, and the
-    shift from RAM to its centre on the 160 x 210 screen, measured on rendered frames.
+    Raises InputError in one line for what does not fit together.
     """
 
+    title: str  # on figures and in tables
     rom: str
-    gym_id: str
-    actions: tuple[int, ...]
-    labels: dict[str, int | range]
-    place: tuple[str, str, float, float]
+    gym_id: str  # gymnasium's name
+    actions: tuple[int, ...]  # ALE ids of the useful ones
+    labels: Mapping[str, int | range]  # RAM addresses of its state (AtariARI)
+    coordinates: tuple[str, ...]  # the labels that probes read as numbers, by a small MLP
+    place: Place  # of the ball, or of the player where there is none
+    ball_y_end: int = 256  # from this ball_y on the ball is below the field, where none sees it
+    tracker: Callable[[np.ndarray], int] | None = None  # RAM (128,) -> ALE id, a scripted player
+
+    def __post_init__(self):
+        unknown = {*self.coordinates, *self.place[:2]} - {*self.labels}
+        if unknown:
+            raise InputError(f"{self.title}: coordinates and place may only name labels, of which "
+                             f"a RAM address is known; got {', '.join(sorted(unknown))}")
+        known = range(len(ACTION_MEANINGS))
+        if not self.actions or not {*self.actions} <= {*known}:
+            raise InputError(f"{self.title}: actions must be some of ALE's ids 0 to {known[-1]}; "
+                             f"got {self.actions}")
 
 
 GAMES = {
-    "pong": Game("pong", "ALE/Pong-v5", (0, 1, 3, 4, 11, 12), {
-        "player_y": 51, "enemy_y": 50, "ball_x": 49, "ball_y": 54,
-        "enemy_score": 13, "player_score": 14},
-        ("ball_x", "ball_y", -48.5, -12.5)),
-    "breakout": Game("breakout", "ALE/Breakout-v5", (0, 1, 3, 4), {
-        "player_x": 72, "ball_x": 99, "ball_y": 101, "blocks_hit_count": 77, "score": 84,
-        "block_bit_map": range(30)}, ("ball_x", "ball_y", -48.5, 10.5)),
-    "ms_pacman": Game("ms_pacman", "ALE/MsPacman-v5", (0, 2, 3, 4, 5, 6, 7, 8, 9), {
-        "sue_x": 6, "inky_x": 7, "pinky_x": 8, "blinky_x": 9, "sue_y": 12, "inky_y": 13,
-        "pinky_y": 14, "blinky_y": 15, "player_x": 10, "player_y": 16, "fruit_x": 11,
-        "fruit_y": 17, "ghosts_count": 19, "player_direction": 56, "dots_eaten": 119,
-        "player_score": 120, "num_lives": 123},
-        ("player_x", "player_y", -8.5, 5.5)),
+    "pong": Game(
+        "Pong", "pong", "ALE/Pong-v5", (0, 1, 3, 4, 11, 12), {
+            "player_y": 51, "enemy_y": 50, "ball_x": 49, "ball_y": 54,
+            "enemy_score": 13, "player_score": 14},
+        # ball_x is the honest one: the opponent betrays ball_y.
+        ("player_y", "enemy_y", "ball_x", "ball_y"), Place("ball_x", "ball_y", -48.5, -12.5),
+        tracker=_track_pong),
+    "breakout": Game(
+        "Breakout", "breakout", "ALE/Breakout-v5", (0, 1, 3, 4), {
+            "player_x": 72, "ball_x": 99, "ball_y": 101, "blocks_hit_count": 77, "score": 84,
+            "block_bit_map": range(30)},
+        ("player_x", "ball_x", "ball_y"), Place("ball_x", "ball_y", -48.5, 10.5),
+        ball_y_end=187, tracker=_track_breakout),
+    "ms_pacman": Game(
+        "MsPacman", "ms_pacman", "ALE/MsPacman-v5", (0, 2, 3, 4, 5, 6, 7, 8, 9), {
+            "sue_x": 6, "inky_x": 7, "pinky_x": 8, "blinky_x": 9, "sue_y": 12, "inky_y": 13,
+            "pinky_y": 14, "blinky_y": 15, "player_x": 10, "player_y": 16, "fruit_x": 11,
+            "fruit_y": 17, "ghosts_count": 19, "player_direction": 56, "dots_eaten": 119,
+            "player_score": 120, "num_lives": 123},
+        ("player_x", "player_y", "blinky_x", "blinky_y"),
+        Place("player_x", "player_y", -8.5, 5.5)),
 }
 
 
@@ -80,6 +143,9 @@ def check_frames(frames, shape: tuple[int, ...] = (4, 84, 84)) -> None:
 
 def game_named(game: str) -> Game:
     """The Game; raises InputError that lists the known ones."""
+    if game in config.GAMES and game not in GAMES:
+        raise InputError(f"{game} is in hd.config.GAMES but not in hd.atari.GAMES: add what there "
+                         f"is to know of it; book/appendix/contributing.md says what")
     allowed("game", game, GAMES)
     return GAMES[game]
 
@@ -93,19 +159,19 @@ def labels(game: str, ram: np.ndarray) -> dict[str, np.ndarray]:
 def on_frame(game: str, state: Mapping[str, np.ndarray]) -> np.ndarray:
     """State variables by name, each (...), in RAM units -> column and row (..., 2) float on an
     84x84 frame of what the game's place follows."""
-    x, y, right, down = game_named(game).place
-    return np.stack([(np.asarray(state[x], float) + right + 0.5) * 84 / 160 - 0.5,
-                     (np.asarray(state[y], float) + down + 0.5) * 84 / 210 - 0.5], -1)
+    place = game_named(game).place
+    return np.stack([(np.asarray(state[place.x], float) + place.right + 0.5) * 84 / 160 - 0.5,
+                     (np.asarray(state[place.y], float) + place.down + 0.5) * 84 / 210 - 0.5], -1)
 
 
 def ball_in_play(game: str, ram: np.ndarray) -> np.ndarray:
     """ram (..., 128) -> bool (...): the ball is on the screen. A game without a ball: all True.
 
     Both games hold ball_y = 0 between a miss and the next serve, while ball_x keeps a stale value.
-    Breakout's ball falls on unseen below the screen's field, which ends at ball_y 187.
+    Breakout's ball falls on unseen below the screen's field.
     """
     ball_y = labels(game, ram).get("ball_y", np.ones(ram.shape[:-1], np.uint8))
-    return (ball_y > 0) & (ball_y < 187) if game == "breakout" else ball_y > 0
+    return (ball_y > 0) & (ball_y < game_named(game).ball_y_end)
 
 
 @dataclass(frozen=True)
@@ -228,36 +294,9 @@ def tracker_action(game: str, ram: np.ndarray) -> int:
     """A scripted player that reads RAM (128,): its paddle meets the ball; Breakout's fires it.
 
     A function of RAM alone, so that it is a baseline for policies without memory.
-    Raises InputError for a game without a ball.
+    Raises InputError for a game without one.
     """
-    if game == "pong":
-        return _track_pong(ram)
-    if game == "breakout":
-        if not ram[101]:
-            return FIRE
-        # The paddle's centre is 6 right of its address; it moves about 12 a step.
-        return _towards(int(ram[99]) - int(ram[72]) - 6, 6, RIGHT, LEFT)
-    raise InputError(f"no tracker for {game!r}; allowed: pong, breakout")
-
-
-def _towards(distance: int, tolerance: int, up: int, down: int) -> int:
-    return up if distance > tolerance else down if distance < -tolerance else NOOP
-
-
-def _track_pong(ram: np.ndarray) -> int:
-    """Go where the ball will land, strike flat balls off centre so that rallies end.
-
-    One step moves the paddle by 22 and it coasts: moving only every second step of the ball's way
-    (its x advances 4 a step) keeps that in check. RAM 58 and 56: -dx and dy per emulator frame.
-    """
-    x, y, player_y = int(ram[49]), int(ram[54]), int(ram[51])
-    if not y or (x // 4) % 2:
-        return NOOP
-    ball_dx, ball_dy = -int(ram[58:59].view(np.int8)[0]), int(ram[56:57].view(np.int8)[0])
-    if ball_dx <= 0:
-        return _towards(119 - player_y, 8, LEFT, RIGHT)
-    top, height = 44, 163
-    folded = (y + ball_dy * max(0, 188 - x) - top) % (2 * height)
-    landing = top + min(folded, 2 * height - folded)
-    off_centre = 0 if abs(ball_dy) > 1 else 3 if ram[50] < 126 else -3
-    return _towards(landing - player_y - 7 - off_centre, 8, LEFT, RIGHT)
+    if tracker := game_named(game).tracker:
+        return tracker(ram)
+    able = [name for name, one in GAMES.items() if one.tracker]
+    raise InputError(f"no tracker for {game!r}; allowed: {', '.join(able)}")

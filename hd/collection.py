@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from hd.atari import GAMES, AtariGame, game_named, tracker_action
 from hd.config import FramesConfig, InputError, allowed
+from hd.run.machine import cpu_count
 from hd.run.storage import sha256_of, write_atomically
 
 SOURCES = ("random", "repeat", "tracker", "agent")  # who chose; `source` in the steps file
@@ -102,9 +103,10 @@ def collect_game(game: str, cfg: FramesConfig, *, folder: Path, seed: int = 0,
     and continues float32 (0.0 where the step ended the game), ram (N, 128) and lives uint8 (as
     seen before the action), source int8 (index into SOURCES), episode_ids int32 from 0.
 
-    Episode k depends on the settings, seed and k only; num_workers (default: all cores) changes
-    nothing. Episodes already stored are kept, damaged ones played again; so are final files.
-    progress gets the steps done and asked for. False when should_stop() ended it before the end.
+    Episode k depends on the settings, seed and k only; num_workers (default: one for each core
+    that this process may use) changes nothing. Episodes already stored are kept, damaged ones
+    played again; so are final files. progress gets the steps done and asked for. False when
+    should_stop() ended it before the end.
     Raises InputError for unknown games or sources, for the source "agent" without an agent, and
     when the folder cannot be written.
     """
@@ -113,7 +115,7 @@ def collect_game(game: str, cfg: FramesConfig, *, folder: Path, seed: int = 0,
     job = _Job(game, cfg, Path(folder), seed, agent)
     if not _is_complete(job):
         lengths = _whole_parts(job)
-        workers = num_workers or os.cpu_count() or 1
+        workers = num_workers or cpu_count()
 
         def report() -> None:
             progress(min(sum(lengths.values()), cfg.num_steps), cfg.num_steps)
@@ -142,7 +144,7 @@ def play_episode(env: AtariGame, cfg: FramesConfig, *, seed: int, episode: int,
     rng = np.random.default_rng(np.random.SeedSequence(key))
     rng.random()  # unused: the episodes of earlier versions drew their source here
     source = source_of(episode, cfg)
-    is_able = {"tracker": "ball_y" in GAMES[env.game].labels, "agent": begin is not None}
+    is_able = {"tracker": GAMES[env.game].tracker is not None, "agent": begin is not None}
     source = source if is_able.get(source, True) else "random"
     frame, info = env.reset(seed=int(rng.integers(2**31)))
     agent = begin(int(rng.integers(2**31))) if source == "agent" else None

@@ -13,8 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from hd.config import InputError
+from hd.config import InputError, allowed
 from hd.run.training import Loss
+
+FAR = 16.0  # a codebook's mean is far from zero: its squared length over the codes' variance
 
 
 class Quantized(NamedTuple):
@@ -30,6 +32,8 @@ class ResidualVQ(nn.Module):
 
     kind "product" gives each level its own slice of the vector instead of what is left over.
     project_dim: quantize that many principal components (of the first batch) instead of the vector.
+    Computes in float32, and stays in it when a model around it is cast (moving averages would stand
+    still in half precision); embeddings may be of any type. Rows that are not finite are refused.
     """
 
     def __init__(self, num_levels: int = 3, num_codes: int = 256, dim: int = 384, *,
@@ -37,8 +41,12 @@ class ResidualVQ(nn.Module):
                  kmeans_iterations: int = 10, refill_below: float = 0.1,
                  kind: str = "residual", project_dim: int = 0):
         super().__init__()
-        if project_dim > dim:
-            raise InputError(f"project_dim must be at most {dim}; got {project_dim}")
+        allowed("kind of quantization", kind, ("residual", "product"))
+        if min(num_levels, num_codes, dim) < 1:
+            raise InputError(f"num_levels, num_codes and dim must be at least 1; got {num_levels}, "
+                             f"{num_codes} and {dim}")
+        if not 0 <= project_dim <= dim:
+            raise InputError(f"project_dim must be from 0 to {dim}; got {project_dim}")
         self.dim, dim = dim, project_dim or dim
         if kind == "product" and dim % num_levels:
             raise InputError(f"product quantization of {dim} columns needs a number of levels that "
@@ -63,11 +71,14 @@ class ResidualVQ(nn.Module):
 
         In training mode the codebooks learn, and the first forward starts them from that batch
         (at least num_codes rows, else InputError). In eval mode nothing changes state.
-        loss: sum over levels of commitment cost x mean squared residual distance.
+        loss: sum over levels of commitment cost x mean squared residual distance. Raises
+        InputError for no rows at all, of which there is no mean, as for other wrong embeddings.
         """
+        flat = _flat(embeddings, self.dim)
+        if not len(flat):
+            raise InputError("embeddings hold no rows: there is nothing to quantize")
         shape = embeddings.shape
         with torch.autocast(embeddings.device.type, enabled=False):
-            flat = self._flat(embeddings)
             if self.training and not self.is_initialised:
                 self._start(flat.detach())
             residual = self._project(flat)
@@ -85,25 +96,23 @@ class ResidualVQ(nn.Module):
             quantized = self._unproject(quantized)
         if flat.requires_grad:  # straight through: the difference is exactly zero
             quantized = quantized + (flat - flat.detach())
-        return Quantized(quantized.view(shape), torch.stack(tokens, -1).view(*shape[:-1], -1), loss)
+        return Quantized(quantized.view(shape), _as_rows(tokens, shape), loss)
 
     @torch.no_grad()
     def encode(self, embeddings):
         """embeddings (..., D) -> tokens (..., L) int64; never changes state."""
-        tokens = []
+        flat, tokens = _flat(embeddings, self.dim), []
         with torch.autocast(embeddings.device.type, enabled=False):
-            residual = self._project(self._flat(embeddings))
+            residual = self._project(flat)
             for level, codebook in enumerate(self.codebooks):
                 tokens.append(nearest(self._part(residual, level), codebook))
                 if level + 1 < len(self.codebooks):
                     residual = residual - codebook[tokens[-1]]
-        return torch.stack(tokens, -1).view(*embeddings.shape[:-1], -1)
+        return _as_rows(tokens, embeddings.shape)
 
     def decode(self, tokens, per_level: bool = False):
         """tokens (..., L) -> quantized (..., D), or each level's own vectors (..., L, D)."""
-        if tokens.shape[-1] != len(self.codebooks):
-            raise InputError(f"tokens must have {len(self.codebooks)} levels; "
-                             f"got {tokens.shape[-1]}")
+        _check_tokens(tokens, *self.codebooks.shape[:2])
         vectors = [book[tokens[..., level]] for level, book in enumerate(self.codebooks)]
         if per_level:
             apart = [self._unproject(vector) for vector in vectors]
@@ -115,11 +124,8 @@ class ResidualVQ(nn.Module):
             total = total + level
         return self._unproject(total)
 
-    def _flat(self, embeddings):
-        """(..., D) -> (N, D) float32, checked."""
-        if embeddings.shape[-1] != self.dim:
-            raise InputError(f"embeddings must have {self.dim} columns; got {embeddings.shape[-1]}")
-        return embeddings.reshape(-1, self.dim).float()
+    def _apply(self, fn, recurse=True):
+        return super()._apply(_in_its_type(fn), recurse)
 
     def _part(self, rows, level):
         """What a level quantizes of rows (N, D): all of it, or its own slice."""
@@ -140,9 +146,10 @@ class ResidualVQ(nn.Module):
     @torch.no_grad()
     def _start(self, rows):
         num_codes = self.codebooks.shape[1]
-        if len(rows) < num_codes:
-            raise InputError(f"the first batch must hold at least {num_codes} rows, one for each "
-                             f"code; got {len(rows)}")
+        directions = 0 if self.basis is None else len(self.basis)
+        if len(rows) < max(num_codes, directions):
+            raise InputError(f"the first batch must hold at least {max(num_codes, directions)} "
+                             f"rows, one for each code and direction; got {len(rows)}")
         if self.basis is not None:
             self.centre.copy_(rows.mean(0))
             directions = torch.linalg.svd(rows - self.centre, full_matrices=False).Vh
@@ -179,20 +186,79 @@ class ResidualVQ(nn.Module):
         if len(dead):
             # Where the error is large, as k-means++ starts; a try that wins too little ends soon.
             error = (rows - self.codebooks[level][codes]).pow(2).sum(1)
-            error = error.nan_to_num(nan=0.0, posinf=0.0).clamp_min(1e-12)
+            error = error.clamp_min(1e-12)
             picks = torch.multinomial(error, len(dead), replacement=True)
             self.codebooks[level, dead] = rows[picks]
             self.counts[level, dead] = enough
             self.sums[level, dead] = rows[picks] * enough
 
 
+def _in_its_type(fn):
+    """What moves a module's tensors to another device, without changing their type."""
+    def moved(tensor):
+        changed = fn(tensor)
+        return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+    return moved
+
+
+def _flat(embeddings, dim: int):
+    """(..., D) -> (N, D) float32. Raises InputError unless they have D columns and each row is of
+    finite numbers whose squares are finite too."""
+    if not isinstance(embeddings, torch.Tensor) or not embeddings.ndim:
+        raise InputError(f"embeddings must be a tensor (..., {dim}); got {type(embeddings)}")
+    if embeddings.shape[-1] != dim:
+        raise InputError(f"embeddings must have {dim} columns; got {embeddings.shape[-1]}")
+    flat = embeddings.reshape(-1, dim).float()
+    lengths = torch.linalg.vector_norm(flat.detach(), dim=1)
+    if not lengths.isfinite().all():
+        wrong = (~lengths.isfinite()).nonzero()[:, 0].tolist()
+        raise InputError(f"row {wrong[0]} of {len(flat)} embeddings is not finite, or too large "
+                         f"({len(wrong)} such in all): no codebook learns from it; look at what "
+                         f"made the embeddings")
+    return flat
+
+
+def _check_tokens(tokens, num_levels: int, num_codes: int) -> None:
+    """Raise InputError unless tokens are whole numbers (..., L) below K."""
+    if not isinstance(tokens, torch.Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"tokens must be an int64 tensor; got "
+                         f"{getattr(tokens, 'dtype', type(tokens))}")
+    if not tokens.ndim or tokens.shape[-1] != num_levels:
+        raise InputError(f"tokens must have {num_levels} levels; got "
+                         f"{tokens.shape[-1] if tokens.ndim else 'one number'}")
+    if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < num_codes:
+        raise InputError(f"tokens must be from 0 to {num_codes - 1}; got {tokens.min().item()} to "
+                         f"{tokens.max().item()}")
+
+
+def _as_rows(tokens, shape):
+    """Each level's codes (N,) -> (..., L), for embeddings of this shape (..., D)."""
+    return torch.stack(tokens, -1).view(*shape[:-1], len(tokens))
+
+
 def nearest(rows, codebook):
-    """Index of the nearest code (Euclidean) for each row: (N, D), (K, D) -> (N,) int64."""
+    """Index of the nearest code (Euclidean) for each row: (N, D), (K, D) -> (N,) int64.
+
+    By squares and products, as is fast. Far from zero these are large numbers whose small
+    differences decide, and float32 would round them away: there the codebook's mean is taken off
+    both first. Unit-length rows never need it: where they lie close together, what rounding decides
+    are near ties.
+    """
+    centre = codebook.mean(0)
+    length = centre.pow(2).sum()
+    if length > 2 and length > FAR * (codebook - centre).pow(2).sum(1).mean():
+        rows, codebook = rows - centre, codebook - centre
     return torch.addmm(codebook.pow(2).sum(1), rows, codebook.T, alpha=-2).argmin(1)
 
 
 def kmeans(rows, num_codes: int, *, iterations: int):
-    """Lloyd's k-means from random distinct rows: (N, D) -> (num_codes, D). Empty codes restart."""
+    """Lloyd's k-means from random distinct rows: (N, D) -> (num_codes, D). Empty codes restart.
+
+    Raises InputError for fewer rows than codes.
+    """
+    if not 1 <= num_codes <= len(rows):
+        raise InputError(f"k-means needs at least one code, and a row for each; got {num_codes} "
+                         f"codes and {len(rows)} rows")
     start = torch.randperm(len(rows), device=rows.device)[:num_codes]
     codebook = rows[start].clone()
     for _ in range(iterations):
@@ -218,6 +284,7 @@ class LibraryVQ(nn.Module):
         except ImportError:
             raise InputError('tokenizer.kind "library" needs the package vector-quantize-pytorch: '
                              "install the dev extra") from None
+        self.dim = dim
         self.theirs = Theirs(dim=dim, num_quantizers=num_levels, codebook_size=num_codes,
                              decay=decay, kmeans_init=True, threshold_ema_dead_code=2)
 
@@ -227,8 +294,12 @@ class LibraryVQ(nn.Module):
         return self.theirs.codebooks
 
     def forward(self, embeddings) -> Quantized:
-        """embeddings (N, D) -> Quantized; learns in training mode."""
-        quantized, tokens, losses = self.theirs(embeddings.float())
+        """embeddings (N, D) -> Quantized; learns in training mode. Raises InputError for rows that
+        are not finite, and for no rows at all."""
+        flat = _flat(embeddings, self.dim)
+        if not len(flat):
+            raise InputError("embeddings hold no rows: there is nothing to quantize")
+        quantized, tokens, losses = self.theirs(flat)
         return Quantized(quantized, tokens, losses.sum())
 
     @torch.no_grad()
@@ -241,8 +312,12 @@ class LibraryVQ(nn.Module):
 
     def decode(self, tokens, per_level: bool = False):
         """tokens (..., L) -> quantized (..., D), or each level's own vectors (..., L, D)."""
+        _check_tokens(tokens, *self.codebooks.shape[:2])
         vectors = [book[tokens[..., level]] for level, book in enumerate(self.codebooks)]
         return torch.stack(vectors, -2) if per_level else sum(vectors)
+
+    def _apply(self, fn, recurse=True):
+        return super()._apply(_in_its_type(fn), recurse)
 
     def loss(self, batch) -> Loss:
         """batch {"embeddings" (N, D)} -> its commitment loss and the reconstruction error."""

@@ -338,7 +338,7 @@ def _measure_policy(run: Run) -> list[dict]:
                 "sticky": cfg.eval_sticky}
     played = {"policy": play.play(act_of(run), **protocol)}
     players = {"random": play.random_act}
-    if "ball_x" in atari.GAMES[game].labels:
+    if atari.GAMES[game].tracker:
         players["tracker"] = play.tracker_act
     for name, player in players.items():
         played[name] = remembered(run, name, protocol,

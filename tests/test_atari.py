@@ -1,5 +1,10 @@
 """hd.atari: the environment equals gymnasium's, frame by frame; RAM, clones, the tracker."""
 
+import dataclasses
+import os
+import subprocess
+import sys
+
 import ale_py
 import gymnasium
 import numpy as np
@@ -7,6 +12,7 @@ import pytest
 import torch
 from ale_py import roms
 from gymnasium.utils.env_checker import check_env
+from tiny import refusal
 
 from hd import atari, config
 from hd.atari import (
@@ -19,6 +25,7 @@ from hd.atari import (
     tracker_action,
 )
 from hd.config import InputError
+from hd.run import storage
 
 gymnasium.register_envs(ale_py)
 
@@ -69,6 +76,54 @@ def test_an_unknown_game_is_refused_with_the_list_of_known_ones():
     for refused in (lambda: AtariGame("tennis"), lambda: labels("tennis", np.zeros(128, np.uint8))):
         with pytest.raises(InputError, match="'tennis'; allowed: pong, breakout, ms_pacman"):
             refused()
+
+
+BOXING = """
+import sys
+from hd import atari, config
+config.GAMES += ("boxing",)
+atari.GAMES["boxing"] = atari.Game(
+    "Boxing", "boxing", "ALE/Boxing-v5", tuple(range(18)),
+    {"player_x": 32, "player_y": 34, "enemy_x": 33, "enemy_y": 35, "player_score": 18},
+    ("player_x", "player_y", "enemy_x", "enemy_y"), atari.Place("player_x", "player_y", 0.0, 0.0))
+
+if __name__ == "__main__":  # processes that play import the lines above
+    from hd import replay, stages
+    from hd.measure import game_state
+    from hd.report import tables
+    from hd.run import runs
+    run = runs.start("frames", profile="smoke", games="boxing", overrides={
+        "frames.num_steps": 60, "frames.min_episodes": 2, "frames.sources": {"tracker": 1.0}})
+    stages.make(run)
+    table, data = stages.measure(run), replay.open_run(run)
+    print(tables.TITLES["boxing"], *sorted(set(table["game"])))
+    print(game_state.coordinates(data, data.starts[:1]).shape, set(data.source.tolist()))
+"""
+
+
+def test_a_fourth_game_needs_its_name_and_its_entry_and_nothing_else(tmp_path):
+    script = tmp_path / "boxing.py"
+    script.write_text(BOXING)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(storage.ROOT),
+                               "HD_ARTIFACTS": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["Boxing all boxing", "(1, 4) {0}"]
+
+
+def test_a_name_without_an_entry_is_one_line_that_says_where_it_belongs(monkeypatch):
+    monkeypatch.setattr(config, "GAMES", (*config.GAMES, "boxing"))
+    assert "not in hd.atari.GAMES: add" in refusal(AtariGame, "boxing")
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"coordinates": ("ball_z",)}, "Pong: coordinates and place may only name labels"),
+    ({"place": atari.Place("ball_x", "bal_y", 0.0, 0.0)}, "got bal_y"),
+    ({"actions": (0, 18)}, "ALE's ids 0 to 17"),
+    ({"actions": ()}, "ALE's ids 0 to 17"),
+])
+def test_an_entry_that_does_not_fit_together_is_refused(changes, says):
+    assert says in refusal(dataclasses.replace, GAMES["pong"], **changes)
 
 
 @pytest.mark.parametrize("game", GAMES)

@@ -43,7 +43,28 @@ def a_label_and_features_that_show_it(rng):
     return label * 30, (features * 0.01).astype(np.float32)
 
 
+def f1_scores(features, labels, split, **chosen):
+    """As hd.measure.game_state scores: a linear probe, fitted, read where frames are new."""
+    varying = probes.varying_labels(labels, split)
+    probe = probes.fit_linear_probe(features, varying, split, **chosen)
+    return probes.f1_of(probe, features, varying, rows=split.scored())
+
+
+def coordinate_scores(features, targets, split, *, rows, **chosen):
+    """As hd.measure.game_state scores: a small MLP, fitted, read where frames are new."""
+    probe = probes.fit_coordinate_probe(features, targets, split, rows=rows, **chosen)
+    return probes.read_coordinates(probe, features, targets, fitted=split.train & rows,
+                                   scored=split.scored(rows))
+
+
 # Split
+
+def test_masks_of_numbers_or_of_other_lengths_are_refused():
+    good, ids = np.array([True, False]), np.arange(2)
+    for train, test in ((good.astype(int), ~good), (good, np.ones(3, bool))):
+        with pytest.raises(InputError, match="bool masks, and with episode_ids one entry per row"):
+            probes.Split(train, test, ids)
+
 
 def test_an_episode_on_both_sides_is_refused():
     episode_ids = np.array([0, 0, 1, 1])
@@ -82,9 +103,9 @@ def test_f1_counts_no_duplicate_of_a_training_frame(rng):
     label, features = a_label_and_features_that_show_it(rng)
     label[1000:] = (label[1000:] + 30) % 210
     keys = np.arange(len(ROWS))
-    plain = probes.f1_scores(features, {"x": label}, split_by_last_episodes(keys), cfg=CFG, seed=0)
+    plain = f1_scores(features, {"x": label}, split_by_last_episodes(keys), cfg=CFG, seed=0)
     keys[900:1000] = keys[:100]
-    unique = probes.f1_scores(features, {"x": label}, split_by_last_episodes(keys), cfg=CFG, seed=0)
+    unique = f1_scores(features, {"x": label}, split_by_last_episodes(keys), cfg=CFG, seed=0)
     assert plain["x"] > 0.3
     assert unique["x"] == 0.0
 
@@ -109,14 +130,14 @@ def test_frame_keys_are_equal_exactly_where_stacks_are_byte_identical(rng):
 def test_a_linearly_decodable_label_is_read_from_features_of_any_scale(rng, split):
     label, features = a_label_and_features_that_show_it(rng)
     for scale in (1e-3, 1.0, 1e3):
-        f1 = probes.f1_scores(features * scale, {"x": label}, split, cfg=CFG, seed=0)
+        f1 = f1_scores(features * scale, {"x": label}, split, cfg=CFG, seed=0)
         assert f1["x"] > 0.98
 
 
 def test_random_features_are_hardly_better_than_the_majority_class(rng, split):
     label, _ = a_label_and_features_that_show_it(rng)
     features = rng.normal(size=(len(ROWS), DIM)).astype(np.float32)
-    f1 = probes.f1_scores(features, {"x": label}, split, cfg=CFG, seed=0)["x"]
+    f1 = f1_scores(features, {"x": label}, split, cfg=CFG, seed=0)["x"]
     # Seven equal classes: guessing at random scores 1/7, always the same one (1/7) / 4.
     assert f1 < 1 / 7 + 0.06
     assert probes.majority_f1({"x": label}, split)["x"] < 0.08
@@ -124,15 +145,15 @@ def test_random_features_are_hardly_better_than_the_majority_class(rng, split):
 
 def test_shuffled_labels_cannot_be_read(rng, split):
     label, features = a_label_and_features_that_show_it(rng)
-    f1 = probes.f1_scores(features, {"x": rng.permutation(label)}, split, cfg=CFG, seed=0)
+    f1 = f1_scores(features, {"x": rng.permutation(label)}, split, cfg=CFG, seed=0)
     assert f1["x"] < 1 / 7 + 0.06
 
 
 def test_variables_learned_together_score_as_each_would_alone(rng, split):
     label, features = a_label_and_features_that_show_it(rng)
     other = rng.integers(5, size=len(ROWS)).astype(np.uint8)
-    both = probes.f1_scores(features, {"x": label, "other": other}, split, cfg=CFG, seed=0)
-    alone = probes.f1_scores(features, {"x": label}, split, cfg=CFG, seed=0)
+    both = f1_scores(features, {"x": label, "other": other}, split, cfg=CFG, seed=0)
+    alone = f1_scores(features, {"x": label}, split, cfg=CFG, seed=0)
     assert both["x"] == pytest.approx(alone["x"], abs=0.02)  # only the learning rate is shared
     assert both["other"] < 0.3
 
@@ -141,7 +162,7 @@ def test_a_class_unseen_in_training_counts_as_an_error(rng, split):
     label, features = a_label_and_features_that_show_it(rng)
     label[split.test & (label == 60)] = 255
     missing = (label[split.test] == 255).mean()
-    f1 = probes.f1_scores(features, {"x": label}, split, cfg=CFG, seed=0)
+    f1 = f1_scores(features, {"x": label}, split, cfg=CFG, seed=0)
     assert f1["x"] == pytest.approx(1 - missing, abs=0.02)
 
 
@@ -193,9 +214,8 @@ def test_scores_depend_on_the_seed_alone_and_leave_the_random_state_as_it_was(rn
     features += 0.05 * rng.normal(size=features.shape).astype(np.float32)
 
     def scores(seed):
-        return (probes.f1_scores(features, {"x": label}, split, cfg=CFG, seed=seed),
-                probes.coordinate_scores(features, {"x": label}, split, rows=ROWS, cfg=CFG,
-                                         seed=seed))
+        return (f1_scores(features, {"x": label}, split, cfg=CFG, seed=seed),
+                coordinate_scores(features, {"x": label}, split, rows=ROWS, cfg=CFG, seed=seed))
 
     before = torch.get_rng_state()
     first = scores(0)
@@ -209,7 +229,7 @@ def test_features_that_are_not_finite_are_refused(rng, split):
     label, features = a_label_and_features_that_show_it(rng)
     features[5, 3] = np.nan
     with pytest.raises(InputError, match="not finite"):
-        probes.f1_scores(features, {"x": label}, split, cfg=CFG, seed=0)
+        f1_scores(features, {"x": label}, split, cfg=CFG, seed=0)
 
 
 def test_category_means_average_inside_categories_first():
@@ -237,7 +257,7 @@ def test_a_variable_without_category_is_refused_by_name():
 def test_a_linear_function_of_the_features_is_read_in_its_own_units(rng, split):
     features = rng.normal(size=(len(ROWS), DIM)).astype(np.float32) * 0.05
     target = 80 + 600 * features @ np.eye(DIM)[0]  # deviation 30
-    score = probes.coordinate_scores(features, {"x": target}, split, rows=ROWS, cfg=CFG, seed=0)
+    score = coordinate_scores(features, {"x": target}, split, rows=ROWS, cfg=CFG, seed=0)
     assert score["x"].r2 > 0.9
     assert score["x"].median_error < 6
     assert score["x"].baseline_error == pytest.approx(0.6745 * 30, rel=0.2)  # of a normal
@@ -248,8 +268,8 @@ def test_noise_is_neither_read_nor_learned_by_heart(rng, split):
     features = rng.normal(size=(len(ROWS), DIM)).astype(np.float32)
     target = rng.integers(160, size=len(ROWS)).astype(np.uint8)
     patient = ProbeConfig(epochs=60, patience=60)
-    score = probes.coordinate_scores(features, {"x": target}, split, rows=ROWS, cfg=patient,
-                                     seed=0)
+    score = coordinate_scores(features, {"x": target}, split, rows=ROWS, cfg=patient,
+                              seed=0)
     assert -0.2 < score["x"].r2 <= 0.1  # the last epoch instead of the best: -0.5
     assert score["x"].median_error > 0.85 * score["x"].baseline_error
 
@@ -259,7 +279,7 @@ def test_rows_where_a_coordinate_means_nothing_neither_teach_nor_count(rng, spli
     target = 20 * features[:, 0] + 100
     rows = np.arange(len(ROWS)) % 3 > 0
     other = np.where(rows, target, 1e4)
-    scores = [probes.coordinate_scores(features, {"x": x}, split, rows=rows, cfg=CFG, seed=0)
+    scores = [coordinate_scores(features, {"x": x}, split, rows=rows, cfg=CFG, seed=0)
               for x in (target, other)]
     assert scores[0] == scores[1]
     assert scores[0]["x"].n == 200

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import refusal
 
 from hd.config import InputError
 from hd.quantization import LibraryVQ, kmeans, nearest
@@ -93,12 +94,31 @@ def test_later_batches_may_be_smaller_than_the_codebook():
         (lambda model: model.encode(torch.zeros(4, D + 1)), "5 columns; got 6"),
         (lambda model: model.decode(torch.zeros(4, 2, dtype=torch.long)), "3 levels; got 2"),
         (lambda model: vq(commitment_costs=(0.1, 0.2)), "as many commitment costs"),
+        (lambda model: model(np.zeros((4, D))), "must be a tensor"),
+        (lambda model: model(torch.tensor(1.0)), "must be a tensor"),
+        (lambda model: model.eval()(torch.zeros(0, D)), "no rows"),
+        (lambda model: model.decode([[0, 1, 2]]), "int64 tensor; got <class 'list'>"),
+        (lambda model: model.decode(torch.zeros(4, L)), "int64 tensor; got torch.float32"),
+        (lambda model: model.decode(torch.full((4, L), -1)), "from 0 to 6; got -1 to -1"),
+        (lambda model: model.decode(torch.full((4, L), K)), "from 0 to 6; got 7 to 7"),
+        (lambda model: kmeans(torch.zeros(4, D), K, iterations=2), "7 codes and 4 rows"),
+        (lambda model: kmeans(torch.zeros(4, D), 0, iterations=2), "0 codes and 4 rows"),
+        (lambda model: vq(kind="residul"), "unknown kind of quantization 'residul'; allowed: "),
+        (lambda model: vq(num_levels=0), "at least 1; got 0, 7 and 5"),
+        (lambda model: vq(project_dim=-1), "project_dim must be from 0 to 5; got -1"),
+        (lambda model: vq(num_codes=2, project_dim=4)(torch.randn(3, D)), "at least 4 rows"),
     ],
 )
-def test_other_shapes_are_refused_in_one_line(call, message):
+def test_what_does_not_fit_are_refused_in_one_line(call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(vq())
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_rows_have_no_codes_and_no_vectors():
+    model = started()
+    assert model.encode(torch.zeros(2, 0, D)).shape == (2, 0, L)
+    assert model.decode(torch.zeros(0, L, dtype=torch.long)).shape == (0, D)
 
 
 def test_in_eval_mode_nothing_changes_state():
@@ -181,6 +201,47 @@ def test_quantization_stays_in_float32_under_autocast():
 
 
 # ---- gradients
+
+
+@pytest.mark.parametrize("cast", [torch.nn.Module.bfloat16, torch.nn.Module.half,
+                                  torch.nn.Module.double])
+def test_a_cast_of_the_model_around_leaves_codebooks_exactly_as_they_are(cast):
+    model, rows = started(), embeddings()
+    whole, cast_too = state(model), cast(torch.nn.Sequential(model))
+    assert is_same(state(model), whole)
+    assert torch.equal(cast_too(rows).tokens, model.encode(rows))
+    model.train()(embeddings(seed=9))  # goes on learning
+    assert model.counts.dtype == torch.float32 and not torch.equal(model.counts, whole["counts"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_embeddings_of_any_type_are_quantized_in_float32(dtype):
+    model, rows = started(), embeddings().to(dtype)
+    assert torch.equal(model.encode(rows), model.encode(rows.float()))
+    assert torch.equal(model(rows).quantized, model(rows.float()).quantized)
+
+
+def test_a_model_is_made_on_the_device_that_it_is_emptied_onto():
+    with torch.device("meta"):
+        model = vq()
+    assert model.to_empty(device="cpu").codebooks.device.type == "cpu"
+
+
+# ---- rows that are not finite
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_row_that_is_not_finite_is_named_and_never_reaches_a_codebook(wrong, is_started):
+    model, rows = started().train() if is_started else vq(), embeddings()
+    rows[17, 2] = rows[30, 0] = wrong
+    before = state(model)
+    for use in (model, model.encode, lambda rows: model.loss({"embeddings": rows})):
+        message = refusal(use, rows)
+        assert "row 17 of 40 embeddings is not finite" in message and "2 such in all" in message
+    assert is_same(state(model), before)
+    model(embeddings())
+    assert all(value.isfinite().all() for value in state(model).values())
 
 
 def test_gradients_pass_straight_through_and_the_commitment_adds_its_own():
@@ -380,6 +441,23 @@ def test_nearest_codes_equal_those_of_a_plain_search():
     assert torch.equal(nearest(rows, book), torch.cdist(rows, book).argmin(1))
 
 
+@pytest.mark.parametrize("offset", [10, 100, 1000])
+def test_far_from_zero_codes_are_as_exact_as_near_it(offset):
+    rows, book = embeddings(2000, 64) + offset, embeddings(100, 64, seed=4) + offset
+    exact = torch.cdist(rows.double(), book.double(),
+                        compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    # Of 2000 rows at most one is so near the middle between two codes that float32 decides.
+    assert (nearest(rows, book) != exact).sum() <= 1
+
+
+def test_unit_length_rows_keep_the_codes_of_the_plain_formula():
+    # Even where they lie close together: published codes must not move.
+    rows = torch.nn.functional.normalize(embeddings(500, 64) + 50, dim=1)
+    book = rows[:40].clone()
+    plain = torch.addmm(book.pow(2).sum(1), rows, book.T, alpha=-2).argmin(1)
+    assert torch.equal(nearest(rows, book), plain)
+
+
 def test_training_the_stage_is_the_same_for_the_same_random_state():
     def trained():
         torch.manual_seed(5)
@@ -439,7 +517,7 @@ def test_projected_levels_add_up_to_the_quantized_vector():
 
 
 def test_a_projection_wider_than_the_vector_is_refused():
-    with pytest.raises(InputError, match="at most 12"):
+    with pytest.raises(InputError, match="from 0 to 12; got 13"):
         vq(L, K, 12, project_dim=13)
 
 
@@ -456,3 +534,15 @@ def test_the_library_answers_behind_the_same_interface():
     assert torch.allclose(model.decode(codes, per_level=True).sum(-2), model.decode(codes),
                           atol=1e-4)
     assert loss.parts["squared_error"] < rows.pow(2).sum(1).mean()
+
+
+def test_the_library_refuses_what_ours_refuses_and_keeps_its_type():
+    pytest.importorskip("vector_quantize_pytorch")
+    rows = clustered(100)
+    model = LibraryVQ(L, 16, dim=12)
+    assert "no rows" in refusal(model, rows[:0])
+    rows[3, 0] = float("nan")
+    assert "row 3 of 100 embeddings is not finite" in refusal(model, rows)
+    model.bfloat16()(clustered(100).bfloat16())
+    assert model.codebooks.dtype == torch.float32 and model.codebooks.isfinite().all()
+    assert "from 0 to 15; got 16 to 16" in refusal(model.decode, torch.full((2, L), 16))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,15 +22,14 @@ from hd.bench import memory as benchmark_memory
 from hd.bench import timed_stages as benchmark_stages
 from hd.bench.timed_stages import GAMES, OF_PEAK, Sizes
 from hd.bench.timing import Duel, matrix_products, measure, where_time_goes
-from hd.book import notebooks
 from hd.collection import collect_game
 from hd.config import PROFILES, EncoderConfig, FramesConfig, InputError, Profile
 from hd.replay import Replay
 from hd.report.benchmarks import COLUMNS, PROFILE_COLUMNS, fresh_folder, profile_beside
 from hd.run import training
-from hd.run.machine import PACKAGES, circumstances, device, device_kind, git_state
+from hd.run.machine import PACKAGES, circumstances, cpu_count, device, device_kind, git_state
 from hd.run.runs import seed_everything
-from hd.run.storage import sha256_of, shown, write_atomically, write_json
+from hd.run.storage import exclusive, sha256_of, shown, write_atomically, write_json
 
 LIBRARY = "vector-quantize-pytorch"
 
@@ -45,7 +43,7 @@ def main(*, pairs: int = 5, quick: bool = False) -> int:
     if not find_spec(LIBRARY.replace("-", "_")):
         raise InputError(f"the benchmark needs the package {LIBRARY}: install the dev extra")
     target = fresh_folder() / f"{device_kind()}{'-quick' * quick}.csv"
-    with notebooks.exclusive(target), _scratch(target) as scratch:
+    with exclusive(target), _scratch(target) as scratch:
         seed_everything(0)
         began, rows, profiles = time.monotonic(), [], []
         with contextlib.closing(duels(sizes_for(device_kind(), quick=quick), scratch)) as all_of:
@@ -126,5 +124,5 @@ def _store(target: Path, rows: list[dict], profiles: list[dict], *, wall_seconds
         write_atomically(path, lambda aside, part=part: part.to_csv(
             aside, index=False, float_format="%.4g"))
     write_json(target.with_suffix(".json"), {
-        **made, "processes": os.cpu_count(), "sha256": sha256_of(target),
+        **made, "processes": cpu_count(), "sha256": sha256_of(target),
         "profile_sha256": sha256_of(profile_beside(target))})

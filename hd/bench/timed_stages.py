@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from hd.replay import Replay
 from hd.run import training
 from hd.run.machine import (
     available_memory_mb,
+    cpu_count,
     device,
     device_kind,
     kept_memory,
@@ -71,7 +71,7 @@ class Sizes:
 def collecting(sizes: Sizes) -> Iterator[Duel]:
     """Whole episodes into arrays, against the bare emulator stepping the very same frames and the
     vector environments doing the same actions."""
-    count, here = os.cpu_count() or 1, emulators.Player(sizes.episode)
+    count, here = cpu_count(), emulators.Player(sizes.episode)
     with contextlib.closing(emulators.Players(count, sizes.episode)) as players, \
             contextlib.closing(emulators.gymnasium_envs(count)) as standard, \
             contextlib.closing(emulators.ale_envs(count)) as vector:

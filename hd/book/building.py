@@ -14,7 +14,15 @@ from pathlib import Path
 
 from hd.book import notebooks
 from hd.config import InputError
-from hd.run.storage import ROOT, artifacts_root, sha256_of, shown, write_text, writing
+from hd.run.storage import (
+    ROOT,
+    artifacts_root,
+    exclusive,
+    sha256_of,
+    shown,
+    write_text,
+    writing,
+)
 
 # The build ends with the process that started it: else, after kill -9, it would write on beside
 # the next one.
@@ -31,7 +39,7 @@ def stage_book(profile: str, **chosen) -> Path:
     jobs = [notebooks.plan(notebook, profile=profile, **chosen) for notebook in notebooks.names()]
     book = artifacts_root() / profile / "book"
     aside = book.with_name(".book-staging")
-    with notebooks.exclusive(book), writing(book):
+    with exclusive(book), writing(book):
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(notebooks.BOOK, aside, ignore=shutil.ignore_patterns(
             "_build", ".*", "__pycache__", "conftest.py", "*.partial.ipynb"))
@@ -94,7 +102,7 @@ def build_book(source: Path) -> Path:
     """
     source = Path(source).resolve()
     built, html = source / "_build", source / "_build" / "html"
-    with notebooks.exclusive(source), writing(built):
+    with exclusive(source), writing(built):
         built.mkdir(exist_ok=True)
         _put_back(html)
         for leftover in built.glob("partial*"):

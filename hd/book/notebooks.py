@@ -18,11 +18,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from hd import config
 from hd.config import GAMES, InputError
@@ -35,7 +33,6 @@ BOOK = ROOT / "book"
 CHAIN = ("01_frames", "02_encoder", "03_tokenizer", "04_world_model", "05_imagination",
          "06_policy")
 CORE = ("profile", "variant", "seed", "games", "time_limit")
-LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
 KERNEL_SECONDS = 10  # until a new kernel has imported everything and its time limit counts
 SHORTEST = 20.0  # seconds that even the shortest time limit gives a notebook for a first step
 
@@ -135,22 +132,6 @@ def execute_all(*, time_limit: float | None = None, force: bool = False, **chose
     return [job.target for job in jobs]
 
 
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Only one process makes this file or folder; a second waits shortly, then InputError."""
-    storage.check_writable(path.parent)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=LOCK_PATIENCE)
-    except Timeout:
-        raise InputError(f"another process is making {shown(path)}; wait for it or stop it, "
-                         f"then give the same command again") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def end_with_parent() -> None:
     """From now on this process ends when the one that started it does.
 
@@ -240,7 +221,7 @@ def run_job(job: Job, *, deadline: float | None = None, force: bool = False, lab
             cwd: Path | None = None) -> bool:
     """Execute the notebook unless it is up to date; returns whether it was executed."""
     label += job.target.stem
-    with exclusive(job.target):
+    with storage.exclusive(job.target):
         stamp = _read_stamp(job)
         if not force and is_current(job):
             print(f"{label}: up to date", flush=True)
@@ -250,7 +231,8 @@ def run_job(job: Job, *, deadline: float | None = None, force: bool = False, lab
         if force:
             job.stamp.unlink(missing_ok=True)
         began, key = time.monotonic(), job.key
-        notebook = _run(job, deadline, cwd)
+        with tempfile.TemporaryFile() as said:
+            notebook = _run(job, deadline, cwd, said)
         for place in ("input_path", "output_path"):
             notebook.metadata.papermill.pop(place, None)
         for cell in notebook.cells:
@@ -267,8 +249,9 @@ def run_job(job: Job, *, deadline: float | None = None, force: bool = False, lab
         return True
 
 
-def _run(job: Job, deadline: float | None, cwd: Path | None):
-    """The executed notebook; what it prints is shown as it comes."""
+def _run(job: Job, deadline: float | None, cwd: Path | None, said):
+    """The executed notebook; what its cells print is shown as it comes, what the kernel's process
+    writes by itself goes to the file `said`."""
     import papermill
     from nbclient.exceptions import CellTimeoutError
     for chatty in ("papermill", "asyncio"):  # on Ctrl-C or an error one line suffices
@@ -283,7 +266,7 @@ def _run(job: Job, deadline: float | None, cwd: Path | None):
         with tempfile.TemporaryDirectory(prefix="hd-", ignore_cleanup_errors=True) as scratch:
             return papermill.execute_notebook(
                 _plain(job.source), _plain(job.partial), given, cwd=cwd or scratch,
-                kernel_name="python3", language="python", kernel_manager_class=_kernel_class(),
+                kernel_name="python3", language="python", kernel_manager_class=_kernel_class(said),
                 start_timeout=180, timeout_func=remaining if deadline else None, progress_bar=False,
                 stdout_file=sys.stdout, stderr_file=sys.stderr, coalesce_streams=True)
     except papermill.PapermillExecutionError as error:
@@ -293,14 +276,26 @@ def _run(job: Job, deadline: float | None, cwd: Path | None):
         raise TimeLimitReached(f"{job.target.stem} was stopped at its time limit; the same "
                                f"command continues it") from None
     except RuntimeError as error:
-        raise NotebookError(f"{job.target.stem}: its kernel died (out of memory?) or did not "
-                            f"start: {one_line(error)}; kept: {shown(job.partial)}") from None
+        raise NotebookError(f"{job.target.stem}: its kernel died or did not start "
+                            f"({_last_error(said) or 'out of memory?'}): {one_line(error)}; kept: "
+                            f"{shown(job.partial)}") from None
+    except BrokenPipeError:  # of what is shown: nothing is wrong with the disk
+        raise
     except OSError as error:
         raise storage.cannot_write(job.partial, error) from None
 
 
-def _kernel_class():
-    """Kernels of the interpreter that runs this, whatever kernels the machine has besides."""
+def _last_error(said) -> str:
+    """The last error that the kernel's process named in the file; empty where it named none."""
+    said.seek(0)
+    lines = said.read().decode("utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|Fatal ", line)]
+    return one_line(errors[-1]) if errors else ""
+
+
+def _kernel_class(stderr):
+    """Kernels of the interpreter that runs this, whatever kernels the machine has besides. What
+    their processes write by themselves goes to the file stderr."""
     from ipykernel.kernelspec import get_kernel_dict, make_ipkernel_cmd
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -311,6 +306,9 @@ def _kernel_class():
 
     class ThisPython(AsyncKernelManager):
         kernel_spec = KernelSpec(**{**get_kernel_dict(), "argv": command, "env": env})
+
+        async def start_kernel(self, **settings):
+            return await super().start_kernel(stderr=stderr, **settings)
     return ThisPython
 
 
@@ -329,7 +327,7 @@ def _without_places(notebook) -> None:
     """Take this machine's folders out of what cells printed, for a warning names its file, and out
     of the parameters that were given, for artefacts may lie outside of the repository."""
     places = {str(artifacts_root()): "$HD_ARTIFACTS", str(ROOT): ".", sys.prefix: "python",
-              sys.base_prefix: "python", str(Path.home()): "~"}
+              sys.base_prefix: "python", os.path.expanduser("~"): "~"}
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = [(output, "text") for output in outputs if "text" in output]
     texts += [(output["data"], "text/plain") for output in outputs

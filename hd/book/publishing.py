@@ -28,7 +28,7 @@ from hd.report.tables import (
     with_baseline,
 )
 from hd.run.machine import asked_git
-from hd.run.runs import BESIDE
+from hd.run.runs import TABLE_COMPANIONS
 from hd.run.storage import ROOT, artifacts_root, shown, write_atomically, write_text
 
 NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
@@ -127,7 +127,7 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
     check_clean(root)
     source, copies = artifacts_root() / profile, []
     for path in sorted((source / "results").glob("*/*-seed*.csv")):
-        if path.stem.endswith(BESIDE):
+        if path.stem.endswith(TABLE_COMPANIONS):
             continue
         record = load_with_record(path)[1]
         if variant not in ("all", record["variant"]) or seed not in (None, record["seed"]):
@@ -155,7 +155,7 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
 
 def _beside(path: Path, record: Mapping) -> list[Path]:
     """The files beside a table that its record names; all where an older record names none."""
-    beside = [path.with_name(f"{path.stem}{kind}.csv") for kind in BESIDE]
+    beside = [path.with_name(f"{path.stem}{kind}.csv") for kind in TABLE_COMPANIONS]
     return [file for file in beside if file.exists()
             and file.name in record.get("beside", [file.name])]
 

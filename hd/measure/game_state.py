@@ -19,11 +19,7 @@ from hd.replay import Replay, thin
 from hd.run.metrics import named, parsed
 from hd.run.runs import row
 
-COORDINATES = {  # read by a small MLP; ball_x is the honest one, the opponent betrays ball_y
-    "pong": ("player_y", "enemy_y", "ball_x", "ball_y"),
-    "breakout": ("player_x", "ball_x", "ball_y"),
-    "ms_pacman": ("player_x", "player_y", "blinky_x", "blinky_y"),
-}
+COORDINATES = {name: game.coordinates for name, game in atari.GAMES.items()}
 
 PLACE_WIDTH = 20  # RAM units, of the places that ball_x is looked at in
 FEW = 10  # held-out rows, below which a place has no error of its own

@@ -50,7 +50,7 @@ CATEGORIES = {
 class Split:
     """Which rows a probe is fitted on and which it is judged on.
 
-    Raises InputError when an episode is on both sides or a side is empty.
+    Raises InputError when an episode is on both sides, a side is empty or a shape does not fit.
     """
 
     train: np.ndarray  # (N,) bool
@@ -59,8 +59,10 @@ class Split:
     frame_keys: np.ndarray | None = None  # (N,), equal where the frames are, see frame_keys
 
     def __post_init__(self):
-        assert self.train.dtype == self.test.dtype == bool, "train and test must be masks"
-        assert self.train.shape == self.test.shape == self.episode_ids.shape, "one entry per row"
+        masks = self.train.dtype == self.test.dtype == bool
+        if not masks or not self.train.shape == self.test.shape == self.episode_ids.shape:
+            raise InputError("a probe needs train and test as bool masks, and with episode_ids one "
+                             "entry per row each")
         shared = np.intersect1d(self.episode_ids[self.train], self.episode_ids[self.test])
         num_train, num_test = self.train.sum(), self.test.sum()
         if len(shared) or not num_train or not num_test:
@@ -128,20 +130,6 @@ class CoordinateScore:
     n: int
 
 
-def f1_scores(features: np.ndarray, labels: Variables, split: Split, *, cfg: ProbeConfig,
-              seed: int) -> dict[str, float]:
-    """Weighted F1 on held-out episodes of one linear softmax per variable (AtariARI's protocol).
-
-    features (N, D); labels name -> (N,) uint8, or (N, k) for variables name_0 to name_{k-1}.
-    Variables below 0.6 nats of entropy and test rows whose frame occurs in training are left out.
-    Raises InputError when no variable or row is left, or a feature is not finite.
-    """
-    labels = varying_labels(labels, split)
-    rows = split.scored()
-    return f1_of(fit_linear_probe(features, labels, split, cfg=cfg, seed=seed), features, labels,
-                 rows=rows)
-
-
 def f1_of(probe: Probe, features: np.ndarray, labels: Variables, *,
           rows: np.ndarray) -> dict[str, float]:
     """Weighted F1 of a fitted linear probe at rows (N,) bool, its own labels name -> (N,)."""
@@ -149,7 +137,7 @@ def f1_of(probe: Probe, features: np.ndarray, labels: Variables, *,
 
 
 def majority_f1(labels: Variables, split: Split) -> dict[str, float]:
-    """The baseline of f1_scores, same variables and rows: the most frequent training class."""
+    """The baseline of f1_of where frames are new: the most frequent training class."""
     labels, rows = varying_labels(labels, split), split.scored()
     majority = {name: np.bincount(values[split.train]).argmax() for name, values in labels.items()}
     return _f1(labels, {name: np.full(rows.sum(), top) for name, top in majority.items()}, rows)
@@ -221,22 +209,10 @@ def category_means(game: str, f1: Mapping[str, float]) -> dict[str, float]:
     return {**means, "overall": float(np.mean(list(means.values())))}
 
 
-def coordinate_scores(features: np.ndarray, targets: Variables, split: Split, *, rows: np.ndarray,
-                      cfg: ProbeConfig, seed: int) -> dict[str, CoordinateScore]:
-    """R2 and median absolute error of a small MLP on held-out episodes, per coordinate.
-
-    features (N, D); targets name -> (N,); rows (N,) bool: where the targets mean something, for
-    instance with the ball in play. Test rows whose frame occurs in training are left out.
-    Raises InputError when too few episodes or no rows are left, or a feature is not finite.
-    """
-    scored = split.scored(rows)
-    probe = fit_coordinate_probe(features, targets, split, rows=rows, cfg=cfg, seed=seed)
-    return read_coordinates(probe, features, targets, fitted=split.train & rows, scored=scored)
-
-
 def read_coordinates(probe: Probe, features: np.ndarray, targets: Variables, *,
                      fitted: np.ndarray, scored: np.ndarray) -> dict[str, CoordinateScore]:
-    """coordinate_scores of a fitted probe at scored (N,) bool; fitted: what its baseline knows."""
+    """R2 and median absolute error of a fitted probe at scored (N,) bool, per coordinate; fitted:
+    what its baseline knows."""
     scores = {}
     for name, read in probe.predict(features[scored]).items():
         truth = targets[name][scored].astype(np.float64)
@@ -250,7 +226,9 @@ def fit_coordinate_probe(features: np.ndarray, targets: Variables, split: Split,
                          rows: np.ndarray, cfg: ProbeConfig, seed: int) -> Probe:
     """An MLP D -> 256 -> 256 -> V on standardised targets, fitted on training rows in rows only.
 
-    As coordinate_scores. Keeps the epoch with the smallest squared error on validation episodes.
+    features (N, D); targets name -> (N,); rows (N,) bool: where the targets mean something, for
+    instance with the ball in play. Keeps the epoch with the smallest squared error on validation
+    episodes. Raises InputError when too few episodes are left, or a feature is not finite.
     """
     sides = split.fit_and_validation(rows, seed=seed)
     values = np.stack(list(targets.values()), axis=1)

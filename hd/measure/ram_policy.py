@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from hd.atari import GAMES, AtariGame, game_named
 from hd.collection import start_worker
 from hd.config import InputError, RamPolicyConfig
+from hd.run.machine import cpu_count
 
 KEY = 0x52414D  # "RAM": keeps these random numbers apart from those of other players
 FEW_STEPS = 50_000  # of a whole training, below which processes cost more than they bring
@@ -172,7 +172,7 @@ atexit.register(_environment.cache_clear)  # emulators alive at exit make ALE pr
 def _players(cfg: RamPolicyConfig, num_workers: int | None) -> Iterator[Callable]:
     """A map(function, items) -> list over this many processes."""
     most = cfg.population * cfg.generations * cfg.episodes * cfg.max_steps
-    workers = num_workers or (os.cpu_count() or 1 if most >= FEW_STEPS else 1)
+    workers = num_workers or (cpu_count() if most >= FEW_STEPS else 1)
     if workers == 1:
         yield lambda function, items: list(map(function, items))
         return

@@ -131,7 +131,7 @@ def frame_strip(data, game: str, rows: Sequence[int]) -> Figure:
     rows = np.asarray(rows)
     frames, ram = data.stack(rows), data.ram[rows]
     places = atari.on_frame(game, atari.labels(game, ram))
-    in_play, followed = atari.ball_in_play(game, ram), atari.GAMES[game].place[0][:-2]
+    in_play, followed = atari.ball_in_play(game, ram), atari.GAMES[game].place.x[:-2]
     fig, axes = panels(len(rows), 5, width=1.5, height=1.6)
     for i, line in enumerate(axes):
         for j, ax in enumerate(line):

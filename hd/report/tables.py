@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hd import config
+from hd import atari, config
 from hd.config import GAMES, InputError
 from hd.run import runs
 from hd.run.intervals import interval
@@ -25,7 +25,7 @@ from hd.run.storage import ROOT, shown
 pd.set_option("display.max_colwidth", 400, "display.max_rows", 400, "display.max_columns", 40)
 
 KEYS = ["stage", "variant", "game", "step", "split", "metric"]
-TITLES = {"pong": "Pong", "breakout": "Breakout", "ms_pacman": "MsPacman", "all": "all games"}
+TITLES = {**{name: game.title for name, game in atari.GAMES.items()}, "all": "all games"}
 
 
 def explain(metrics: Iterable[str] | pd.DataFrame) -> pd.DataFrame:

@@ -12,10 +12,14 @@ import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from hd.run.storage import ROOT
+
+if TYPE_CHECKING:
+    import torch
+
+# torch is imported inside functions: workers that only play, and bad input, do without it.
 
 PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
 # mallopt's numbers in glibc's malloc.h; how malloc is while a program trains (memory is neither
@@ -25,8 +29,18 @@ KEEPING = {MALLOC_MAPS: 0, MALLOC_TRIM: -1}
 USUAL = {MALLOC_MAPS: 65_536, MALLOC_TRIM: 2**26, MALLOC_MAP_FROM: 2**25}
 
 
+def cpu_count() -> int:
+    """How many cores this process may use: taskset, a container's or a cluster's allocation give
+    it fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU; HD_DEVICE overrides."""
+    import torch
+
     chosen = os.environ.get("HD_DEVICE")
     return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -38,6 +52,8 @@ def device_kind() -> str:
 
 def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> dict:
     """Commit, versions, device, threads, time and memory behind a number."""
+    import torch
+
     return {"git": git_state(),
             "python": platform.python_version(), "platform": platform.system(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
@@ -47,27 +63,44 @@ def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> di
 
 @lru_cache
 def device_name() -> str:
-    """What made the numbers: the accelerator's or the processor's name, with the core count."""
+    """What made the numbers: the accelerator's or the processor's name, with the number of
+    cores that this process may use."""
     if device().type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {cpu_count()} cores"
 
 
 @lru_cache
 def git_state() -> dict:
-    """Commit and whether the tree was dirty; None outside a checkout."""
+    """Commit and whether the tree was dirty; None unless this project is the git tree, for it may
+    lie unpacked inside another one."""
     commit, status = asked_git(ROOT, "rev-parse", "HEAD"), asked_git(ROOT, "status", "--porcelain")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
 def asked_git(root: Path, *words: str) -> str | None:
-    """What git says about a checkout; None outside of one, or without git."""
+    """What git says about the checkout whose top folder is root; None for any other folder, also
+    inside of one, and without git."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    with contextlib.suppress(OSError):
+        if top and os.path.samefile(os.fsdecode(top), root):
+            said = _git(root, *words)
+            return None if said is None else said.decode("utf-8", errors="replace")
+    return None
+
+
+def _git(root: Path, *words: str) -> bytes | None:
+    # GIT_DIR and its like would have git speak of another tree, whatever folder it is asked in.
+    clean = {name: value for name, value in os.environ.items()
+             if not name.startswith("GIT_") or name.startswith("GIT_CONFIG_")}
     try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, env=clean)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -82,6 +115,8 @@ def peak_memory_mb() -> float:
     except ImportError:  # Windows
         import psutil
         peak = psutil.Process().memory_info().peak_wset / 2**20
+    import torch
+
     if torch.cuda.is_available():
         peak += torch.cuda.max_memory_allocated() / 2**20
     return round(peak, 1)

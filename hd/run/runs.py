@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from hd import config
+from hd.ablations import AGENT_VARIANT
 from hd.config import InputError
+from hd.run import storage
 from hd.run.machine import circumstances, device
 from hd.run.storage import (
     artifacts_root,
@@ -49,8 +50,7 @@ NOTEBOOKS = {"frames": "01_frames", "encoder": "02_encoder", "tokenizer": "03_to
              "entropy_floor": "08_entropy_floor", "transfer": "09_transfer"}
 DAMAGED = "is damaged (its sha256 does not match)"
 MODEL = "model.safetensors"
-BESIDE = ("-episodes", "-history")  # what may stand beside a metric table
-LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
+TABLE_COMPANIONS = ("-episodes", "-history")  # what may stand beside a metric table
 
 
 class TimeLimitReached(Exception):
@@ -93,10 +93,10 @@ class Run:
     @property
     def upstream(self) -> tuple[Run, ...]:
         """The runs that this one reads: of its chain, or for frames that the trained agent plays
-        too, hi-dreamer's policy at this profile and seed."""
+        too, the policy of AGENT_VARIANT at this profile and seed."""
         if self.stage == "frames" and self.cfg.sources.get("agent"):
-            profile = config.resolve(self.profile.name, "hi-dreamer", games=self.games)
-            return (Run("policy", profile, "hi-dreamer", self.seed, self.games),)
+            profile = config.resolve(self.profile.name, AGENT_VARIANT, games=self.games)
+            return (Run("policy", profile, AGENT_VARIANT, self.seed, self.games),)
         return tuple(self.at(stage) for stage in config.UPSTREAM[self.stage])
 
     @property
@@ -173,19 +173,11 @@ def progress(steps, what: str):
 @contextlib.contextmanager
 def exclusive(run: Run):
     """Only one process works on a stage's folder; a second waits shortly, then InputError."""
-    check_writable(run.folder)
-    lock = FileLock(run.folder / ".lock")
-    try:
-        lock.acquire(timeout=LOCK_PATIENCE)
-    except Timeout:
-        raise InputError(f"another process is working on {shown(run.folder)}; wait for it or "
-                         f"stop it, then give the same command again") from None
-    try:
-        for leftover in {*run.folder.glob(".[!.]*")} - {run.folder / ".lock"}:  # of killed runs
+    lock = run.folder / ".lock"
+    with storage.exclusive(run.folder, lock=lock):
+        for leftover in {*run.folder.glob(".[!.]*")} - {lock}:  # of killed runs
             leftover.unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()
 
 
 def save_checkpoint(run: Run, tensors: dict[str, torch.Tensor], state: dict) -> None:
@@ -240,7 +232,8 @@ def finished(run: Run) -> dict | None:
     there was made with, and the command that rebuilds it.
     """
     record, unusable = _inspect(run)
-    for name, why in unusable.items():
+    if unusable:
+        name, why = next(iter(unusable.items()))
         raise InputError(f"{shown(run.folder / name)} {why}; rebuild it: {run.command}")
     return record
 
@@ -356,7 +349,7 @@ def save_table(run: Run, rows: list[dict], *, wall_seconds: float = 0.0,
     table = table.assign(stage=run.stage, variant=run.variant, seed=run.seed)[list(COLUMNS)]
     path = run.root / "results" / run.stage / f"{run.name}.csv"
     write_atomically(path, lambda aside: table.to_csv(aside, index=False, float_format="%.8g"))
-    beside = [path.with_name(f"{run.name}{kind}.csv") for kind in BESIDE]
+    beside = [path.with_name(f"{run.name}{kind}.csv") for kind in TABLE_COMPANIONS]
     write_json(path.with_suffix(".json"),
                {**provenance(run, wall_seconds=wall_seconds), **extra, "sha256": sha256_of(path),
                 "beside": {file.name: sha256_of(file) for file in beside if file.exists()}})

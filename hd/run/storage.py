@@ -12,16 +12,41 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from hd.config import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCK_PATIENCE = 20.0  # seconds; a kernel whose parent was killed stops within this
+
+
+def is_checkout() -> bool:
+    """Whether the package lies in the project's repository, not installed somewhere by itself."""
+    return (ROOT / "book").is_dir() and (ROOT / "pyproject.toml").is_file()
+
+
+def require_checkout(what: str) -> None:
+    """Raise InputError unless the notebooks and published results are there, beside the package."""
+    if not is_checkout():
+        raise InputError(f"{what} needs a checkout of the project: this package is installed "
+                         "without its notebooks and results. Clone the repository and run it from "
+                         "there. As a library it works, and writes to $HD_ARTIFACTS or .artifacts "
+                         "in the current folder")
 
 
 def artifacts_root() -> Path:
-    """Where runs write: $HD_ARTIFACTS, or .artifacts in the repository."""
-    return Path(os.environ.get("HD_ARTIFACTS") or ROOT / ".artifacts").resolve()
+    """Where runs write: $HD_ARTIFACTS, or .artifacts in the repository, or, where the package is
+    installed without one, in the current folder. Raises InputError for the home of an unknown user.
+    """
+    chosen = os.environ.get("HD_ARTIFACTS")
+    if not chosen:
+        return (ROOT if is_checkout() else Path.cwd()).resolve() / ".artifacts"
+    try:
+        return Path(chosen).expanduser().resolve()
+    except RuntimeError:
+        raise InputError(f"HD_ARTIFACTS is {chosen!r}, but there is no such home folder; give the "
+                         "whole path") from None
 
 
 def package_files() -> list[Path]:
@@ -53,8 +78,54 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def cannot_write(path: Path, error: Exception) -> InputError:
     """The one line that says why a file or folder could not be written, and what helps."""
     reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, PermissionError) and (place := _of_someone_else(path)):
+        return InputError(f"cannot write {shown(path)}: {reason}, {shown(place)} belongs to user "
+                          f"{_owner(place)}; ask them to let you write there (chmod -R g+w, and "
+                          f"umask 002 from then on), or set HD_ARTIFACTS to a folder of your own")
     return InputError(f"cannot write {shown(path)}: {reason}; free space or set HD_ARTIFACTS to a "
                       f"folder that can be written")
+
+
+def _of_someone_else(path: Path) -> Path | None:
+    """The file, or the folder around it, that may not be written because another user owns it."""
+    if not hasattr(os, "geteuid"):  # Windows
+        return None
+    for place in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            if place.stat().st_uid != os.geteuid() and not os.access(place, os.W_OK):
+                return place
+            if place.is_dir():
+                return None
+    return None
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        return str(path.stat().st_uid)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, lock: Path | None = None) -> Iterator[None]:
+    """Only one process works on this file or folder; a second waits shortly, then InputError.
+
+    lock: the file that is locked, and that stays: .<name>.lock beside path unless given.
+    """
+    lock = lock or path.with_name(f".{path.name}.lock")
+    check_writable(lock.parent)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=LOCK_PATIENCE)
+    except Timeout:
+        raise InputError(f"another process is working on {shown(path)}; wait for it or stop it, "
+                         f"then give the same command again") from None
+    except OSError as error:
+        raise cannot_write(lock, error) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 @contextlib.contextmanager
