@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from hd import replay, tokenizer
-from hd.config import InputError, WorldModelConfig
+from hd.config import MASKS, InputError, WorldModelConfig
 from hd.measure.baselines import NextCode, Score
 from hd.run import runs, training
 from hd.run.runs import Run, row
@@ -25,7 +25,6 @@ from hd.transformer import KVCache, Transformer
 from hd.two_hot import TwoHot
 from hd.windows import Windows
 
-MASKS = ("causal", "hierarchical", "seed", "strict")
 EVALUATION_WINDOWS = 64  # held-out windows scored during training, all games pooled
 
 

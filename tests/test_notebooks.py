@@ -242,11 +242,6 @@ def test_the_chain_shares_one_time_limit_and_says_where_it_stands(book, ran, cap
         notebooks.execute_all(profile="smoke", time_limit=1, force=True)
 
 
-def test_the_chain_is_every_notebook_that_makes_a_stage_up_to_the_policy():
-    stages = config.STAGES[:config.STAGES.index("policy") + 1]
-    assert tuple(dict.fromkeys(runs.NOTEBOOKS[stage] for stage in stages)) == notebooks.CHAIN
-
-
 # ---- the book
 
 def small_book(folder, text="# Title"):
@@ -468,7 +463,7 @@ def tags(cell):
 
 
 def test_the_book_has_the_ablation_and_a_notebook_for_every_stage():
-    assert {path.stem for path in PIPELINE} == {"07_ablation", *runs.NOTEBOOKS.values()}
+    assert {path.stem for path in PIPELINE} == {"07_ablation", *config.NOTEBOOKS.values()}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
