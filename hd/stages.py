@@ -15,7 +15,7 @@ import pandas as pd
 from hd import config, decoder, encoder, play, policy, replay, tokenizer, world_model
 from hd.config import InputError
 from hd.measure import dinov2, entropy_floor, evaluation, seed_protocol, transfer
-from hd.run import machine, runs
+from hd.run import runs, storage
 from hd.run.runs import Run
 from hd.run.storage import artifacts_root
 
@@ -48,10 +48,10 @@ def measure(run: Run) -> pd.DataFrame:
 
 def measured(run: Run) -> pd.DataFrame:
     """The run's table: the one that is there if this very code made it from this run, else new."""
-    path, now = run.root / "results" / run.stage / f"{run.name}.csv", machine.git_state()
+    path = run.root / "results" / run.stage / f"{run.name}.csv"
     with contextlib.suppress(InputError, OSError, ValueError):
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if now["dirty"] is False and (record["identity"], record["git"]) == (run.identity, now):
+        if (record.get("identity"), record.get("code")) == (run.identity, storage.CODE):
             return runs.load_table(path)
     return measure(run)
 

@@ -84,7 +84,7 @@ def executed(tmp_path, profile="smoke"):
     ({"time_limit": 0}, "time limit must be more than 0 seconds"),
     ({"parameters": {"sed": 1}}, "unknown parameter 'sed' of 07_ablation; allowed: ablation, "),
     ({"parameters": {"profile": "smoke"}}, "profile, variant, seed, games, time_limit are options"),
-    ({"parameters": {"seeds": "x"}}, "parameter seeds of 07_ablation must be like [0]; got 'x'"),
+    ({"parameters": {"seeds": "x"}}, "seeds of 07_ablation must be like [0]; got ['x']: input "),
     ({"parameters": {"seeds": ["0"]}}, "must be like [0]"),
     ({"parameters": {"seeds": []}}, "must be like [0]"),
     ({"parameters": {"seeds": [0, -1]}}, "seed must be a whole number from 0"),

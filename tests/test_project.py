@@ -71,6 +71,7 @@ MODULES = (
     "figures_audit",
     "video",
     "notebooks",
+    "sweeps",
     "building",
     "emulators",
     "synthetic",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from hd.run.storage import ROOT
+from hd.run.storage import CODE, ROOT
 
 PACKAGES = ("torch", "numpy", "pandas", "ale-py", "gymnasium", "scikit-learn", "safetensors")
 # mallopt's numbers in glibc's malloc.h; how malloc is while a program trains (memory is neither
@@ -37,8 +37,8 @@ def device_kind() -> str:
 
 
 def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> dict:
-    """Commit, versions, device, threads, time and memory behind a number."""
-    return {"git": git_state(),
+    """Commit, code, versions, device, threads, time and memory behind a number."""
+    return {"git": git_state(), "code": CODE,
             "python": platform.python_version(), "platform": platform.system(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
             "device": device_name(), "threads": torch.get_num_threads(),
