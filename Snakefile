@@ -1,24 +1,25 @@
 """The stages as a DAG: each notebook of the chain for every variant and seed.
 
 snakemake --cores all --config profile=smoke variants=[base,mask.strict] seeds=[0,1]
-(python -m hd sweep gives the same, and recovers by itself from whatever stopped it)
+(python -m hd sweep gives the same)
 
-Outputs are the executed notebooks. What they train lies in content-addressed folders that
-Snakemake neither knows nor deletes, so a rerun finds finished stages and checkpoints. Where two
-variants agree on everything that decides a stage, its notebook runs once, under the first's name.
+Snakemake brings the notebooks into order and dispatches them; hd.book.sweeps says which, from
+their stamps. So no file's age decides anything: what Snakemake takes for outputs are marks of this
+sweep alone, and it neither knows nor deletes executed notebooks, trained stages and checkpoints.
 """
 
 import os
 import re
+import shutil
 import sys
+from uuid import uuid4
 
 from hd import config as hd_config
-from hd.book import notebooks
-from hd.run import runs
-from hd.run.storage import artifacts_root, package_files
+from hd.book import sweeps
+from hd.run.storage import artifacts_root
 
 SETTINGS = {"profile": "audit", "variants": "base", "seeds": 0, "games": hd_config.GAMES,
-            "until": "06_policy"}
+            "until": hd_config.CHAIN[-1]}
 for name in config:
     hd_config.allowed("setting", name, SETTINGS)
 SETTINGS |= config
@@ -31,61 +32,49 @@ def listed(value):
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def jobs_of(variant, seed):
-    """{notebook: job} of one chain."""
-    return {notebook: notebooks.plan(notebook, profile=SETTINGS["profile"], variant=variant,
-                                     seed=seed, games=listed(SETTINGS["games"]))
-            for notebook in CHAIN}
+PLANNED = sweeps.plan(
+    profile=SETTINGS["profile"], variants=map(str, listed(SETTINGS["variants"])),
+    seeds=map(int, listed(SETTINGS["seeds"])), games=listed(SETTINGS["games"]),
+    until=SETTINGS["until"])
 
-
-def needed(job):
-    """The notebooks that make what this job's stages read."""
-    stages = {stage for run in job.runs for stage in hd_config.UPSTREAM[run.stage]}
-    return sorted({runs.NOTEBOOKS[stage] for stage in stages} - {job.source.stem})
-
-
-hd_config.allowed("notebook", SETTINGS["until"], notebooks.CHAIN)
-CHAIN = notebooks.CHAIN[: notebooks.CHAIN.index(SETTINGS["until"]) + 1]
-VARIANTS = [str(variant) for variant in listed(SETTINGS["variants"])]
-SEEDS = [int(seed) for seed in listed(SETTINGS["seeds"])]
-CODE = [str(path) for path in package_files()]
-
-TARGETS = []  # what was asked for
-JOBS = {}  # file name -> (job, file names of what it needs)
-first_with = {}  # what a notebook makes -> file name of the first that makes it
-for seed in SEEDS:
-    for variant in dict.fromkeys(["base", *VARIANTS]):
-        files = {}
-        for notebook, job in jobs_of(variant, seed).items():
-            made = (notebook, *(run.identity for run in job.runs))
-            files[notebook] = first_with.setdefault(made, job.target.stem)
-            if files[notebook] == job.target.stem:
-                JOBS[job.target.stem] = job, [files[other] for other in needed(job)]
-        if variant in VARIANTS:
-            TARGETS += [file for file in files.values() if file not in TARGETS]
-
-# Jobs on other machines must write to the same place, wherever they are started.
-os.environ["HD_ARTIFACTS"] = str(artifacts_root())
-FOLDER = f"{SETTINGS['profile']}/notebooks/pipeline"
+# A job on another machine reads this file again: it must write to the same place and leave the
+# mark that is waited for. What it needs has been made, else it would not have been dispatched.
+if workflow.is_main_process:
+    os.environ |= {"HD_ARTIFACTS": str(artifacts_root()), "HD_SWEEP": uuid4().hex}
+    TO_MAKE = sweeps.to_make(PLANNED)
+    print(f"{len(PLANNED) - len(TO_MAKE)} of {len(PLANNED)} notebooks are up to date",
+          file=sys.stderr)
+else:
+    TO_MAKE = []
+MARKS = f".sweep/{os.environ['HD_SWEEP']}"  # a folder of empty files, one a finished notebook
 
 
 workdir: str(artifacts_root())
 
 
+envvars:
+    "HD_ARTIFACTS",
+    "HD_SWEEP",
+
+
 localrules: all
 
 
+onsuccess:
+    shutil.rmtree(MARKS, ignore_errors=True)
+
+
+onerror:
+    shutil.rmtree(MARKS, ignore_errors=True)
+
+
 rule all:
-    input: expand(f"{FOLDER}/{{file}}.ipynb", file=TARGETS)
+    input: expand(f"{MARKS}/{{name}}", name=TO_MAKE)
 
 
-def command(wildcards):
-    """The command line of one notebook; with exec, Snakemake itself is its parent."""
-    job = JOBS[wildcards.file][0]
-    given = job.parameters
-    words = ["run", job.source.stem, "--profile", given["profile"], "--variant", given["variant"],
-             "--seed", given["seed"], "--games", ",".join(given["games"])]
-    return " ".join(map(str, words))
+def marks_of_needed(wildcards):
+    """The marks that a notebook waits for."""
+    return [f"{MARKS}/{name}" for name in PLANNED[wildcards.name].needs if name in TO_MAKE]
 
 
 def time_limit(wildcards, resources):
@@ -95,17 +84,15 @@ def time_limit(wildcards, resources):
 
 
 # One at a time with all cores: two trainings on the same cores slow each other down many times.
+# With exec, Snakemake itself is the parent with which a notebook ends.
 rule notebook:
-    input:
-        upstream=lambda wildcards: [f"{FOLDER}/{file}.ipynb" for file in JOBS[wildcards.file][1]],
-        template=lambda wildcards: str(JOBS[wildcards.file][0].source),
-        code=CODE,
-    output: f"{FOLDER}/{{file}}.ipynb"
-    wildcard_constraints: file="|".join(map(re.escape, JOBS))
-    message: "{wildcards.file}"
+    input: marks_of_needed
+    output: touch(f"{MARKS}/{{name}}")
+    wildcard_constraints: name="|".join(map(re.escape, PLANNED))
+    message: "{wildcards.name}"
     params:
         start=("exec " if os.name == "posix" else "") + f'"{sys.executable}" -m hd',
-        command=command,
+        arguments=lambda wildcards: PLANNED[wildcards.name].job.arguments,
         time_limit=time_limit,
     threads: workflow.cores or 1
-    shell: "{params.start} {params.command} {params.time_limit} --with-parent"
+    shell: "{params.start} {params.arguments} {params.time_limit} --with-parent"

@@ -134,14 +134,13 @@ def run_notebook(args) -> None:
 
 def make_report(args) -> None:
     """Run the chain, stage the book and build it."""
-    from hd.book import building as book
-    from hd.book import notebooks
+    from hd.book import building, notebooks
     chosen = _choices(args)
     if not args.no_run:
         notebooks.execute_all(**chosen, time_limit=args.time_limit)
-    staged = book.stage_book(**chosen)
+    staged = building.stage_book(**chosen)
     print("building the book", flush=True)
-    index = book.build_book(staged)
+    index = building.build_book(staged)
     print(f"the book is ready: {index}")
 
 
@@ -152,9 +151,8 @@ def run_sweep(args) -> int:
     for variant in variants:
         config.resolve(args.profile, variant)
     games = config.check_games(args.games)
-    from hd.book import notebooks
     from hd.run.machine import cpu_count
-    config.allowed("notebook", args.until, notebooks.CHAIN)
+    config.allowed("notebook", args.until, config.CHAIN)
     cores = cpu_count() if args.cores == "all" else args.cores
     if not isinstance(cores, int) or cores < 1:
         raise InputError(f"cores must be a whole number from 1, or all; got {cores!r}")
@@ -164,7 +162,7 @@ def run_sweep(args) -> int:
         raise InputError("--slurm needs the package snakemake-executor-plugin-slurm")
     from snakemake.cli import main as snakemake
     command = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(artifacts_root()),
-               "--nolock", "--rerun-incomplete", "--keep-going", "--config",
+               "--nolock", "--drop-metadata", "--keep-going", "--config",
                f"profile={args.profile}", f"until={args.until}",
                f"variants={_listed(variants)}", f"seeds={_listed(seeds)}",
                f"games={_listed(games)}"]
@@ -286,7 +284,8 @@ def _add_sweep_options(sweep) -> None:
     sweep.add_argument("--variants", default="base", help="separated by commas; see hd profiles")
     sweep.add_argument("--seeds", default="0", help="separated by commas")
     sweep.add_argument("--games", default=",".join(GAMES), help="separated by commas")
-    sweep.add_argument("--until", default="06_policy", metavar="NOTEBOOK", help="the last notebook")
+    sweep.add_argument("--until", default=config.CHAIN[-1], metavar="NOTEBOOK",
+                       help="the last notebook")
     sweep.add_argument("--cores", type=_number, default="all",
                        help="for the notebook that runs; they run one after the other")
     sweep.add_argument("--slurm", action="store_true", help="submit to SLURM: workflow/slurm")

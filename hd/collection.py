@@ -30,11 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 from hd.atari import GAMES, AtariGame, game_named, tracker_action
-from hd.config import FramesConfig, InputError, allowed
+from hd.config import SOURCES, FramesConfig, InputError, allowed
 from hd.run.machine import cpu_count
 from hd.run.storage import sha256_of, write_atomically
 
-SOURCES = ("random", "repeat", "tracker", "agent")  # who chose; `source` in the steps file
 REPEAT_MEAN = 8  # steps for which "repeat" holds a random action, on average
 TRACKER_EPSILON = 0.2  # share of random actions among those of the collecting "tracker"
 STOP_MARGIN = 2.0  # seconds before a time limit at which a collection stops

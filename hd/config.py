@@ -1,8 +1,9 @@
 """Every number that decides a result: one frozen dataclass per stage, the profiles, the ablations.
 
-Nothing else in the package holds a hyperparameter. Sources: the seed document (2026) for the
-sizes and costs, DreamerV3 (Hafner et al. 2023) for the actor-critic, AtariARI (Anand et al. 2019)
-for the probes.
+Nothing else in the package holds a hyperparameter. A field's type says what it may hold, and
+resolve refuses anything else before any work. Sources: the seed document (2026) for the sizes and
+costs, DreamerV3 (Hafner et al. 2023) for the actor-critic, AtariARI (Anand et al. 2019) for the
+probes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from hd.ablations import ABLATIONS, HI_DREAMER, HI_DREAMER_AT, Ablation
 
@@ -28,7 +32,33 @@ UPSTREAM = {
     "transfer": ("frames",),
 }
 BESIDE_CHAIN = ("entropy_floor", "transfer")  # stages that are made only when asked for
+TRAINED = ("encoder", "tokenizer", "decoder", "world_model", "policy")
+NOTEBOOKS = {  # of book/pipeline: the one that makes a stage
+    "frames": "01_frames",
+    "encoder": "02_encoder",
+    "tokenizer": "03_tokenizer",
+    "decoder": "03_tokenizer",
+    "world_model": "04_world_model",
+    "imagination": "05_imagination",
+    "policy": "06_policy",
+    "entropy_floor": "08_entropy_floor",
+    "transfer": "09_transfer",
+}
+CHAIN = tuple(dict.fromkeys(made_by for stage, made_by in NOTEBOOKS.items()
+                            if stage not in BESIDE_CHAIN))  # notebooks that hd run all executes
 INSIDE = {"transfer": ("encoder", "tokenizer", "world_model")}  # what a stage trains by itself
+
+
+# What fields may hold. Numbers are finite, and a whole number passes where a float is expected.
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+PositiveOrZero = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]  # a chance, or the decay of a running mean
+MASKS = ("causal", "hierarchical", "seed", "strict")  # see hd.world_model
+FEATURES = ("codes", "hidden")  # what a policy sees
+SOURCES = ("random", "repeat", "tracker", "agent")  # who plays; steps store the position here
 
 
 class InputError(ValueError):
@@ -39,168 +69,176 @@ class InputError(ValueError):
 class FramesConfig:
     """Playing the real games. Steps are agent steps of four emulator frames."""
 
-    num_steps: int = 100_000  # at least, per game; whole episodes only
-    min_episodes: int = 4
-    sticky: float = 0.0  # chance that the emulator repeats an action; 0.0 as in Atari-100k
-    noop_max: int = 30
-    sources: Mapping[str, float] = field(default_factory=lambda: {"random": 1.0})
-    val_share: float = 0.2  # of the episodes of each game
+    num_steps: Count = 100_000  # at least, per game; whole episodes only
+    min_episodes: CountOrZero = 4
+    sticky: BelowOne = 0.0  # chance that the emulator repeats an action; 0.0 as in Atari-100k
+    noop_max: CountOrZero = 30
+    sources: Mapping[Literal[SOURCES], PositiveOrZero] = field(
+        default_factory=lambda: {"random": 1.0})
+    val_share: Share = 0.2  # of the episodes of each game
 
 
 @dataclass(frozen=True)
 class TrainedStage:
     """What every trained stage has in common; see hd.run.training."""
 
-    num_steps: int = 1000
-    batch_size: int = 256
-    accumulate: int = 1  # batches per optimizer step
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: str = "constant"  # or "cosine": warm-up of min(1000, 5%) of the steps, then cosine
-    clip: float = 1.0  # maximal gradient norm
-    precision: str = "auto"  # "float32", or "auto": bfloat16 or float16 where the device is fast
-    eval_every: int = 0  # steps between evaluations; 0 evaluates at the end only
+    num_steps: Count = 1000
+    batch_size: Count = 256
+    accumulate: Count = 1  # batches per optimizer step
+    lr: Positive = 3e-4
+    weight_decay: PositiveOrZero = 0.0
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    # "cosine": warm-up of min(1000, 5%) of the steps, then cosine
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: Positive = 1.0  # maximal gradient norm
+    # "auto": bfloat16 or float16 where the device is fast
+    precision: Literal["auto", "float32"] = "auto"
+    eval_every: CountOrZero = 0  # steps between evaluations; 0 evaluates at the end only
 
 
 @dataclass(frozen=True)
 class EncoderConfig(TrainedStage):
     """CNN and temporal InfoNCE."""
 
-    # "contrastive", "spatiotemporal" (at every place), "supervised" (reads RAM: the ceiling)
-    objective: str = "contrastive"
-    commitment_costs: tuple[float, ...] = ()  # one a level: codebooks train with the encoder
-    negatives: str = "single"  # "single" (the seed), "in_batch", "chunk"
-    temperature: float = 0.1
-    weight_decay: float = 1e-5
-    chunk: int = 64  # consecutive frames per chunk, for "chunk"
-    group: int = 8  # near frames drawn together, for "in_batch"
-    min_distance: int = 10  # frames between anchor and the single negative
+    # "spatiotemporal": contrastive at every place; "supervised" reads RAM: the ceiling
+    objective: Literal["contrastive", "spatiotemporal", "supervised"] = "contrastive"
+    commitment_costs: tuple[PositiveOrZero, ...] = ()  # one a level: codebooks train along
+    negatives: Literal["single", "in_batch", "chunk"] = "single"  # "single" is the seed's
+    temperature: Positive = 0.1
+    weight_decay: PositiveOrZero = 1e-5
+    chunk: Annotated[int, Ge(2)] = 64  # consecutive frames per chunk, for "chunk"
+    group: Count = 8  # near frames drawn together, for "in_batch"
+    min_distance: CountOrZero = 10  # frames between anchor and the single negative
 
 
 @dataclass(frozen=True)
 class TokenizerConfig(TrainedStage):
     """(Residual) vector quantization of frozen embeddings with EMA codebooks."""
 
-    kind: str = "residual"  # or "product": each level its own slice; or "library": other people's
-    num_levels: int = 3
-    num_codes: int = 256
-    project_dim: int = 0  # of a projection (PCA) before quantization; 0 quantizes embeddings
-    commitment_costs: tuple[float, ...] = (0.05, 0.25, 0.60)
-    decay: float = 0.99
-    kmeans_iterations: int = 10  # 0 starts from a random subset of the first batch
-    refill_below: float = 0.1  # of a fair share of use; rarer codes are refilled; 0 never refills
+    # "product": each level its own slice; "library": other people's
+    kind: Literal["residual", "product", "library"] = "residual"
+    num_levels: Count = 3
+    num_codes: Count = 256
+    project_dim: CountOrZero = 0  # of a PCA before quantization; 0 quantizes embeddings
+    commitment_costs: tuple[PositiveOrZero, ...] = (0.05, 0.25, 0.60)
+    decay: BelowOne = 0.99
+    kmeans_iterations: CountOrZero = 10  # 0 starts from a random subset of the first batch
+    # Codes used less than this part of a fair share are refilled; 0 never refills.
+    refill_below: PositiveOrZero = 0.1
 
 
 @dataclass(frozen=True)
 class DecoderConfig(TrainedStage):
     """Deconvolution from quantized vectors to the newest frame."""
 
-    width: int = 32
+    width: Count = 32
 
 
 @dataclass(frozen=True)
 class WorldModelConfig(TrainedStage):
     """Transformer over [L0, L1, L2, action] tokens."""
 
-    num_levels: int = 3
-    num_codes: int = 256
-    num_actions: int = 18
-    num_layers: int = 6
-    dim: int = 384
-    num_heads: int = 6
-    ffn_dim: int = 1536
-    dropout: float = 0.1
-    attention_dropout: float = 0.1  # on attention weights; 0 is twice as fast on a CPU
-    max_steps: int = 64  # longest sequence in steps, and the training window
-    mask: str = "seed"  # see hd.world_model.MASKS
-    level_weights: tuple[float, ...] = (1.0, 0.5, 0.1)
+    num_levels: Count = 3
+    num_codes: Count = 256
+    num_actions: Count = 18
+    num_layers: Count = 6
+    dim: Count = 384
+    num_heads: Count = 6
+    ffn_dim: Count = 1536
+    dropout: BelowOne = 0.1
+    attention_dropout: BelowOne = 0.1  # on attention weights; 0 is twice as fast on a CPU
+    max_steps: Annotated[int, Ge(2)] = 64  # longest sequence, and the training window
+    mask: Literal[MASKS] = "seed"
+    level_weights: tuple[PositiveOrZero, ...] = (1.0, 0.5, 0.1)
     detach_heads: bool = True  # reward and continue heads send no gradient into the model
-    actions: str = "meaning"  # "meaning": ALE ids; "index": position in the game's minimal set
-    split: str = "episodes"  # "windows", the seed's: a random 5% of windows is held out
-    game_shares: tuple[float, ...] = ()  # of a batch, per game; empty: as their windows are
-    windows: str = "epoch"  # each step once per epoch; "stride1": every start is a window
-    lr: float = 3e-4
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    schedule: str = "cosine"
-    batch_size: int = 32
-    accumulate: int = 2
+    # "meaning": ALE ids; "index": position in the game's minimal set
+    actions: Literal["meaning", "index"] = "meaning"
+    # "windows", the seed's: a random 5% of windows is held out
+    split: Literal["episodes", "windows"] = "episodes"
+    game_shares: tuple[PositiveOrZero, ...] = ()  # of a batch, per game; empty: as windows are
+    # "epoch": each step once per epoch; "stride1": every start is a window
+    windows: Literal["epoch", "stride1"] = "epoch"
+    lr: Positive = 3e-4
+    weight_decay: PositiveOrZero = 0.1
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    batch_size: Count = 32
+    accumulate: Count = 2
 
 
 @dataclass(frozen=True)
 class ImaginationConfig:
     """Open-loop dreams from held-out real context."""
 
-    num_dreams: int = 200  # per game
-    context: int = 16  # real steps before a dream
-    horizon: int = 50  # cut to what the world model's max_steps leaves
+    num_dreams: Count = 200  # per game
+    context: Count = 16  # real steps before a dream
+    horizon: Count = 50  # cut to what the world model's max_steps leaves
 
 
 @dataclass(frozen=True)
 class PolicyConfig(TrainedStage):
     """Actor-critic in the frozen world model (DreamerV3's losses, the seed's sizes)."""
 
-    game: str = "pong"
-    loss: str = "reinforce"  # or "ppo"
-    features: str = "codes"  # or "hidden": what the world model makes of the steps so far
-    critic: str = "two_hot"  # or "scalar", the seed's
-    hidden: int = 512
-    context: int = 16
-    horizon: int = 15
-    gamma: float = 0.997
-    lam: float = 0.95
-    entropy: float = 3e-4
-    uniform_mix: float = 0.01
-    return_decay: float = 0.99  # of the percentile range that scales the advantages
-    critic_ema: float = 0.98
-    ppo_clip: float = 0.2
-    ppo_epochs: int = 4
-    batch_size: int = 64
-    eval_episodes: int = 100
-    eval_sticky: float = 0.0
+    game: Literal[GAMES] = "pong"
+    loss: Literal["reinforce", "ppo"] = "reinforce"
+    features: Literal[FEATURES] = "codes"  # "hidden": what the world model makes of the past
+    critic: Literal["two_hot", "scalar"] = "two_hot"  # "scalar" is the seed's
+    hidden: Count = 512
+    context: Count = 16
+    horizon: Count = 15
+    gamma: Annotated[float, Gt(0), Le(1)] = 0.997
+    lam: Share = 0.95
+    entropy: PositiveOrZero = 3e-4
+    uniform_mix: BelowOne = 0.01
+    return_decay: BelowOne = 0.99  # of the percentile range that scales the advantages
+    critic_ema: Share = 0.98
+    ppo_clip: Positive = 0.2
+    ppo_epochs: Count = 4
+    batch_size: Count = 64
+    eval_episodes: Count = 100
+    eval_sticky: BelowOne = 0.0
 
 
 @dataclass(frozen=True)
 class RamPolicyConfig:
     """Cross-entropy method for a linear policy on the true state, a reference player."""
 
-    population: int = 40  # candidates per generation
-    elites: int = 8  # of them, from which the next generation is drawn
-    generations: int = 14
-    episodes: int = 1  # per candidate
-    max_steps: int = 700  # agent steps after which a training episode is cut off
-    noise: float = 0.3  # added to the elites' deviation; fades to 0
-    final_episodes: int = 3  # per finalist: the best of each generation, and the last mean
-    eval_episodes: int = 5  # at most: two players that never miss rally on to the step limit
+    population: Count = 40  # candidates per generation
+    elites: Count = 8  # of them, from which the next generation is drawn
+    generations: Count = 14
+    episodes: Count = 1  # per candidate
+    max_steps: Count = 700  # agent steps after which a training episode is cut off
+    noise: PositiveOrZero = 0.3  # added to the elites' deviation; fades to 0
+    final_episodes: Count = 3  # per finalist: the best of each generation, and the last mean
+    eval_episodes: Count = 5  # at most: two players that never miss rally on to the step limit
 
 
 @dataclass(frozen=True)
 class EntropyFloorConfig:
     """How much of the next code is open: branches of the emulator, and steps that look alike."""
 
-    num_states: int = 200  # per game, from which the emulator is branched
-    num_branches: int = 32  # per state
-    sticky: float = 0.25  # of the branches; without sticky actions they are all the same
-    contexts: tuple[int, ...] = (1, 2, 4, 8, 16)  # steps of codes and actions that look alike
+    num_states: Count = 200  # per game, from which the emulator is branched
+    num_branches: Annotated[int, Ge(2)] = 32  # per state
+    sticky: BelowOne = 0.25  # of the branches; without sticky actions they are all the same
+    contexts: tuple[Count, ...] = (1, 2, 4, 8, 16)  # steps of codes and actions that look alike
 
 
 @dataclass(frozen=True)
 class TransferConfig:
     """Pre-training on all games but one, adapting the world model to that one."""
 
-    budgets: tuple[int, ...] = (1000, 5000, 20_000)  # steps of the new game, whole episodes
-    source_steps: int = 300  # of training on the source games
-    num_steps: int = 80  # of training on the new game
+    budgets: tuple[Count, ...] = (1000, 5000, 20_000)  # steps of the new game, whole episodes
+    source_steps: Count = 300  # of training on the source games
+    num_steps: Count = 80  # of training on the new game
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
     """Linear probes by AtariARI's protocol and small MLP probes for coordinates."""
 
-    max_rows: int = 50_000  # rows per game over both splits
-    epochs: int = 100
-    patience: int = 15
+    max_rows: Count = 50_000  # rows per game over both splits
+    epochs: Count = 100
+    patience: Count = 15
 
 
 @dataclass(frozen=True)
@@ -293,24 +331,6 @@ PROFILES = {
 }
 
 
-TRAINED = ("encoder", "tokenizer", "decoder", "world_model", "policy")
-CHOICES = {
-    **{f"{stage}.schedule": ("constant", "cosine") for stage in TRAINED},
-    **{f"{stage}.precision": ("auto", "float32") for stage in TRAINED},
-    "encoder.objective": ("contrastive", "spatiotemporal", "supervised"),
-    "encoder.negatives": ("single", "in_batch", "chunk"),
-    "tokenizer.kind": ("residual", "product", "library"),
-    "world_model.mask": ("causal", "hierarchical", "seed", "strict"),
-    "world_model.actions": ("meaning", "index"),
-    "world_model.windows": ("epoch", "stride1"),
-    "world_model.split": ("episodes", "windows"),
-    "policy.game": GAMES,
-    "policy.loss": ("reinforce", "ppo"),
-    "policy.features": ("codes", "hidden"),
-    "policy.critic": ("two_hot", "scalar"),
-}
-
-
 def variants() -> dict[str, Mapping[str, object]]:
     """Every variant's name and the fields in which it differs from base ("mask.strict", ...).
 
@@ -377,24 +397,30 @@ def check_seed(seed) -> int:
     return seed
 
 
+def check_value(what: str, kind, value, *, like) -> None:
+    """Raise InputError unless value is of the kind: a type, as a field of a config declares it.
+
+    like: an example of what would do.
+    """
+    if get_origin(kind) is Literal:
+        return allowed(what, value, get_args(kind))
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # late: takes a tenth of a second
+
+    strict = ConfigDict(strict=True, allow_inf_nan=False)
+    try:
+        TypeAdapter(kind, config=strict).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise InputError(f"{what} must be like {like!r}; got {value!r}: "
+                         f"{reason[0].lower()}{reason[1:]}") from None
+
+
 def _with_field(profile: Profile, key: str, value) -> Profile:
     stage, _, name = key.partition(".")
     sections = [f.name for f in dataclasses.fields(Profile) if f.name not in ("name", "purpose")]
     allowed("config section", stage, sections)
     section = getattr(profile, stage)
-    allowed(f"field of {stage}", name, [f.name for f in dataclasses.fields(section)])
-    if key in CHOICES:
-        allowed(key, value, CHOICES[key])
-    if not _is_like(value, getattr(section, name)):
-        raise InputError(f"{key} must be like {getattr(section, name)!r}; got {value!r}")
+    kinds = get_type_hints(type(section), include_extras=True)
+    allowed(f"field of {stage}", name, kinds)
+    check_value(key, kinds[name], value, like=getattr(section, name))
     return replace(profile, **{stage: replace(section, **{name: value})})
-
-
-def _is_like(value, example) -> bool:
-    """Same type, element by element; a whole number passes for a float."""
-    if isinstance(example, tuple):
-        return isinstance(value, tuple) and all(
-            _is_like(one, example[0] if example else 0.0) for one in value)
-    if isinstance(example, Mapping):
-        return isinstance(value, Mapping)
-    return type(value) is type(example) or (isinstance(example, float) and type(value) is int)

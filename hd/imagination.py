@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from hd.config import CHOICES, InputError, allowed
+from hd.config import FEATURES, InputError, allowed
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Dreamer:
         """tokens (B, T, 3), actions (B, T-1) int64: real context, the last step still to be acted
         on. Raises InputError on shapes that do not fit, no horizon, T + horizon beyond
         cfg.max_steps, or unknown features."""
-        allowed("features", features, CHOICES["policy.features"])
+        allowed("features", features, FEATURES)
         if horizon < 1:
             raise InputError(f"the horizon must be at least one step; got {horizon}")
         if tokens.shape[1] != actions.shape[1] + 1:
@@ -82,7 +82,7 @@ class Dreamer:
 
 def num_features(world_model, features: str) -> int:
     """F, the width of the features of this kind, "codes" or "hidden"."""
-    allowed("features", features, CHOICES["policy.features"])
+    allowed("features", features, FEATURES)
     if features == "hidden":
         return world_model.cfg.dim
     return world_model.codebooks.shape[0] * world_model.codebooks.shape[2]

@@ -52,7 +52,7 @@ from hd.measure import (
     transfer,
 )
 from hd.replay import Replay
-from hd.run import machine, runs
+from hd.run import machine, runs, storage
 from hd.run.runs import Run
 from hd.run.storage import artifacts_root, read_record, sha256_of, write_record
 from hd.windows import Windows
@@ -92,10 +92,10 @@ def measure(run: Run) -> pd.DataFrame:
 
 def measured(run: Run) -> pd.DataFrame:
     """The run's table: the one that is there if this very code made it from this run, else new."""
-    path, now = run.root / "results" / run.stage / f"{run.name}.csv", machine.git_state()
+    path = run.root / "results" / run.stage / f"{run.name}.csv"
     with contextlib.suppress(InputError, OSError, ValueError):
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if now["dirty"] is False and (record["identity"], record["git"]) == (run.identity, now):
+        if (record.get("identity"), record.get("code")) == (run.identity, storage.CODE):
             return runs.load_table(path)
     return measure(run)
 

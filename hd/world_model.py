@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hd.config import InputError, WorldModelConfig
+from hd.config import MASKS, InputError, WorldModelConfig
 from hd.replay import thin
 from hd.run import training
 from hd.run.machine import device
@@ -23,7 +23,6 @@ from hd.transformer import KVCache, Transformer
 from hd.two_hot import TwoHot
 from hd.windows import Windows
 
-MASKS = ("causal", "hierarchical", "seed", "strict")
 EVALUATION_WINDOWS = 64  # held-out windows scored during training, all games pooled
 
 

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "hd"
 LAYERS = (
     "ablations", "config", "run",
     "atari", "collection", "replay", "windows", "negatives", "quantization", "encoder",
-    "tokenizer", "decoder", "transformer", "two_hot", "world_model", "imagination", "policy", "play",
+    "tokenizer", "decoder", "transformer", "two_hot", "world_model", "imagination", "policy",
+    "play",
     "measure", "stages", "report", "audit", "book", "bench", "__main__",
 )
 # What takes arrays: whoever has some can train it without a run, a file or a game's name.

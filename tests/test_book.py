@@ -117,6 +117,21 @@ def test_the_book_builds_with_every_page_of_its_table_of_contents(pages):
     assert [name for name in wanted if not (pages / f"{name}.html").exists()] == []
 
 
+@pytest.mark.parametrize("folder", ["pipeline", "report"])
+def test_the_table_of_contents_lists_every_notebook_of_a_folder_once(folder):
+    toc = (notebooks.BOOK / "_toc.yml").read_text(encoding="utf-8")
+    listed = re.findall(rf"file: {folder}/(\w+)", toc)
+    assert sorted(listed) == list(notebooks.names(folder)) and listed
+    assert folder != "pipeline" or listed == sorted(listed), "in the order of the data flow"
+
+
+def test_every_pipeline_notebook_that_a_page_names_exists():
+    pages = [notebooks.ROOT / "README.md", *notebooks.BOOK.rglob("*.md")]
+    named = {name for page in pages
+             for name in re.findall(r"\b\d\d_[a-z_]+\b", page.read_text(encoding="utf-8"))}
+    assert named and named <= set(notebooks.names())
+
+
 def test_building_the_book_executes_no_cell(pages):
     assert "executed" in (pages / "pipeline" / "01_frames.html").read_text("utf-8")
     assert not (pages.parents[2] / "executed").exists()

@@ -65,7 +65,7 @@ def one_line(capsys):
     ("run 02_encoder --profil smoke", "unrecognized arguments: --profil"),
     ("run 02_encoder -p steps 3", "unknown parameter 'steps' of 02_encoder; allowed: none"),
     ("run 02_encoder -p seed 3", "seed, games, time_limit are options"),
-    ("run 07_ablation -p seeds zero", "seeds of 07_ablation must be like [0]; got 'zero'"),
+    ("run 07_ablation -p seeds zero", "seeds of 07_ablation must be like [0]; got ['zero']"),
     ("run 07_ablation -p ablation maks", "unknown ablation 'maks'; allowed: split, "),
     ("run 07_ablation -p seeds [0] -p seeds [1]", "parameter seeds is given twice"),
     ("run all -p ablation mask", "-p needs one notebook"),

@@ -1,6 +1,10 @@
 """hd.config: profiles, ablations, and what bad input gets to read."""
 
 import dataclasses
+import json
+import subprocess
+import sys
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from tiny import refusal
@@ -19,6 +23,15 @@ def flat(profile):
         for section in SECTIONS
         for field, value in dataclasses.asdict(getattr(profile, section)).items()
     }
+
+
+def kinds_of(section):
+    """What each field of a section may hold, by name."""
+    return get_type_hints(type(getattr(PROFILES["smoke"], section)), include_extras=True)
+
+
+CHOICES = {f"{section}.{name}": get_args(kind) for section in SECTIONS
+           for name, kind in kinds_of(section).items() if get_origin(kind) is Literal}
 
 
 def num_parameters(model):
@@ -71,9 +84,31 @@ def test_no_two_variants_have_the_same_name_or_the_same_fields():
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_chosen_values_of_every_profile_are_among_the_choices(name):
-    for key, value in flat(PROFILES[name]).items():
-        assert value in config.CHOICES.get(key, [value]), key
+def test_every_value_of_every_profile_is_what_its_field_may_hold(name):
+    for section in SECTIONS:
+        for field, kind in kinds_of(section).items():
+            value = getattr(getattr(PROFILES[name], section), field)
+            config.check_value(f"{section}.{field}", kind, value, like=value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_text_is_one_of_stated_choices_and_every_number_has_a_range(section):
+    for name, kind in kinds_of(section).items():
+        assert kind not in (str, int, float), f"{section}.{name}"
+
+
+def test_a_given_value_is_kept_as_it_was_given():
+    given = {"encoder.clip": 2, "frames.sources": {"random": 1}, "policy.lam": 1}
+    resolved = config.resolve("smoke", overrides=given)
+    # Identities hash the text of the values: 2 and 2.0 are different runs.
+    kept = {key: flat(resolved)[key] for key in given}
+    assert json.dumps(kept) == json.dumps(given)
+
+
+def test_importing_the_configs_does_not_wait_for_pydantic():
+    code = "import sys, hd.config; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -189,11 +224,11 @@ def test_an_unknown_field_is_refused_with_the_list_of_all(key):
     assert "negatives" in message and "batch_size" in message
 
 
-@pytest.mark.parametrize("key", config.CHOICES)
+@pytest.mark.parametrize("key", CHOICES)
 def test_a_value_out_of_its_choices_is_refused_with_the_list_of_all(key):
     message = refusal(config.resolve, "smoke", overrides={key: "nonsense"})
     assert key in message and "'nonsense'" in message
-    assert all(choice in message for choice in config.CHOICES[key])
+    assert all(choice in message for choice in CHOICES[key])
 
 
 @pytest.mark.parametrize(
@@ -206,12 +241,71 @@ def test_a_value_out_of_its_choices_is_refused_with_the_list_of_all(key):
         ("tokenizer.commitment_costs", 0.25),
         ("tokenizer.commitment_costs", ("a", "b", "c")),
         ("frames.sources", "random"),
+        ("encoder.lr", None),
+        ("encoder.lr", True),
+        ("encoder.betas", (0.9,)),
     ],
 )
 def test_a_value_of_another_type_is_refused_with_an_example(key, value):
     message = refusal(config.resolve, "smoke", overrides={key: value})
     section, name = key.split(".")
     assert key in message and repr(getattr(getattr(PROFILES["smoke"], section), name)) in message
+    assert f"got {value!r}: " in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("frames.num_steps", 0, "greater than or equal to 1"),
+        ("encoder.num_steps", 0, "greater than or equal to 1"),
+        ("encoder.batch_size", 0, "greater than or equal to 1"),
+        ("encoder.accumulate", -1, "greater than or equal to 1"),
+        ("encoder.lr", 0.0, "greater than 0"),
+        ("encoder.lr", float("nan"), "a finite number"),
+        ("encoder.lr", float("inf"), "a finite number"),
+        ("encoder.betas", (0.9, 1.0), "less than 1"),
+        ("encoder.chunk", 1, "greater than or equal to 2"),
+        ("tokenizer.commitment_costs", (0.1, -0.1, 0.1), "greater than or equal to 0"),
+        ("tokenizer.decay", 1.0, "less than 1"),
+        ("world_model.dropout", 1.0, "less than 1"),
+        ("world_model.max_steps", 1, "greater than or equal to 2"),
+        ("imagination.horizon", 0, "greater than or equal to 1"),
+        ("policy.gamma", 0.0, "greater than 0"),
+        ("policy.gamma", 1.01, "less than or equal to 1"),
+        ("policy.lam", 1.01, "less than or equal to 1"),
+        ("frames.sticky", 1.0, "less than 1"),
+        ("frames.val_share", 1.01, "less than or equal to 1"),
+        ("frames.sources", {"random": -0.5}, "greater than or equal to 0"),
+        ("frames.sources", {"expert": 0.5}, "'random', 'repeat', 'tracker' or 'agent'"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_with_the_range(key, value, says):
+    message = refusal(config.resolve, "smoke", overrides={key: value})
+    assert message.startswith(f"{key} must be like ") and f"got {value!r}: " in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("frames.val_share", 0),
+        ("frames.val_share", 1),
+        ("policy.gamma", 1),
+        ("policy.lam", 0.0),
+        ("world_model.dropout", 0),
+        ("tokenizer.kmeans_iterations", 0),
+        ("encoder.eval_every", 0),
+        ("encoder.commitment_costs", ()),
+    ],
+)
+def test_the_ends_of_a_range_that_belong_to_it_are_taken(key, value):
+    assert flat(config.resolve("smoke", overrides={key: value}))[key] == value
+
+
+def test_the_chain_is_every_notebook_that_makes_a_stage_up_to_the_policy():
+    stages = config.STAGES[: config.STAGES.index("policy") + 1]
+    assert tuple(dict.fromkeys(config.NOTEBOOKS[stage] for stage in stages)) == config.CHAIN
+    assert set(config.NOTEBOOKS) == set(config.STAGES)
 
 
 def test_games_come_in_one_order_however_they_are_given():

@@ -13,7 +13,7 @@ from hd.collection import SOURCES
 from hd.config import InputError
 from hd.measure import evaluation
 from hd.report import figures
-from hd.run import machine, runs
+from hd.run import runs, storage
 from hd.run.runs import COLUMNS
 from hd.run.storage import sha256_of
 
@@ -204,12 +204,11 @@ def test_codebooks_that_train_with_the_encoder_are_the_tokenizers(chain):
 
 def test_a_table_by_this_very_code_is_not_measured_again(chain, monkeypatch):
     run, _ = chain["tokenizer"]
-    monkeypatch.setattr(machine, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
     first = stages.measured(run)
     monkeypatch.setattr(stages, "measure", lambda run: pytest.fail("measured again"))
     assert stages.measured(run)["value"].tolist() == pytest.approx(first["value"].tolist())
     monkeypatch.setattr(stages, "measure", lambda run: "again")
-    monkeypatch.setattr(machine, "git_state", lambda: {"commit": "b" * 40, "dirty": False})
+    monkeypatch.setattr(storage, "CODE", "of a module that was edited")
     assert stages.measured(run) == "again"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hd import config, replay, world_model
+from hd import replay, world_model
 from hd.config import PROFILES, InputError, WorldModelConfig
 from hd.measure.baselines import Score
 from hd.run import runs, training
@@ -104,10 +104,6 @@ def test_a_longer_mask_begins_with_the_shorter_one_and_treats_every_past_step_al
 def test_an_unknown_mask_is_refused_with_the_four_that_exist():
     with pytest.raises(InputError, match="'diagonal'; allowed: causal, hierarchical, seed, strict"):
         hierarchical_mask(T, "diagonal")
-
-
-def test_the_config_allows_exactly_the_masks_that_exist():
-    assert config.CHOICES["world_model.mask"] == MASKS
 
 
 def influence(model, num_steps):

@@ -21,17 +21,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from hd import config
-from hd.config import GAMES, InputError
+from hd.config import CHAIN, GAMES, InputError
 from hd.run import storage
 from hd.run.storage import ROOT, artifacts_root, sha256_of, shown
 
 # papermill and hd.run.runs (torch) are imported inside functions: bad input is refused at once.
 
 BOOK = ROOT / "book"
-CHAIN = ("01_frames", "02_encoder", "03_tokenizer", "04_world_model", "05_imagination",
-         "06_policy")
 CORE = ("profile", "variant", "seed", "games", "time_limit")
 KERNEL_SECONDS = 10  # until a new kernel has imported everything and its time limit counts
 SHORTEST = 20.0  # seconds that even the shortest time limit gives a notebook for a first step
@@ -62,17 +63,21 @@ class Job:
     @property
     def command(self) -> str:
         """The command that executes it as part of the pipeline."""
+        return f"python -m hd {self.arguments}"
+
+    @property
+    def arguments(self) -> str:
+        """What follows python -m hd in that command."""
         given = self.parameters
         games = "" if tuple(given["games"]) == GAMES else f" --games {','.join(given['games'])}"
         extra = [f" -p {name} {_flat(value)}" for name, value in given.items() if name not in CORE]
-        return (f"python -m hd run {self.source.stem} --profile {given['profile']} --variant "
+        return (f"run {self.source.stem} --profile {given['profile']} --variant "
                 f"{given['variant']} --seed {given['seed']}{games}{''.join(extra)}")
 
     @property
     def key(self) -> str:
         """sha256 over the source, the parameters, the package's code and the stages' identities."""
-        code = [sha256_of(path) for path in storage.package_files()]
-        parts = {"source": sha256_of(self.source), "code": code,
+        parts = {"source": sha256_of(self.source), "code": storage.CODE,
                  "parameters": dict(self.parameters), "tables": dict(self.tables),
                  "stages": {run.stage: run.identity for run in self.runs}}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -99,7 +104,7 @@ def plan(notebook: str, *, profile: str, variant: str = "base", seed: int = 0, g
     words = [run.name] if run.name != "base-seed0" else []
     words += [f"{name}={_flat(value)}" for name, value in extra.items() if value != declared[name]]
     target = run.root / "notebooks" / "pipeline" / f"{'-'.join([notebook, *words])}.ipynb"
-    stages = [stage for stage, made_by in runs.NOTEBOOKS.items() if made_by == notebook]
+    stages = [stage for stage, made_by in config.NOTEBOOKS.items() if made_by == notebook]
     return Job(source, target, {**core, **extra}, tuple(run.at(stage) for stage in stages))
 
 
@@ -169,23 +174,37 @@ def _checked_parameters(notebook, given, declared) -> dict[str, object]:
     """Raise InputError for a parameter the notebook does not declare, or of another type."""
     if not declared.keys() >= set(CORE):
         raise InputError(f"{notebook} must declare {', '.join(CORE)} in its parameters cell")
-    free, checked = [name for name in declared if name not in CORE], {}
-    for name, value in given.items():
+    free = [name for name in declared if name not in CORE]
+    for name in given:
         if name not in free:
             raise InputError(f"unknown parameter {name!r} of {notebook}; allowed: "
                              f"{', '.join(free) or 'none'} ({', '.join(CORE)} are options)")
-        checked[name] = value if isinstance(declared[name], str) else _value(value)
-        if isinstance(declared[name], list):  # "0" and "0,1,2" are lists too
-            alone = not isinstance(checked[name], (list, tuple))
-            checked[name] = [checked[name]] if alone else list(checked[name])
-        if not _is_like(checked[name], declared[name]):
-            raise InputError(f"parameter {name} of {notebook} must be like {declared[name]!r}; "
-                             f"got {value!r}")
-        if name == "ablation":
-            config.allowed("ablation", value, config.ABLATIONS)
-        if name == "seeds":
-            [config.check_seed(seed) for seed in checked[name]]
+    checked = {name: _as_declared(value, declared[name]) for name, value in given.items()}
+    for name, value in checked.items():
+        config.check_value(f"parameter {name} of {notebook}", _kind_of(declared[name]), value,
+                           like=declared[name])
+    if "ablation" in checked:
+        config.ablation(checked["ablation"])
+    for seed in checked.get("seeds", ()):
+        config.check_seed(seed)
     return checked
+
+
+def _as_declared(value, example):
+    """The value as Python means it where it came as text; "0" and "0,1,2" are lists too."""
+    if isinstance(example, str):
+        return value
+    value = _value(value)
+    if not isinstance(example, list):
+        return value
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _kind_of(example):
+    """The type of values like the example; a list has at least one element, all like its first."""
+    if isinstance(example, list):
+        return Annotated[list[_kind_of(example[0]) if example else Any], MinLen(1)]
+    return Any if example is None else type(example)
 
 
 def _value(text):
@@ -193,15 +212,6 @@ def _value(text):
     with contextlib.suppress(ValueError, SyntaxError):
         return ast.literal_eval(text)
     return text
-
-
-def _is_like(value, example) -> bool:
-    """Same type; a whole number passes for a float, and lists compare their elements."""
-    if isinstance(example, (list, tuple)):
-        return isinstance(value, (list, tuple)) and len(value) > 0 and all(
-            _is_like(one, example[0]) for one in value if example)
-    return example is None or type(value) is type(example) or (
-        isinstance(example, float) and type(value) is int)
 
 
 def _flat(value) -> str:
@@ -354,7 +364,21 @@ def _what_was_made(job: Job) -> dict:
               for suffix in (".csv", ".json", "-episodes.csv", "-history.csv")]
     return {"files": {path.relative_to(root).as_posix(): sha256_of(path)
                       for path in (job.target, *tables) if path.exists()},
-            "finished": [run.stage for run in job.runs if (run.folder / "finished.json").exists()]}
+            "finished": [run.stage for run in job.runs if (run.folder / "finished.json").exists()],
+            "read": _what_is_read(job)}
+
+
+def _what_is_read(job: Job) -> dict[str, dict]:
+    """The sha256 of each file of the stages that the job's stages read, where those are usable."""
+    from hd.run import runs
+    own, read = [run.stage for run in job.runs], {}
+    for run in job.runs:
+        for source in run.upstream:
+            with contextlib.suppress(InputError):
+                record = runs.finished(source)
+                if record and source.stage not in own:
+                    read[source.stage] = record["files"]
+    return read
 
 
 def _read_stamp(job: Job) -> dict:
@@ -364,13 +388,20 @@ def _read_stamp(job: Job) -> dict:
 
 
 def is_current(job: Job) -> bool:
-    """Whether its stamp still holds: same inputs, and nothing made is missing or damaged."""
+    """Whether the executed notebook is up to date: nothing that decides it has changed, and nothing
+    that it made is missing or damaged.
+
+    The only place that decides this: executing, sweeping and building the book ask here, and about
+    stages this asks hd.run.runs.finished.
+    """
     from hd.run import runs
     root, stamp = job.target.parents[2], _read_stamp(job)
     try:
         return (stamp["key"] == job.key
                 and all(sha256_of(root / name) == digest
                         for name, digest in stamp["files"].items())
-                and all(runs.finished(run) for run in job.runs if run.stage in stamp["finished"]))
+                and all(runs.finished(run) for run in job.runs if run.stage in stamp["finished"])
+                and all(files == stamp["read"].get(stage, files)
+                        for stage, files in _what_is_read(job).items()))
     except (KeyError, OSError, InputError):
         return False

@@ -97,7 +97,7 @@ def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str]
     """
     if not has_table(results_dir, profile, stage):
         print(f"No table of stage {stage} at profile {profile}. To make one: python -m hd run "
-              f"{runs.NOTEBOOKS[stage]} --profile {profile}")
+              f"{config.NOTEBOOKS[stage]} --profile {profile}")
         return None
     table = fresh_or_published(results_dir, profile, stage)
     print(provenance_line(table))
@@ -108,7 +108,7 @@ def _require_paths(results_dir, profile, stage, variant, seed) -> list[Path]:
     config.allowed("profile", profile, config.PROFILES)
     if paths := paths_of(results_dir, profile, stage, variant, seed):
         return paths
-    made_by, root = runs.NOTEBOOKS.get(stage, "all"), Path(results_dir or ROOT / "results")
+    made_by, root = config.NOTEBOOKS.get(stage, "all"), Path(results_dir or ROOT / "results")
     raise InputError(f"no table of stage {stage} below {shown(root)}; make it: python -m hd run "
                      f"{made_by} --profile {profile} --variant {variant} --seed {seed or 0}")
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hd.run.storage import ROOT
+from hd.run.storage import CODE, ROOT
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +51,10 @@ def device_kind() -> str:
 
 
 def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> dict:
-    """Commit, versions, device, threads, time and memory behind a number."""
+    """Commit, code, versions, device, threads, time and memory behind a number."""
     import torch
 
-    return {"git": git_state(),
+    return {"git": git_state(), "code": CODE,
             "python": platform.python_version(), "platform": platform.system(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
             "device": device_name(), "threads": torch.get_num_threads(),

@@ -44,10 +44,6 @@ from hd.run.storage import (
 )
 
 COLUMNS = ("stage", "variant", "game", "seed", "step", "split", "metric", "value", "baseline")
-NOTEBOOKS = {"frames": "01_frames", "encoder": "02_encoder", "tokenizer": "03_tokenizer",
-             "decoder": "03_tokenizer", "world_model": "04_world_model",
-             "imagination": "05_imagination", "policy": "06_policy",
-             "entropy_floor": "08_entropy_floor", "transfer": "09_transfer"}
 DAMAGED = "is damaged (its sha256 does not match)"
 MODEL = "model.safetensors"
 TABLE_COMPANIONS = ("-episodes", "-history")  # what may stand beside a metric table
@@ -120,7 +116,7 @@ class Run:
         if self.parent:
             return self.parent.command
         games = "" if self.games == config.GAMES else f" --games {','.join(self.games)}"
-        return (f"python -m hd run {NOTEBOOKS[self.stage]} --profile {self.profile.name} "
+        return (f"python -m hd run {config.NOTEBOOKS[self.stage]} --profile {self.profile.name} "
                 f"--variant {self.variant} --seed {self.seed}{games}")
 
     def at(self, stage: str) -> Run:

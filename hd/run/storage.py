@@ -49,9 +49,11 @@ def artifacts_root() -> Path:
                          "whole path") from None
 
 
-def package_files() -> list[Path]:
-    """The package's own modules, in its folders too: what code decides a result."""
-    return sorted((ROOT / "hd").rglob("*.py"))
+def package_digest() -> str:
+    """sha256 over the package's own modules, in its folders too: the code that decides a result."""
+    modules = {path.relative_to(ROOT).as_posix(): sha256_of(path)
+               for path in sorted((ROOT / "hd").rglob("*.py"))}
+    return _digest_of(modules)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -185,6 +187,10 @@ def _sha256(path: str, *state) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+# As it was when this process imported it: what is edited later is not what runs here.
+CODE = package_digest()
 
 
 def check_writable(folder: Path) -> None:
