@@ -5,6 +5,7 @@ results/ and figures/ change only here, and only from a clean tree.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,9 @@ from hd.audit import claims
 from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
 from hd.report import benchmarks as benchmark_table
+from hd.report import published
 from hd.report.benchmarks import KINDS, fresh_folder, profile_beside
+from hd.report.published import FORMATS
 from hd.report.tables import (
     TITLES,
     fresh_or_published,
@@ -29,7 +32,7 @@ from hd.report.tables import (
 )
 from hd.run.machine import asked_git
 from hd.run.runs import BESIDE
-from hd.run.storage import ROOT, artifacts_root, shown, write_atomically, write_text
+from hd.run.storage import ROOT, artifacts_root, shown, write_atomically, write_json, write_text
 
 NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
 HEADER = "<!-- Written by hd.book.publishing from the published tables; do not edit by hand. -->"
@@ -115,9 +118,10 @@ def write_headline(root: Path = ROOT) -> None:
 
 def publish(profile: str, variant: str = "base", seed: int | None = None, *,
             root: Path = ROOT) -> list[Path]:
-    """Copy a profile's fresh tables and figures into root's results/ and figures/; write the
-    headline and the audit's table of claims.
+    """Copy a profile's fresh tables, and those of its figures that pages show, into root's results/
+    and figures/; write the headline and the audit's table of claims.
 
+    What is copied is the rule of hd.report.published; figures that no page shows any more go.
     variant: one, or "all". Returns the copies. Before anything is copied, raises InputError when
     the tree is dirty, nothing is there, a table is damaged or was made from a dirty tree. Tables
     may come from several commits: the headline lists them.
@@ -136,28 +140,62 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
             raise InputError(f"{shown(path)} was not made from a clean commit; commit, then make "
                              f"it again: make report PROFILE={profile}")
         copies += [path, path.with_suffix(".json"), *_beside(path, record)]
-        copies += (source / "figures" / path.stem).glob("[!.]*.*")
+        copies += _figures(source / "figures", f"{path.stem}/*")
     if not copies:
         raise InputError(f"nothing to publish below {shown(source / 'results')} for variant "
                          f"{variant}; make it: make report PROFILE={profile}")
     if variant == "all":  # figures that compare variants belong to no single run
-        copies += filter(Path.is_file, (source / "figures").glob("[!.]*.*"))
+        copies += _figures(source / "figures", "*")
     targets = {}
     for path in copies:
         kind, *rest = path.relative_to(source).parts
         targets[root.joinpath(kind, profile, *rest)] = path
     for target, path in targets.items():
-        write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
+        if path.suffix == ".json":
+            write_json(target, _published_record(path))
+        else:
+            write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
+        if target.suffix in FORMATS:
+            for other in {target.with_suffix(kind) for kind in FORMATS} - {target}:
+                other.unlink(missing_ok=True)
+    _remove_unshown(root / "figures")
     write_headline(root)
     claims.write(root)
-    return sorted(targets)
+    return sorted(filter(Path.exists, targets))
 
 
 def _beside(path: Path, record: Mapping) -> list[Path]:
-    """The files beside a table that its record names; all where an older record names none."""
+    """The files beside a table that its record names, all where an older record names none, and
+    that something reads (hd.report.published)."""
     beside = [path.with_name(f"{path.stem}{kind}.csv") for kind in BESIDE]
     return [file for file in beside if file.exists()
-            and file.name in record.get("beside", [file.name])]
+            and file.name in record.get("beside", [file.name])
+            and published.is_read_beside(f"{path.parent.name}/{file.name}")]
+
+
+def _published_record(path: Path) -> dict:
+    """A table's provenance without the files beside it that stay behind."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "beside" in record:
+        record["beside"] = {name: digest for name, digest in record["beside"].items()
+                            if published.is_read_beside(f"{path.parent.name}/{name}")}
+    return record
+
+
+def _figures(folder: Path, pattern: str) -> list[Path]:
+    """A profile's fresh figures of this name that pages show, each in its smallest format."""
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_size)
+    shown_kinds = {}
+    for path in found:
+        if published.is_shown_kind(path.relative_to(folder).as_posix()):
+            shown_kinds.setdefault(path.with_suffix(""), path)
+    return list(shown_kinds.values())
+
+
+def _remove_unshown(figures: Path) -> None:
+    """Remove published figures that no page shows, such as a smaller profile's dreams."""
+    for path in {*filter(Path.is_file, figures.rglob("*"))} - published.shown(figures=figures):
+        path.unlink()
 
 
 def publish_benchmark(*, root: Path = ROOT) -> list[Path]:
