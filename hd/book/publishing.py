@@ -1,4 +1,4 @@
-"""The headline table, and copying fresh tables and figures into the published ones.
+"""Copying fresh tables and figures into the published ones, by the rule of hd.report.published.
 
 results/ and figures/ change only here, and only from a clean tree.
 """
@@ -10,110 +10,18 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from hd import config
 from hd.audit import claims
-from hd.audit.evidence import devices_and_commits
-from hd.config import GAMES, InputError
+from hd.book import headline
+from hd.config import InputError
 from hd.report import benchmarks as benchmark_table
 from hd.report import published
 from hd.report.benchmarks import KINDS, fresh_folder, profile_beside
 from hd.report.published import FORMATS
-from hd.report.tables import (
-    TITLES,
-    fresh_or_published,
-    listed,
-    load_with_record,
-    number,
-    summarise,
-    tables_of,
-    with_baseline,
-)
+from hd.report.tables import load_with_record
 from hd.run.machine import asked_git
 from hd.run.runs import BESIDE
-from hd.run.storage import ROOT, artifacts_root, shown, write_atomically, write_json, write_text
-
-NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
-HEADER = "<!-- Written by hd.book.publishing from the published tables; do not edit by hand. -->"
-BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
-
-HEADLINE = (  # stage, metric, in words, what stands in brackets
-    ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
-    ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
-    ("tokenizer", "l0_usage", "share of coarse codes in use", "random codes"),
-    ("tokenizer", "l0_perplexity", "perplexity of coarse codes, of 256", "random codes"),
-    ("tokenizer", "l2_variance_explained", "variance explained by all levels", "mean embedding"),
-    ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
-    ("world_model", "l0_changed_accuracy", "next coarse code, where it changes", "n-gram"),
-    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
-    ("policy", "real_return", "return in the real game", "random play"),
-)
-DREAM_STEP = 15  # the longest dream that a headline looks at
-
-
-def headline(results_dir=None) -> str:
-    """Markdown: for each published profile, largest first, the headline metrics beside baselines.
-
-    base, then hi-dreamer; the policy's other games come from base's policy_game variants. smoke
-    says nothing about quality and is left out.
-    """
-    root = Path(results_dir or ROOT / "results")
-    parts = [_headline_of(root, name, variant) for name in reversed(config.PROFILES)
-             if name != "smoke" for variant in ("base", "hi-dreamer")]
-    return "\n\n".join(part for part in parts if part) or NOTHING
-
-
-def _headline_of(root: Path, profile: str, chosen: str) -> str:
-    lines, records = [], []
-    others = [f"policy_game.{game}" for game in GAMES if chosen == "base"]
-    for stage, metric, words, baseline in HEADLINE:
-        variants = [chosen, *others * (stage == "policy")]
-        tables = [fresh_or_published(root, profile, stage, variant) for variant in variants
-                  if tables_of(root / profile / stage, variant)]
-        tables = [table for table in tables if metric in set(table["metric"])]
-        if not tables:
-            continue
-        records += [record for table in tables for record in table.attrs["records"]]
-        found = summarise(pd.concat(tables), [metric])
-        if found["step"].notna().any():
-            step = found["step"][found["step"] <= DREAM_STEP].max()
-            found, words = found[found["step"] == step], f"{words} after {step:g} steps"
-        cells = {row["game"]: _headline_cell(row) for row in found.to_dict("records")}
-        lines.append("| " + " | ".join([words, *(cells.get(game, "") for game in GAMES), baseline,
-                                        listed(found["n"])]) + " |")
-    if not lines:
-        return ""
-    games = " | ".join(TITLES[game] for game in GAMES)
-    named = profile if chosen == "base" else f"{profile}, variant {chosen}"
-    return "\n".join([f"**{named}**: {config.PROFILES[profile].purpose}", "",
-                      f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
-                      *lines, "", "Value [95% interval over seeds] (baseline), held-out episodes. "
-                      + devices_and_commits(records)])
-
-
-def _headline_cell(row: Mapping) -> str:
-    bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
-    return with_baseline(number(row["mean"]) + bounds, row["baseline"])
-
-
-def headline_pages(root: Path = ROOT) -> dict[Path, str]:
-    """The whole text of book/headline.md and README.md with the verdicts and the headline of
-    root's tables."""
-    parts = [claims.in_markdown(root / "results"), headline(root / "results")]
-    text, readme = "\n\n".join(filter(None, parts)), root / "README.md"
-    page = readme.read_text(encoding="utf-8")
-    if not 0 <= page.find(BEGIN) < page.find(END):
-        raise InputError(f"README.md must hold {BEGIN} and {END}")
-    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-    return {root / "book" / "headline.md": f"{HEADER}\n\n{text}\n",
-            readme: f"{before}{BEGIN}\n{text}\n{END}{after}"}
-
-
-def write_headline(root: Path = ROOT) -> None:
-    """Write the headline of the published tables into the book and the README."""
-    for path, text in headline_pages(root).items():
-        write_text(path, text)
+from hd.run.storage import ROOT, artifacts_root, shown, write_atomically, write_json
 
 
 def publish(profile: str, variant: str = "base", seed: int | None = None, *,
@@ -159,7 +67,7 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
             for other in {target.with_suffix(kind) for kind in FORMATS} - {target}:
                 other.unlink(missing_ok=True)
     _remove_unshown(root / "figures")
-    write_headline(root)
+    headline.write(root)
     claims.write(root)
     return sorted(filter(Path.exists, targets))
 

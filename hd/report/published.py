@@ -18,7 +18,7 @@ FIGURES = ROOT / "figures"
 FROM_A_PAGE = "../../figures"  # as a page of book/report sees FIGURES
 DREAMS = ("base", "hi-dreamer")  # variants whose dreams stand beside each other
 FORMATS = (".svg", ".png")  # of a drawing: the smaller file is published
-READ_BESIDE = (  # by the control page; by the claims page and C17; by the reasons of bars not reached
+READ_BESIDE = (  # by the control page; the claims page and C17; the reasons of bars not reached
     "policy/base-seed*-episodes.csv", "world_model/exposures.*-history.csv",
     "world_model/hi-dreamer-seed*-history.csv")
 
