@@ -297,14 +297,12 @@ def save_model(run: Run, model: torch.nn.Module, *, wall_seconds: float, **extra
 def load_model(run: Run, model: torch.nn.Module) -> torch.nn.Module:
     """Load a finished stage's weights into model, in eval mode, on the device.
 
-    What published weights leave out keeps the model's own values: only training reads it. Raises
-    InputError when they are missing, damaged, of another configuration or of other code.
+    Raises InputError when they are missing, damaged, of another configuration or of other code.
     """
-    left_out = tuple(require(run).get("left_out", ()))
+    left_out = tuple(require(run).get("left_out", ()))  # by published weights: for training only
+    own = {name: part for name, part in model.state_dict().items() if name.startswith(left_out)}
     try:
-        own = {name: tensor for name, tensor in model.state_dict().items()
-               if name.startswith(left_out)}
-        model.load_state_dict({**own, **load_file(run.folder / MODEL)})
+        model.load_state_dict(own | load_file(run.folder / MODEL))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join((str(error).partition("\n")[2] or str(error)).split())[:200]
         raise InputError(f"{shown(run.folder / MODEL)} ({run.identity[:10]}) does not fit "

@@ -97,9 +97,9 @@ def _packed(stage: str, tensors: dict) -> dict:
     packed = {}
     for name, tensor in tensors.items():
         if name in IN_BYTES.get(stage, ()):
-            packed[name + SCALE] = (tensor.abs().amax(1, keepdim=True) / 127).half()
-            scale = packed[name + SCALE].float().clamp_min(torch.finfo(torch.float16).tiny)
-            packed[name] = (tensor / scale).round().clamp(-127, 127).to(torch.int8)
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            packed[name + SCALE] = torch.where(scale > 0, scale, 1.0)
+            packed[name] = (tensor / packed[name + SCALE]).round().to(torch.int8)
         elif not name.startswith(LEFT_OUT.get(stage, ())):
             packed[name] = tensor.half() if tensor.is_floating_point() else tensor
     return packed
