@@ -51,6 +51,7 @@ notebooks: export WANDB_MODE := offline
 notebooks: $(INSTALLED)
 	$(VENV_PYTHON) -m jupyter execute --inplace --NotebookClient.record_timing=False \
 		$(sort $(wildcard book/pipeline/*.ipynb)) $(sort $(wildcard book/report/*.ipynb))
+	$(VENV_PYTHON) -c "from hd.book.notebooks import thin_stored; thin_stored()"
 
 bench: $(INSTALLED)
 	$(RUN) bench

@@ -10,7 +10,8 @@ import nbformat
 import pytest
 
 from hd.book import notebooks
-from hd.book.building import build_book
+from hd.book.building import build_book, stage_book
+from hd.report import published
 
 # What makes a browser load something: attributes by tag; links are only followed when clicked.
 LOADING = {"script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "frame": ("src",),
@@ -73,12 +74,19 @@ def pages(tmp_path_factory):
     """The folder of the built HTML of the committed book, in which one notebook has a trap."""
     source = tmp_path_factory.mktemp("book") / "book"
     shutil.copytree(notebooks.BOOK, source, ignore=shutil.ignore_patterns("_build"))
+    shutil.copytree(published.FIGURES, source.parent / "figures")
     page = source / "pipeline" / "01_frames.ipynb"
     notebook = nbformat.read(page, 4)
     trap = f"open({str(source.parent / 'executed')!r}, 'w').close()"
     notebook.cells.append(nbformat.v4.new_code_cell(trap))
     nbformat.write(notebook, page)
     return build_book(source).parent
+
+
+def shown_files(page):
+    """The files that a page of the book shows: pictures and videos."""
+    names = re.findall(r'<(?:img|video)\b[^>]*?\bsrc="(?!data:)([^"]+)"', page.read_text("utf-8"))
+    return [(page.parent / name).resolve() for name in names]
 
 
 def in_chromium(page, folder, *options):
@@ -142,6 +150,25 @@ def test_no_page_style_or_script_loads_anything_from_elsewhere(pages):
              for path in pages.rglob("*.*") if path.is_file()}
     assert sum(name.endswith(".html") for name in found) >= 15
     assert {page: hosts for page, hosts in found.items() if hosts} == {}
+
+
+def test_published_videos_and_curves_are_files_of_the_built_book(pages):
+    videos = shown_files(pages / "report" / "dynamics.html")
+    wanted = [film.read_bytes() for film in published.dreams().values()]
+    assert [file.read_bytes() for file in videos if file.suffix == ".mp4"] == wanted
+    curves = {file.name for file in shown_files(pages / "report" / "ablations.html")}
+    assert curves == {path.name for path in published.FIGURES.glob("audit/*-curves.*")}
+    assert all(file.is_relative_to(pages) for file in videos)
+
+
+def test_a_staged_book_shows_published_figures_from_its_own_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    staged = stage_book("smoke")
+    page = (staged / "report" / "dynamics.ipynb").read_text("utf-8")
+    places = re.findall(r"{image} (\S+?)\\n", page)
+    wanted = [film.read_bytes() for film in published.dreams().values()]
+    assert [(staged / "report" / place).read_bytes() for place in places] == wanted
+    assert all((staged / "report" / place).resolve().is_relative_to(staged) for place in places)
 
 
 OUTSIDE = "https://example.org/x"

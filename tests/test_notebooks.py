@@ -483,6 +483,26 @@ def test_a_notebook_holds_the_outputs_of_one_complete_run(path):
     assert not any("injected-parameters" in tags(cell) for cell in cells)
 
 
+@pytest.mark.parametrize("path", PIPELINE, ids=lambda path: path.stem)
+def test_a_pipeline_notebook_stores_nothing_that_nbval_ignores(path):
+    ignored = [cell for cell in code_cells(path) if "nbval-ignore-output" in tags(cell)]
+    assert ignored and [cell for cell in ignored if cell.outputs] == []
+
+
+def test_thinning_empties_what_nbval_ignores_and_keeps_the_rest(book):
+    path = write_notebook(book / "02_encoder.ipynb", "1", "2")
+    notebook = nbformat.read(path, 4)
+    for count, cell in enumerate(notebook.cells, 1):
+        cell.execution_count = count
+        cell.outputs = [nbformat.v4.new_output("stream", text="said")]
+    notebook.cells[1].metadata["tags"] = ["nbval-ignore-output"]
+    nbformat.write(notebook, path)
+    notebooks.thin_stored()
+    cells = code_cells(path)
+    assert [len(cell.outputs) for cell in cells] == [1, 0, 1]
+    assert [cell.execution_count for cell in cells] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_notebook_only_calls_the_package(path):
     for cell in code_cells(path):

@@ -12,6 +12,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from hd.report import published
+from hd.run.runs import BESIDE
+from hd.run.weights import TREE_BYTES
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -19,6 +23,9 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+CHECKOUT_BYTES, FILE_BYTES = 30_000_000, 3_000_000
+LARGE_KINDS = {".safetensors"}  # published weights have a limit of their own
 
 # sys_platform, platform_system, os_name, platform_machine
 SYSTEMS = (
@@ -159,6 +166,30 @@ def test_every_make_target_of_the_readme_exists():
     commands = [line.split() for line in fenced_commands(readme) if line.startswith("make ")]
     named = {word for words in commands for word in words[1:] if re.fullmatch(r"[a-z-]+", word)}
     assert named <= targets
+
+
+def test_the_checkout_is_light_enough_to_travel():
+    sizes = {path: path.stat().st_size for path in project_files()}
+    assert sum(sizes.values()) < CHECKOUT_BYTES
+    assert [path.name for path, size in sizes.items()
+            if size > FILE_BYTES and path.suffix not in LARGE_KINDS] == []
+    weights = sum(size for path, size in sizes.items() if path.suffix in LARGE_KINDS)
+    assert weights <= TREE_BYTES
+
+
+def test_every_published_figure_is_shown_and_every_table_beside_another_is_read():
+    figures = {path for path in project_files() if path.is_relative_to(published.FIGURES)}
+    assert figures == published.shown()
+    beside = [f"{path.parent.name}/{path.name}" for path in (ROOT / "results").rglob("*.csv")
+              if path.stem.endswith(BESIDE)]
+    assert beside and [place for place in beside if not published.is_read_beside(place)] == []
+
+
+def test_the_readme_names_every_module_and_folder_of_the_package():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The tree")[2]
+    described = set(re.findall(r"^  ([\w.]+)/? ", tree, flags=re.MULTILINE))
+    wanted = {path.name for path in (ROOT / "hd").iterdir()} - {"__init__.py", "__pycache__"}
+    assert described == wanted
 
 
 def test_no_file_mentions_a_path_of_a_developers_machine():

@@ -1,87 +1,23 @@
-"""hd.book.publishing: the headline, and what is copied into results/ and figures/ when."""
+"""hd.book.publishing: what is copied into results/ and figures/ when."""
 
-import re
+import json
 
 import pytest
 from tiny import commit, git, write_benchmark, write_table
 
-from hd.book import publishing
+from hd.book import headline, publishing
 from hd.config import InputError
 from hd.report import benchmarks, tables
 from hd.run.runs import row
+from hd.run.storage import sha256_of
 
-# ---- headline
-
-def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
-    write_table(tmp_path / "quick", [row("f1_overall", 0.456, game="pong", baseline=0.3),
-                                     row("f1_overall", 0.5, game="breakout", baseline=0.25)])
-    dreams = [row("dream_l0_accuracy", 0.01 * step, game="ms_pacman", step=step, baseline=0.5)
-              for step in (1, 15, 50)]
-    write_table(tmp_path / "quick", dreams, stage="imagination")
-    assert publishing.headline(tmp_path) == "\n".join([
-        "**quick**: the newcomer's first report: every stage for real in ten minutes on two cores",
-        "",
-        "| metric | Pong | Breakout | MsPacman | in brackets | seeds |",
-        "|---|---|---|---|---|---|",
-        "| RAM state read from embeddings, F1 | 0.456 (0.300) | 0.500 (0.250) |  "
-        "| untrained encoder | 1 |",
-        "| coarse codes right in a dream after 15 steps |  |  | 0.150 (0.500) "
-        "| last step copied | 1 |",
-        "",
-        "Value [95% interval over seeds] (baseline), held-out episodes. Device: Test CPU. "
-        "Commit: abc1234."])
-
-
-def test_a_headline_lists_mixed_commits_and_devices_with_their_stages(tmp_path):
-    write_table(tmp_path / "desk", [row("l0_usage", 1)], stage="tokenizer", profile="desk")
-    write_table(tmp_path / "desk", [row("l0_accuracy", 1)], stage="world_model", profile="desk",
-                device="GPU", git={"commit": "fedcba98", "dirty": False})
-    note = publishing.headline(tmp_path).splitlines()[-1]
-    assert note.endswith("Device: Test CPU (tokenizer); GPU (world_model). "
-                         "Commit: abc1234 (tokenizer); fedcba9 (world_model).")
-
-
-def test_a_headline_takes_the_other_games_from_the_policys_variants_and_pools_seeds(tmp_path):
-    for seed in (0, 1):
-        write_table(tmp_path / "audit", [row("real_return", seed, game="pong", baseline=-20)],
-                    stage="policy", seed=seed, profile="audit")
-    write_table(tmp_path / "audit", [row("real_return", 2, game="breakout", baseline=1.5)],
-                stage="policy", variant="policy_game.breakout", profile="audit")
-    line = publishing.headline(tmp_path).splitlines()[4]
-    assert line == ("| return in the real game | 0.500 [0, 1] (-20) | 2 (1.50) |  | random play "
-                    "| 2, 1 |")
-
-
-def test_profiles_stand_largest_first_and_smoke_makes_no_headline(tmp_path):
-    for profile in ("smoke", "quick", "paper"):
-        write_table(tmp_path / profile, [row("l0_usage", 1, game="pong")], stage="tokenizer",
-                    profile=profile)
-    assert re.findall(r"^\*\*(\w+)\*\*", publishing.headline(tmp_path), re.MULTILINE) == [
-        "paper", "quick"]
-
-
-def test_hi_dreamer_has_a_headline_of_its_own_after_base(tmp_path):
-    for variant, value in (("base", 0.25), ("hi-dreamer", 0.75)):
-        write_table(tmp_path / "quick", [row("r2_ball_x", value, game="pong")], variant=variant)
-    lines = publishing.headline(tmp_path).splitlines()
-    headings = [line.partition(":")[0] for line in lines if line.startswith("**")]
-    assert headings == ["**quick**", "**quick, variant hi-dreamer**"]
-    assert [line.split(" | ")[1] for line in lines if "the ball's x" in line] == ["0.250", "0.750"]
-
-
-def test_the_committed_headlines_are_those_of_the_committed_tables():
-    for path, text in publishing.headline_pages().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make publish"
-
-
-# ---- publishing
 
 @pytest.fixture
 def checkout(tmp_path):
     """A committed repository with the places a headline goes to."""
     root = tmp_path / "checkout"
     (root / "book").mkdir(parents=True)
-    marked = f"{publishing.BEGIN}\nold\n{publishing.END}"
+    marked = f"{headline.BEGIN}\nold\n{headline.END}"
     (root / "README.md").write_text(f"# Title\n\n{marked}\n\nmore\n")
     (root / "book" / "headline.md").write_text("old\n")
     git(root, "init", "-q")
@@ -91,34 +27,49 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """The fresh results folder of profile quick, with one table, its episodes and a figure."""
+    """The fresh results folder of profile quick: a policy's table with two files beside it, that
+    of a variant, and figures of which pages show some."""
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path / "artifacts"))
     folder = tmp_path / "artifacts" / "quick"
     path = write_table(folder / "results", [row("real_return", 1, game="pong", baseline=-20)],
                        stage="policy")
-    path.with_name("base-seed0-episodes.csv").write_text("player,return\n")
+    beside = {}
+    for kind in ("episodes", "history"):
+        file = path.with_name(f"base-seed0-{kind}.csv")
+        file.write_text(f"{kind}\n")
+        beside[file.name] = sha256_of(file)
+    record = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**record, "beside": beside}))
     write_table(folder / "results", [row("l0_accuracy", 0.5, game="pong")], stage="world_model",
                 variant="mask.strict")
-    for name in ("base-seed0/returns.png", "mask.strict-seed0/bars.png"):
-        (folder / "figures" / name).parent.mkdir(parents=True)
-        (folder / "figures" / name).write_bytes(b"png")
+    for name, size in (("base-seed0/returns.png", 9), ("base-seed0/dream.mp4", 9),
+                       ("mask.strict-seed0/bars.png", 9), ("ablation-mask-curves.png", 5),
+                       ("ablation-mask-curves.svg", 4), ("ablation-mask.png", 5)):
+        (folder / "figures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "figures" / name).write_bytes(b"x" * size)
     return folder / "results"
 
 
-def test_publishing_copies_tables_figures_and_writes_both_headlines(checkout, fresh):
+def below(checkout, folder):
+    return sorted(path.relative_to(checkout / folder).as_posix()
+                  for path in (checkout / folder).rglob("*") if path.is_file())
+
+
+def test_publishing_copies_tables_and_shown_figures_and_writes_the_numbers(checkout, fresh):
     written = [path.relative_to(checkout).as_posix()
                for path in publishing.publish("quick", root=checkout)]
-    assert written == ["figures/quick/base-seed0/returns.png",
+    assert written == ["figures/quick/base-seed0/dream.mp4",
                        "results/quick/policy/base-seed0-episodes.csv",
                        "results/quick/policy/base-seed0.csv",
                        "results/quick/policy/base-seed0.json"]
     table = tables.fresh_or_published(checkout / "results", "quick", "policy")
     assert table["value"].tolist() == [1]
     readme = (checkout / "README.md").read_text()
-    assert "| return in the real game | 1 (-20) |  |  | random play | 1 |" in readme
-    assert readme.startswith("# Title\n\n") and readme.endswith(f"{publishing.END}\n\nmore\n")
-    page = (checkout / "book" / "headline.md").read_text()
-    assert page.startswith(publishing.HEADER) and "| 1 (-20) |" in page
+    assert "| return in the real game | Pong | 1 (random play -20) | – | 1, – |" in readme
+    assert readme.startswith("# Title\n\n") and readme.endswith(f"{headline.END}\n\nmore\n")
+    for name, says in (("headline.md", "| 1 (random play -20) |"), ("measured.md", "| 1 (-20) |")):
+        page = (checkout / "book" / name).read_text()
+        assert page.startswith(headline.HEADER) and says in page
 
 
 def test_publishing_takes_one_variant_or_all(checkout, fresh):
@@ -126,9 +77,29 @@ def test_publishing_takes_one_variant_or_all(checkout, fresh):
     assert (checkout / "results/quick/world_model/mask.strict-seed0.csv").exists()
     assert not (checkout / "results/quick/policy").exists()
     commit(checkout)
-    (fresh.parent / "figures" / "ablation-mask.png").write_bytes(b"png")
-    assert len(publishing.publish("quick", "all", root=checkout)) == 8
-    assert (checkout / "figures/quick/ablation-mask.png").exists()
+    assert len(publishing.publish("quick", "all", root=checkout)) == 7
+
+
+def test_of_a_figure_in_two_formats_the_smaller_file_is_published_alone(checkout, fresh):
+    publishing.publish("quick", "all", root=checkout)
+    assert below(checkout, "figures/quick") == ["ablation-mask-curves.svg", "base-seed0/dream.mp4"]
+    commit(checkout)
+    (fresh.parent / "figures" / "ablation-mask-curves.svg").write_bytes(b"x" * 6)
+    publishing.publish("quick", "all", root=checkout)
+    assert below(checkout, "figures/quick") == ["ablation-mask-curves.png", "base-seed0/dream.mp4"]
+
+
+def test_figures_that_no_page_shows_any_more_go_when_something_is_published(checkout, fresh):
+    for profile in ("smoke", "desk"):
+        for variant in ("base", "hi-dreamer"):
+            film = checkout / "figures" / profile / f"{variant}-seed0" / "dream.mp4"
+            film.parent.mkdir(parents=True)
+            film.write_bytes(b"film")
+    commit(checkout)
+    written = publishing.publish("quick", root=checkout)
+    assert below(checkout, "figures") == ["desk/base-seed0/dream.mp4",
+                                          "desk/hi-dreamer-seed0/dream.mp4"]
+    assert all(path.exists() for path in written)
 
 
 def test_publishing_refuses_a_dirty_tree_and_changes_nothing(checkout, fresh):

@@ -1,12 +1,14 @@
-"""Published weights: half precision, whole, of the right configuration, never from a dirty tree."""
+"""Published weights: small, enough to use, of the right configuration, never from a dirty tree."""
 
 import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from hd.config import InputError
+from hd import decoder, encoder, policy, tokenizer, world_model
+from hd.config import TRAINED, InputError
 from hd.encoder import AtariEncoder
 from hd.run import machine, runs, weights
 
@@ -32,6 +34,57 @@ def test_restored_weights_are_the_published_ones_in_half_precision(made):
         assert torch.equal(restored.state_dict()[name], tensor.half().float()), name
     record = runs.finished(run)
     assert record["precision"] == "float16" and record["made_by"]["commit"] == "a" * 40
+
+
+def test_what_only_training_reads_stays_behind_and_the_rest_embeds_the_same(made):
+    _, _, root = made
+    run = runs.start("encoder", profile="smoke", variant="hi-dreamer")
+    model = AtariEncoder(run.cfg).eval()
+    assert any(name.startswith("predictors.") for name in model.state_dict())
+    runs.save_model(run, model, wall_seconds=3.0)
+    shards = [load_file(path) for path in weights.publish(run, root=root)
+              if path.suffix == ".safetensors"]
+    assert not any(name.startswith("predictors.") for shard in shards for name in shard)
+    shutil.rmtree(run.folder)
+    weights.restore(run, root=root)
+    restored = runs.load_model(run, AtariEncoder(run.cfg))
+    frames = torch.randint(0, 256, (2, 4, 84, 84), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # half precision keeps 11 bits of a weight
+        torch.testing.assert_close(restored(frames.to(torch.uint8)), model(frames.to(torch.uint8)),
+                                   atol=2e-3, rtol=0)
+
+
+def test_weights_that_lack_more_than_training_needs_are_refused(made):
+    run, model, _ = made
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()
+               if not name.startswith("head.2.")}
+    save_file(tensors, run.folder / runs.MODEL)
+    runs.finish(run, [run.folder / runs.MODEL], wall_seconds=1.0, left_out=["predictors."])
+    with pytest.raises(InputError, match="does not fit the encoder"):
+        runs.load_model(run, AtariEncoder(run.cfg))
+
+
+def test_a_byte_a_weight_errs_by_half_a_step_of_its_row_and_keeps_a_row_of_zeros():
+    matrix = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    matrix *= torch.tensor([1e-3, 0.1, 0.0, 1.0, 10.0])[:, None]
+    packed = weights._packed("decoder", {"start.weight": matrix, "start.bias": matrix[:, 0]})
+    assert packed["start.weight"].dtype == torch.int8
+    restored = weights._unpacked(packed)
+    assert restored.keys() == {"start.weight", "start.bias"}
+    step = matrix.abs().amax(1, keepdim=True) / 127
+    # A little more than half: the division and the product round too.
+    assert ((restored["start.weight"] - matrix).abs() <= 0.501 * step).all()
+    assert (restored["start.weight"][2] == 0).all()
+
+
+def test_the_published_weights_are_restored_and_every_stage_loads(tmp_path, monkeypatch):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    run = runs.start("policy", profile="desk", variant="hi-dreamer")
+    assert weights.restore(run) == list(TRAINED)
+    for stage in (encoder, tokenizer, decoder, world_model, policy):
+        assert not stage.load(run).training
+    codes = tokenizer.load(run).codebooks
+    assert torch.equal(world_model.load(run).codebooks, codes) and codes.std() > 0
 
 
 def test_a_finished_stage_is_left_alone(made):

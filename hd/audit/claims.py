@@ -553,6 +553,13 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     return leading[["claim", "verdict"]].rename_axis(index=None)
 
 
+def counted(results: Path | None = None) -> dict[str, int]:
+    """How many claims got each verdict, without its reason; empty where no claim has a number."""
+    verdicts = summary(table(results))["verdict"].str.split(",").str[0]
+    tested = ~verdicts.str.startswith(UNTESTED.split(",")[0])
+    return verdicts.value_counts().to_dict() if tested.any() else {}
+
+
 def in_markdown(results: Path | None = None) -> str:
     """The 25 verdicts as a markdown table; empty where no claim has a number yet."""
     found = summary(table(results))

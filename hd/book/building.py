@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hd.book import notebooks
 from hd.config import InputError
+from hd.report import published
 from hd.run.storage import (
     ROOT,
     artifacts_root,
@@ -52,6 +53,7 @@ def stage_book(profile: str, **chosen) -> Path:
                 shutil.copyfile(job.target, aside / f"{_page(job)}.ipynb")
             else:
                 print(f"{_page(job)}: shown as published", flush=True)
+        _bring_figures(aside)
         book.mkdir(exist_ok=True)
         for old in book.iterdir():
             if old.name != "_build":  # the last complete book, untouched until the next is
@@ -60,6 +62,15 @@ def stage_book(profile: str, **chosen) -> Path:
             new.rename(book / new.name)
         aside.rmdir()
     return book
+
+
+def _bring_figures(book: Path) -> None:
+    """Copy the published figures into a staged book whose pages show any, and let them find it."""
+    for page in (book / "report").glob("*.ipynb"):
+        text = page.read_text(encoding="utf-8")
+        if f"{published.FROM_A_PAGE}/" in text:
+            shutil.copytree(published.FIGURES, book / "figures", dirs_exist_ok=True)
+            write_text(page, text.replace(f"{published.FROM_A_PAGE}/", "../figures/"))
 
 
 def _page(job: notebooks.Job) -> str:

@@ -405,3 +405,19 @@ def is_current(job: Job) -> bool:
                         for stage, files in _what_is_read(job).items()))
     except (KeyError, OSError, InputError):
         return False
+
+
+# ---- what git stores
+
+def thin_stored(folder: Path | None = None) -> None:
+    """Empty, in the notebooks of a folder (the pipeline's), the outputs that nbval ignores.
+
+    What nobody compares need not be stored: a reader's own run fills it in. Cells stay counted.
+    """
+    import nbformat
+    for path in sorted((folder or BOOK / "pipeline").glob("*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        for cell in notebook.cells:
+            if "nbval-ignore-output" in cell.metadata.get("tags", ()):
+                cell.outputs = []
+        storage.write_text(path, nbformat.writes(notebook) + "\n")

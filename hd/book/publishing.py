@@ -1,123 +1,34 @@
-"""The headline table, and copying fresh tables and figures into the published ones.
+"""Copying fresh tables and figures into the published ones, by the rule of hd.report.published.
 
 results/ and figures/ change only here, and only from a clean tree.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from hd import config
 from hd.audit import claims
-from hd.audit.evidence import devices_and_commits
-from hd.config import GAMES, InputError
-from hd.report import benchmarks
+from hd.book import headline
+from hd.config import InputError
+from hd.report import benchmarks, published
 from hd.report.benchmarks import KINDS, fresh_folder, profile_beside
-from hd.report.tables import (
-    TITLES,
-    fresh_or_published,
-    listed,
-    load_with_record,
-    number,
-    summarise,
-    tables_of,
-    with_baseline,
-)
+from hd.report.published import FORMATS
+from hd.report.tables import load_with_record
 from hd.run.machine import asked_git
 from hd.run.runs import TABLE_COMPANIONS
-from hd.run.storage import ROOT, artifacts_root, shown, write_atomically, write_text
-
-NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
-HEADER = "<!-- Written by hd.book.publishing from the published tables; do not edit by hand. -->"
-BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
-
-HEADLINE = (  # stage, metric, in words, what stands in brackets
-    ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
-    ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
-    ("tokenizer", "l0_usage", "share of coarse codes in use", "random codes"),
-    ("tokenizer", "l0_perplexity", "perplexity of coarse codes, of 256", "random codes"),
-    ("tokenizer", "l2_variance_explained", "variance explained by all levels", "mean embedding"),
-    ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
-    ("world_model", "l0_changed_accuracy", "next coarse code, where it changes", "n-gram"),
-    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
-    ("policy", "real_return", "return in the real game", "random play"),
-)
-DREAM_STEP = 15  # the longest dream that a headline looks at
-
-
-def headline(results_dir=None) -> str:
-    """Markdown: for each published profile, largest first, the headline metrics beside baselines.
-
-    base, then hi-dreamer; the policy's other games come from base's policy_game variants. smoke
-    says nothing about quality and is left out.
-    """
-    root = Path(results_dir or ROOT / "results")
-    parts = [_headline_of(root, name, variant) for name in reversed(config.PROFILES)
-             if name != "smoke" for variant in ("base", "hi-dreamer")]
-    return "\n\n".join(part for part in parts if part) or NOTHING
-
-
-def _headline_of(root: Path, profile: str, chosen: str) -> str:
-    lines, records = [], []
-    others = [f"policy_game.{game}" for game in GAMES if chosen == "base"]
-    for stage, metric, words, baseline in HEADLINE:
-        variants = [chosen, *others * (stage == "policy")]
-        tables = [fresh_or_published(root, profile, stage, variant) for variant in variants
-                  if tables_of(root / profile / stage, variant)]
-        tables = [table for table in tables if metric in set(table["metric"])]
-        if not tables:
-            continue
-        records += [record for table in tables for record in table.attrs["records"]]
-        found = summarise(pd.concat(tables), [metric])
-        if found["step"].notna().any():
-            step = found["step"][found["step"] <= DREAM_STEP].max()
-            found, words = found[found["step"] == step], f"{words} after {step:g} steps"
-        cells = {row["game"]: _headline_cell(row) for row in found.to_dict("records")}
-        lines.append("| " + " | ".join([words, *(cells.get(game, "") for game in GAMES), baseline,
-                                        listed(found["n"])]) + " |")
-    if not lines:
-        return ""
-    games = " | ".join(TITLES[game] for game in GAMES)
-    named = profile if chosen == "base" else f"{profile}, variant {chosen}"
-    return "\n".join([f"**{named}**: {config.PROFILES[profile].purpose}", "",
-                      f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
-                      *lines, "", "Value [95% interval over seeds] (baseline), held-out episodes. "
-                      + devices_and_commits(records)])
-
-
-def _headline_cell(row: Mapping) -> str:
-    bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
-    return with_baseline(number(row["mean"]) + bounds, row["baseline"])
-
-
-def headline_pages(root: Path = ROOT) -> dict[Path, str]:
-    """The whole text of book/headline.md and README.md with the verdicts and the headline of
-    root's tables."""
-    parts = [claims.in_markdown(root / "results"), headline(root / "results")]
-    text, readme = "\n\n".join(filter(None, parts)), root / "README.md"
-    page = readme.read_text(encoding="utf-8")
-    if not 0 <= page.find(BEGIN) < page.find(END):
-        raise InputError(f"README.md must hold {BEGIN} and {END}")
-    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-    return {root / "book" / "headline.md": f"{HEADER}\n\n{text}\n",
-            readme: f"{before}{BEGIN}\n{text}\n{END}{after}"}
-
-
-def write_headline(root: Path = ROOT) -> None:
-    """Write the headline of the published tables into the book and the README."""
-    for path, text in headline_pages(root).items():
-        write_text(path, text)
+from hd.run.storage import ROOT, artifacts_root, shown, write_atomically, write_json
 
 
 def publish(profile: str, variant: str = "base", seed: int | None = None, *,
             root: Path = ROOT) -> list[Path]:
-    """Copy a profile's fresh tables and figures into root's results/ and figures/; write the
-    headline and the audit's table of claims.
+    """Copy a profile's fresh tables, and those of its figures that pages show, into root's results/
+    and figures/; write the headline and the audit's table of claims.
 
+    What is copied is the rule of hd.report.published; figures that no page shows any more go.
     variant: one, or "all". Returns the copies. Before anything is copied, raises InputError when
     the tree is dirty, nothing is there, a table is damaged or was made from a dirty tree. Tables
     may come from several commits: the headline lists them.
@@ -136,28 +47,62 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
             raise InputError(f"{shown(path)} was not made from a clean commit; commit, then make "
                              f"it again: make report PROFILE={profile}")
         copies += [path, path.with_suffix(".json"), *_beside(path, record)]
-        copies += (source / "figures" / path.stem).glob("[!.]*.*")
+        copies += _figures(source / "figures", f"{path.stem}/*")
     if not copies:
         raise InputError(f"nothing to publish below {shown(source / 'results')} for variant "
                          f"{variant}; make it: make report PROFILE={profile}")
     if variant == "all":  # figures that compare variants belong to no single run
-        copies += filter(Path.is_file, (source / "figures").glob("[!.]*.*"))
+        copies += _figures(source / "figures", "*")
     targets = {}
     for path in copies:
         kind, *rest = path.relative_to(source).parts
         targets[root.joinpath(kind, profile, *rest)] = path
     for target, path in targets.items():
-        write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
-    write_headline(root)
+        if path.suffix == ".json":
+            write_json(target, _published_record(path))
+        else:
+            write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
+        if target.suffix in FORMATS:
+            for other in {target.with_suffix(kind) for kind in FORMATS} - {target}:
+                other.unlink(missing_ok=True)
+    _remove_unshown(root / "figures")
+    headline.write(root)
     claims.write(root)
-    return sorted(targets)
+    return sorted(filter(Path.exists, targets))
 
 
 def _beside(path: Path, record: Mapping) -> list[Path]:
-    """The files beside a table that its record names; all where an older record names none."""
+    """The files beside a table that its record names, all where an older record names none, and
+    that something reads (hd.report.published)."""
     beside = [path.with_name(f"{path.stem}{kind}.csv") for kind in TABLE_COMPANIONS]
     return [file for file in beside if file.exists()
-            and file.name in record.get("beside", [file.name])]
+            and file.name in record.get("beside", [file.name])
+            and published.is_read_beside(f"{path.parent.name}/{file.name}")]
+
+
+def _published_record(path: Path) -> dict:
+    """A table's provenance without the files beside it that stay behind."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "beside" in record:
+        record["beside"] = {name: digest for name, digest in record["beside"].items()
+                            if published.is_read_beside(f"{path.parent.name}/{name}")}
+    return record
+
+
+def _figures(folder: Path, pattern: str) -> list[Path]:
+    """A profile's fresh figures of this name that pages show, each in its smallest format."""
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_size)
+    shown_kinds = {}
+    for path in found:
+        if published.is_shown_kind(path.relative_to(folder).as_posix()):
+            shown_kinds.setdefault(path.with_suffix(""), path)
+    return list(shown_kinds.values())
+
+
+def _remove_unshown(figures: Path) -> None:
+    """Remove published figures that no page shows, such as a smaller profile's dreams."""
+    for path in {*filter(Path.is_file, figures.rglob("*"))} - published.shown(figures=figures):
+        path.unlink()
 
 
 def publish_benchmark(*, root: Path = ROOT) -> list[Path]:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from hd.ablations import ABLATIONS
 from hd.config import GAMES, InputError
+from hd.report import published as published_files
 from hd.report.tables import load_with_record, number, summarise, tables_of
 from hd.run.storage import ROOT
 
@@ -79,11 +80,10 @@ def published(profile: str, *, results_dir: Path | None = None) -> list[str]:
 
 def show_all(profile: str, *, results_dir: Path | None = None) -> None:
     """Each published ablation under its question: its table, and its figure where there is one."""
-    from IPython.display import Image, Markdown, display
+    from IPython.display import Markdown, display
     for name in published(profile, results_dir=results_dir):
         chosen = ABLATIONS[name]
         display(Markdown(f"## {name}: {chosen.question}"))
         display(compared(name, profile, results_dir=results_dir))
-        curves = ROOT / "figures" / profile / f"ablation-{name}-curves.png"
-        if curves.exists():
-            display(Image(curves.read_bytes(), width=760))
+        if curves := published_files.curves(name, profile):
+            published_files.show(curves, f"{name}: what was watched while its arms trained")

@@ -19,11 +19,11 @@ from hd.config import GAMES, InputError
 from hd.imagination import imagine, replayed
 from hd.measure import dreams
 from hd.policy import with_ale_ids
-from hd.report import pictures
+from hd.report import pictures, published
 from hd.run import runs
 from hd.run.machine import device
 from hd.run.runs import Run
-from hd.run.storage import ROOT, write_atomically
+from hd.run.storage import write_atomically
 
 PLAYERS = ("recorded", "random", "agent", "tracker")
 VIDEO_BYTES = 8_000_000  # what a page may hold
@@ -110,19 +110,17 @@ def embed_video(path: Path | str):
                 f'src="data:video/mp4;base64,{base64.b64encode(content).decode()}"></video>')
 
 
-def show_published(folder: Path | str = ROOT / "figures") -> None:
+def show_published(figures: Path | None = None) -> None:
     """In a notebook: the published videos of base's and hi-dreamer's dreams at the largest profile
     that has both; a line of text where none has."""
     from IPython.display import Markdown, display
-    for profile in reversed(config.PROFILES):
-        films = {variant: Path(folder) / profile / f"{variant}-seed0" / "dream.mp4"
-                 for variant in ("base", "hi-dreamer")}
-        if all(film.exists() for film in films.values()):
-            for variant, film in films.items():
-                display(Markdown(f"**{variant}**, {profile}, seed 0"))
-                display(embed_video(film))
-            return
-    print("No profile has published dreams of both variants.")
+    films = published.dreams(figures=figures)
+    for variant, film in films.items():
+        profile = film.parents[1].name
+        display(Markdown(f"**{variant}**, {profile}, seed 0"))
+        published.show(film, f"dreams of {variant}, {profile}", figures=figures)
+    if not films:
+        print("No profile has published dreams of both variants.")
 
 
 def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed: int = 0,

@@ -288,9 +288,10 @@ def load_model(run: Run, model: torch.nn.Module) -> torch.nn.Module:
 
     Raises InputError when they are missing, damaged, of another configuration or of other code.
     """
-    require(run)
+    left_out = tuple(require(run).get("left_out", ()))  # by published weights: for training only
+    own = {name: part for name, part in model.state_dict().items() if name.startswith(left_out)}
     try:
-        model.load_state_dict(load_file(run.folder / MODEL))
+        model.load_state_dict(own | load_file(run.folder / MODEL))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join((str(error).partition("\n")[2] or str(error)).split())[:200]
         raise InputError(f"{shown(run.folder / MODEL)} ({run.identity[:10]}) does not fit "

@@ -1,7 +1,9 @@
-"""Weights worth keeping: published in half precision, restored into the folders of runs.
+"""Weights worth keeping: published small, restored into the folders of runs.
 
 results/<profile>/checkpoints/<variant>/ holds <stage>-<k>.safetensors in shards of at most 15 MB
-and <stage>.json with provenance; a fresh clone restores them and can probe, dream and play.
+and <stage>.json with provenance; a fresh clone restores them and can probe, dream and play. They
+are in half precision; what only training reads is left out, and the decoder's large matrix, which
+only draws, has a byte a weight.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ from hd.run import runs
 from hd.run.runs import Run
 from hd.run.storage import ROOT, sha256_of, shown, write_atomically, write_json
 
-SHARD_BYTES, TREE_BYTES = 15_000_000, 40_000_000
+SHARD_BYTES, TREE_BYTES = 15_000_000, 10_000_000
+LEFT_OUT = {  # by what its names start with; the world model's codebooks are the tokenizer's
+    "encoder": ("predictors.",), "tokenizer": ("counts", "sums"), "world_model": ("codebooks",),
+    "policy": ("critic.", "slow_critic.", "num_ranges", "return_range")}
+IN_BYTES = {"decoder": ("start.weight",)}
+SCALE = ":scale"  # ends the name of the numbers (rows, 1) that bytes are multiplied by
 
 
 def folder_of(run: Run, root: Path = ROOT) -> Path:
@@ -30,7 +37,7 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
     """Write the weights of every finished trained stage of run's chain; returns the files.
 
     They replace the variant's older ones. Raises InputError when nothing is finished, a stage was
-    made from a dirty tree, or all published weights together would be over 40 MB.
+    made from a dirty tree, or all published weights together would be over 10 MB.
     """
     made = {stage: record for stage in TRAINED if (record := runs.finished(run.at(stage)))}
     if not made:
@@ -40,7 +47,8 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
             raise InputError(f"{stage} was not made from a clean commit; its weights are not "
                              f"published")
     folder, files = folder_of(run, root), []
-    shards = {stage: _shards(load_file(run.at(stage).folder / runs.MODEL)) for stage in made}
+    shards = {stage: _shards(_packed(stage, load_file(run.at(stage).folder / runs.MODEL)))
+              for stage in made}
     _check_size(root, folder, shards)
     for stage, record in made.items():
         names = {}
@@ -49,7 +57,9 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
             write_atomically(path, lambda aside, tensors=tensors: save_file(tensors, aside))
             names[path.name] = sha256_of(path)
         kept = {key: value for key, value in record.items() if key not in ("files", "history")}
-        write_json(folder / f"{stage}.json", {**kept, "precision": "float16", "files": names})
+        how = {"precision": "float16", "left_out": LEFT_OUT.get(stage, ()),
+               "in_bytes": IN_BYTES.get(stage, ())}
+        write_json(folder / f"{stage}.json", {**kept, **how, "files": names})
         files += [*(folder / name for name in names), folder / f"{stage}.json"]
     for old in set(folder.glob("*")) - set(files):
         old.unlink()
@@ -82,11 +92,32 @@ def restore(run: Run, *, root: Path = ROOT) -> list[str]:
     return restored
 
 
+def _packed(stage: str, tensors: dict) -> dict:
+    """What of a stage's tensors is published: halves, and bytes with a scale for each row."""
+    packed = {}
+    for name, tensor in tensors.items():
+        if name in IN_BYTES.get(stage, ()):
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            packed[name + SCALE] = torch.where(scale > 0, scale, 1.0)
+            packed[name] = (tensor / packed[name + SCALE]).round().to(torch.int8)
+        elif not name.startswith(LEFT_OUT.get(stage, ())):
+            packed[name] = tensor.half() if tensor.is_floating_point() else tensor
+    return packed
+
+
+def _unpacked(packed: dict) -> dict:
+    """The tensors that _packed was given, as near as they were kept."""
+    tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor
+               for name, tensor in packed.items()}
+    scales = {name: tensors.pop(name) for name in packed if name.endswith(SCALE)}
+    return tensors | {name.removesuffix(SCALE): tensors[name.removesuffix(SCALE)] * scale
+                      for name, scale in scales.items()}
+
+
 def _shards(tensors: dict) -> list[dict]:
-    """Half-precision copies in groups of at most SHARD_BYTES; one larger tensor stands alone."""
+    """The tensors in groups of at most SHARD_BYTES; one larger tensor stands alone."""
     shards, size = [{}], 0
     for name, tensor in tensors.items():
-        tensor = tensor.half() if tensor.is_floating_point() else tensor
         if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
@@ -116,12 +147,12 @@ def _put(run: Run, folder: Path, record: dict) -> None:
             tensors |= load_file(path)
         except SafetensorError as error:
             raise InputError(f"{shown(path)} cannot be read: {error}") from None
-    tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor
-               for name, tensor in tensors.items()}
+    tensors = _unpacked(tensors)
     path = run.folder / runs.MODEL
     write_atomically(path, lambda aside: save_file(tensors, aside))
     runs.finish(run, [path], wall_seconds=record["wall_seconds"], precision="float16",
-                restored_from=shown(folder), made_by=record["git"])
+                left_out=record.get("left_out", ()), restored_from=shown(folder),
+                made_by=record["git"])
 
 
 def _published(root: Path) -> str:

@@ -1,0 +1,208 @@
+"""What the README and the book say in numbers, written from the published tables.
+
+The README and the book's first page have a short table; the book's page measured.md has all.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from hd import config
+from hd.audit import claims
+from hd.audit.evidence import devices_and_commits
+from hd.config import GAMES, InputError
+from hd.report.tables import (
+    TITLES,
+    fresh_or_published,
+    listed,
+    number,
+    summarise,
+    tables_of,
+    with_baseline,
+)
+from hd.run.storage import ROOT, write_text
+
+NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
+HEADER = "<!-- Written by hd.book.headline from the published tables; do not edit by hand. -->"
+MEASURED = """# All headline numbers
+
+Every published profile, the largest first, and the verdict on every claim. The
+[claims page](report/claims.ipynb) has the numbers behind each verdict."""
+BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
+
+HEADLINE = (  # stage, metric, in words, what stands in brackets
+    ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
+    ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
+    ("tokenizer", "l0_usage", "share of coarse codes in use", "random codes"),
+    ("tokenizer", "l0_perplexity", "perplexity of coarse codes, of 256", "random codes"),
+    ("tokenizer", "l2_variance_explained", "variance explained by all levels", "mean embedding"),
+    ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
+    ("world_model", "l0_changed_accuracy", "next coarse code, where it changes", "n-gram"),
+    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
+    ("policy", "real_return", "return in the real game", "random play"),
+)
+COMPARED = ("base", "hi-dreamer")
+SUMMARY = (  # stage, metric, in words, trivial methods: [method] of the metric, "" its baseline
+    ("encoder", "f1_overall", "RAM state read from embeddings, F1",
+     {"": "untrained encoder", "pixel_pca": "pixels", "majority": "most frequent value"}),
+    ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²",
+     {"": "untrained encoder", "pixel_pca": "pixels"}),
+    ("world_model", "l0_accuracy", "next coarse code, accuracy",
+     {"": "n-gram", "repeat_last": "last code", "frequency": "most frequent code"}),
+    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", {"": "last step copied"}),
+    ("policy", "real_return", "return in the real game", {"": "random play"}),
+)
+Cell = namedtuple("Cell", ("words", "game", "variant", "num_seeds", "text", "devices"))
+DREAM_STEP = 15  # the longest dream that a headline looks at
+
+
+def in_full(results_dir=None) -> str:
+    """Markdown: for each published profile, largest first, the headline metrics beside baselines.
+
+    base, then hi-dreamer; the policy's other games come from base's policy_game variants. smoke
+    says nothing about quality and is left out.
+    """
+    root = Path(results_dir or ROOT / "results")
+    parts = [_headline_of(root, name, variant) for name in reversed(config.PROFILES)
+             if name != "smoke" for variant in ("base", "hi-dreamer")]
+    return "\n\n".join(part for part in parts if part) or NOTHING
+
+
+def _headline_of(root: Path, profile: str, chosen: str) -> str:
+    lines, records = [], []
+    others = [f"policy_game.{game}" for game in GAMES if chosen == "base"]
+    for stage, metric, words, baseline in HEADLINE:
+        variants = [chosen, *others * (stage == "policy")]
+        tables = [fresh_or_published(root, profile, stage, variant) for variant in variants
+                  if tables_of(root / profile / stage, variant)]
+        tables = [table for table in tables if metric in set(table["metric"])]
+        if not tables:
+            continue
+        records += [record for table in tables for record in table.attrs["records"]]
+        found = summarise(pd.concat(tables), [metric])
+        if found["step"].notna().any():
+            step = found["step"][found["step"] <= DREAM_STEP].max()
+            found, words = found[found["step"] == step], f"{words} after {step:g} steps"
+        cells = {row["game"]: _headline_cell(row) for row in found.to_dict("records")}
+        lines.append("| " + " | ".join([words, *(cells.get(game, "") for game in GAMES), baseline,
+                                        listed(found["n"])]) + " |")
+    if not lines:
+        return ""
+    games = " | ".join(TITLES[game] for game in GAMES)
+    named = profile if chosen == "base" else f"{profile}, variant {chosen}"
+    return "\n".join([f"**{named}**: {config.PROFILES[profile].purpose}", "",
+                      f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
+                      *lines, "", "Value [95% interval over seeds] (baseline), held-out episodes. "
+                      + devices_and_commits(records)])
+
+
+def _headline_cell(row: Mapping) -> str:
+    bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
+    return with_baseline(number(row["mean"]) + bounds, row["baseline"])
+
+
+def summary(results_dir=None, *, claims_page: str) -> str:
+    """Markdown for the README and the book's first page: how many claims got which verdict, and
+    base beside hi-dreamer at the largest profile that has both, else base alone at its largest.
+
+    claims_page: the link to the page of claims.
+    """
+    root = Path(results_dir or ROOT / "results")
+    counted = claims.counted(root)
+    parts = [f"Of {sum(counted.values())} claims: "
+             + ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
+             + f". [Each with its numbers]({claims_page})."] if counted else []
+    measured = {profile: _compared(root, profile) for profile in reversed(config.PROFILES)
+                if profile != "smoke"}
+    for needed in ({*COMPARED}, {COMPARED[0]}):
+        for profile, cells in measured.items():
+            if needed <= {cell.variant for cell in cells}:
+                return "\n\n".join([*parts, _comparison(profile, cells)])
+    return "\n\n".join(parts) or NOTHING
+
+
+def _compared(root: Path, profile: str) -> list[Cell]:
+    """What a profile's published tables say of each metric of SUMMARY."""
+    cells = []
+    for stage, metric, words, trivial in SUMMARY:
+        for variant in COMPARED:
+            if tables_of(root / profile / stage, variant):
+                table = fresh_or_published(root, profile, stage, variant)
+                devices = {record["device"] for record in table.attrs["records"]}
+                for row in _of_metric(table, metric):
+                    after = "" if pd.isna(row["step"]) else f" after {row['step']:g} steps"
+                    cells.append(Cell(words + after, row["game"], variant, row["n"],
+                                      _beside_best(row, table, trivial), frozenset(devices)))
+    return cells
+
+
+def _of_metric(table: pd.DataFrame, metric: str) -> list[dict]:
+    """The metric over seeds, a row per game; that of dreams at step DREAM_STEP or before."""
+    if metric not in set(table["metric"]):
+        return []
+    found = summarise(table, [metric])
+    if found["step"].notna().any():
+        found = found[found["step"] == found["step"][found["step"] <= DREAM_STEP].max()]
+    return found.to_dict("records")
+
+
+def _beside_best(row: Mapping, table: pd.DataFrame, trivial: Mapping[str, str]) -> str:
+    """value [interval] (best baseline), bold where all of the interval is above it.
+
+    trivial: other method of the metric, "" for the metric's own baseline -> what it is called.
+    """
+    reached = {trivial[""]: row["baseline"]}
+    for method in filter(None, trivial):
+        for other in _of_metric(table, f"{row['metric']}[{method}]"):
+            if other["game"] == row["game"]:
+                reached[trivial[method]] = other["mean"]
+    reached = {name: value for name, value in reached.items() if not pd.isna(value)}
+    bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
+    if not reached:
+        return number(row["mean"]) + bounds
+    best = max(reached, key=reached.get)
+    is_above = row["n"] > 1 and row["low"] > reached[best]
+    mean = f"**{number(row['mean'])}**" if is_above else number(row["mean"])
+    return f"{mean}{bounds} ({best} {number(reached[best])})"
+
+
+def _comparison(profile: str, cells: list[Cell]) -> str:
+    lines = []
+    for words, game in dict.fromkeys((cell.words, cell.game) for cell in cells):
+        own = {cell.variant: cell for cell in cells if (cell.words, cell.game) == (words, game)}
+        texts = [own[variant].text if variant in own else "–" for variant in COMPARED]
+        seeds = ", ".join(str(own[variant].num_seeds) if variant in own else "–"
+                          for variant in COMPARED)
+        lines.append("| " + " | ".join([words, TITLES[game], *texts, seeds]) + " |")
+    devices = sorted(set().union(*(cell.devices for cell in cells)))
+    return "\n".join([
+        f"| profile {profile} | game | {' | '.join(COMPARED)} | seeds |", "|---|---|---|---|---|",
+        *lines, "", "Value [95% interval over seeds] (best trivial baseline), held-out episodes; "
+        "bold where the whole interval is above that baseline. Seeds: "
+        f"of {', of '.join(COMPARED)}. Device: {'; '.join(devices)}."])
+
+
+def pages(root: Path = ROOT) -> dict[Path, str]:
+    """The whole text of README.md, of the book's headline.md, which its first page shows, and of
+    its measured.md, which has all headline numbers, from root's tables."""
+    readme, results = root / "README.md", root / "results"
+    page = readme.read_text(encoding="utf-8")
+    if not 0 <= page.find(BEGIN) < page.find(END):
+        raise InputError(f"README.md must hold {BEGIN} and {END}")
+    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+    short = {path: summary(results, claims_page=f"{path}report/claims.ipynb")
+             for path in ("book/", "")}
+    full = "\n\n".join(filter(None, [claims.in_markdown(results), in_full(results)]))
+    return {readme: f"{before}{BEGIN}\n{short['book/']}\n{END}{after}",
+            root / "book" / "headline.md": f"{HEADER}\n\n{short['']}\n",
+            root / "book" / "measured.md": f"{HEADER}\n\n{MEASURED}\n\n{full}\n"}
+
+
+def write(root: Path = ROOT) -> None:
+    """Write the numbers of the published tables into the book and the README."""
+    for path, text in pages(root).items():
+        write_text(path, text)

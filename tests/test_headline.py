@@ -1,0 +1,117 @@
+"""hd.book.headline: what the README and the book say in numbers, from the published tables."""
+
+import re
+
+from tiny import write_table
+
+from hd.book import headline
+from hd.run.runs import row
+
+
+def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
+    write_table(tmp_path / "quick", [row("f1_overall", 0.456, game="pong", baseline=0.3),
+                                     row("f1_overall", 0.5, game="breakout", baseline=0.25)])
+    dreams = [row("dream_l0_accuracy", 0.01 * step, game="ms_pacman", step=step, baseline=0.5)
+              for step in (1, 15, 50)]
+    write_table(tmp_path / "quick", dreams, stage="imagination")
+    assert headline.in_full(tmp_path) == "\n".join([
+        "**quick**: the newcomer's first report: every stage for real in ten minutes on two cores",
+        "",
+        "| metric | Pong | Breakout | MsPacman | in brackets | seeds |",
+        "|---|---|---|---|---|---|",
+        "| RAM state read from embeddings, F1 | 0.456 (0.300) | 0.500 (0.250) |  "
+        "| untrained encoder | 1 |",
+        "| coarse codes right in a dream after 15 steps |  |  | 0.150 (0.500) "
+        "| last step copied | 1 |",
+        "",
+        "Value [95% interval over seeds] (baseline), held-out episodes. Device: Test CPU. "
+        "Commit: abc1234."])
+
+
+def test_a_headline_lists_mixed_commits_and_devices_with_their_stages(tmp_path):
+    write_table(tmp_path / "desk", [row("l0_usage", 1)], stage="tokenizer", profile="desk")
+    write_table(tmp_path / "desk", [row("l0_accuracy", 1)], stage="world_model", profile="desk",
+                device="GPU", git={"commit": "fedcba98", "dirty": False})
+    note = headline.in_full(tmp_path).splitlines()[-1]
+    assert note.endswith("Device: Test CPU (tokenizer); GPU (world_model). "
+                         "Commit: abc1234 (tokenizer); fedcba9 (world_model).")
+
+
+def test_a_headline_takes_the_other_games_from_the_policys_variants_and_pools_seeds(tmp_path):
+    for seed in (0, 1):
+        write_table(tmp_path / "audit", [row("real_return", seed, game="pong", baseline=-20)],
+                    stage="policy", seed=seed, profile="audit")
+    write_table(tmp_path / "audit", [row("real_return", 2, game="breakout", baseline=1.5)],
+                stage="policy", variant="policy_game.breakout", profile="audit")
+    line = headline.in_full(tmp_path).splitlines()[4]
+    assert line == ("| return in the real game | 0.500 [0, 1] (-20) | 2 (1.50) |  | random play "
+                    "| 2, 1 |")
+
+
+def test_profiles_stand_largest_first_and_smoke_makes_no_headline(tmp_path):
+    for profile in ("smoke", "quick", "paper"):
+        write_table(tmp_path / profile, [row("l0_usage", 1, game="pong")], stage="tokenizer",
+                    profile=profile)
+    assert re.findall(r"^\*\*(\w+)\*\*", headline.in_full(tmp_path), re.MULTILINE) == [
+        "paper", "quick"]
+
+
+def test_hi_dreamer_has_a_headline_of_its_own_after_base(tmp_path):
+    for variant, value in (("base", 0.25), ("hi-dreamer", 0.75)):
+        write_table(tmp_path / "quick", [row("r2_ball_x", value, game="pong")], variant=variant)
+    lines = headline.in_full(tmp_path).splitlines()
+    headings = [line.partition(":")[0] for line in lines if line.startswith("**")]
+    assert headings == ["**quick**", "**quick, variant hi-dreamer**"]
+    assert [line.split(" | ")[1] for line in lines if "the ball's x" in line] == ["0.250", "0.750"]
+
+
+# ---- the short table
+
+def short(folder):
+    """The lines of the short table, without the count of verdicts."""
+    lines = headline.summary(folder, claims_page="claims").splitlines()
+    return lines[next(k for k, line in enumerate(lines) if line.startswith("| profile")):]
+
+
+def test_base_stands_beside_hi_dreamer_at_the_largest_profile_that_has_both(tmp_path):
+    for profile, variants in (("quick", ("base", "hi-dreamer")), ("desk", ("base",)),
+                              ("smoke", ("base", "hi-dreamer"))):
+        for variant in variants:
+            write_table(tmp_path / profile, [row("real_return", 3, game="pong", baseline=2.0)],
+                        stage="policy", variant=variant, profile=profile)
+    first, _, line, *_ = short(tmp_path)
+    assert first == "| profile quick | game | base | hi-dreamer | seeds |"
+    assert line == ("| return in the real game | Pong | 3 (random play 2) | 3 (random play 2) "
+                    "| 1, 1 |")
+
+
+def test_the_best_trivial_method_stands_in_brackets_under_its_name(tmp_path):
+    rows = [row("l0_accuracy", 0.625, game="pong", baseline=0.25),
+            row("l0_accuracy", 0.625, game="breakout", baseline=0.75)]
+    rows += [row("l0_accuracy[repeat_last]", 0.5, game=game) for game in ("pong", "breakout")]
+    write_table(tmp_path / "desk", rows, stage="world_model", profile="desk")
+    _, _, pong, breakout, *_ = short(tmp_path)
+    assert "| Pong | 0.625 (last code 0.500) | – |" in pong
+    assert "| Breakout | 0.625 (n-gram 0.750) | – |" in breakout
+
+
+def test_bold_says_that_the_whole_interval_is_above_the_baseline(tmp_path):
+    for seed, value in enumerate((0.5, 0.75)):
+        rows = [row("r2_ball_x", value, game="pong", baseline=0.25),
+                row("r2_ball_x", value, game="breakout", baseline=0.625)]
+        write_table(tmp_path / "desk", rows, seed=seed, profile="desk")
+    _, _, pong, breakout, *_ = short(tmp_path)
+    assert "| **0.625** [0.500, 0.750] (untrained encoder 0.250) |" in pong
+    assert "| 0.625 [0.500, 0.750] (untrained encoder 0.625) |" in breakout
+
+
+def test_the_published_table_has_at_most_twelve_rows_and_counts_every_claim():
+    text = headline.summary(claims_page="claims")
+    assert 0 < len(re.findall(r"^\| (?!profile)\w", text, re.MULTILINE)) <= 12
+    of, *counts = map(int, re.findall(r"(?:Of | )(\d+) ", text.splitlines()[0]))
+    assert of == sum(counts) == 25 and text.splitlines()[0].endswith("(claims).")
+
+
+def test_the_committed_headlines_are_those_of_the_committed_tables():
+    for path, text in headline.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make publish"
