@@ -143,7 +143,7 @@ class PolicyConfig(TrainedStage):
 
     game: str = "pong"
     loss: str = "reinforce"  # or "ppo"
-    features: str = "codes"  # or "hidden": what the world model makes of the steps so far
+    features: str = "codes"  # or "hidden": what the world model makes of the past, and the codes
     critic: str = "two_hot"  # or "scalar", the seed's
     hidden: int = 512
     context: int = 16

@@ -15,12 +15,12 @@ from torch import nn
 from hd import replay, tokenizer, world_model
 from hd.atari import GAMES
 from hd.config import InputError, PolicyConfig
-from hd.imagination import Rollout, imagine, num_features
+from hd.imagination import Rollout, imagine
 from hd.run import runs, training
 from hd.run.runs import Run
 from hd.run.training import Loss
 from hd.two_hot import TwoHot
-from hd.world_model import WorldModel
+from hd.world_model import WorldModel, draw, num_features
 
 
 def lambda_returns(rewards, continues, values, *, gamma: float, lam: float):
@@ -57,8 +57,7 @@ class Actor(nn.Module):
     @torch.no_grad()
     def act(self, features, generator):
         """Sample action ids (B,) for features (B, F)."""
-        shares = self(features).exp().to(generator.device)
-        return torch.multinomial(shares, 1, generator=generator)[:, 0].to(features.device)
+        return draw(self(features).exp(), generator)
 
 
 class Critic(nn.Module):
