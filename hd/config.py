@@ -181,7 +181,7 @@ class PolicyConfig(TrainedStage):
 
     game: Literal[GAMES] = "pong"
     loss: Literal["reinforce", "ppo"] = "reinforce"
-    features: Literal[FEATURES] = "codes"  # "hidden": what the world model makes of the past
+    features: Literal[FEATURES] = "codes"  # "hidden": what is made of the past, and the codes
     critic: Literal["two_hot", "scalar"] = "two_hot"  # "scalar" is the seed's
     hidden: Count = 512
     context: Count = 16

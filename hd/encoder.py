@@ -259,13 +259,21 @@ def chance_loss(cfg: EncoderConfig, data: Replay, seed: int) -> float:
 
 
 @torch.no_grad()
+def embed_frames(model: AtariEncoder, frames) -> torch.Tensor:
+    """frames (N, 4, 84, 84) uint8, stored or just seen -> embeddings (N, 384) float32.
+
+    The one way from frames to embeddings when nothing trains: its precision is that of training
+    (hd.run.training.precision), because lower bits decide which code is the nearest.
+    """
+    where = device()
+    dtype = training.precision(model.cfg, where)
+    with torch.autocast(where.type, dtype=dtype, enabled=dtype is not None):
+        return model(torch.as_tensor(frames).to(where))
+
+
 def embed(model: AtariEncoder, data: Replay, rows) -> np.ndarray:
     """Embeddings (N, 384) float32 of stored rows (N,), with progress."""
     out = np.empty((len(rows), 384), np.float32)
-    where = device()
-    dtype = training.precision(model.cfg, where)
     for i in progress(range(0, len(rows), EMBED_ROWS), "embedding"):
-        frames = torch.from_numpy(data.stack(rows[i:i + EMBED_ROWS])).to(where)
-        with torch.autocast(where.type, dtype=dtype, enabled=dtype is not None):
-            out[i:i + EMBED_ROWS] = model(frames).cpu().numpy()
+        out[i:i + EMBED_ROWS] = embed_frames(model, data.stack(rows[i:i + EMBED_ROWS])).cpu()
     return out

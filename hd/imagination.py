@@ -2,8 +2,9 @@
 
 The dream never knows what acts in it: `act(features, generator) -> ids` is all it asks of a
 policy. Features are either "codes", the codebook vectors of a step side by side (F = 3 D), or
-"hidden", the transformer's output at the step's L2 position, behind all of its codes and before
-its action (F = cfg.dim). DreamEnv is the same dream as a gymnasium environment.
+"hidden", what the world model makes of the past and those codes side by side (F = cfg.dim + 3 D):
+the transformer's output at the action before the step, from which the step's codes are predicted.
+DreamEnv is the same dream as a gymnasium environment.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from hd.config import FEATURES, InputError, allowed
+from hd.world_model import Dreamer, num_features
 
 
 @dataclass
@@ -28,72 +29,6 @@ class Rollout:
     actions: torch.Tensor  # (B, H) int64, ALE ids
     rewards: torch.Tensor  # (B, H) float32
     continues: torch.Tensor  # (B, H) float32 in [0, 1]
-
-
-class Dreamer:
-    """The world model's state during a dream: its cache and the step it stands at."""
-
-    def __init__(self, world_model, tokens, actions, *, horizon: int, features: str = "codes"):
-        """tokens (B, T, 3), actions (B, T-1) int64: real context, the last step still to be acted
-        on. Raises InputError on shapes that do not fit, no horizon, T + horizon beyond
-        cfg.max_steps, or unknown features."""
-        allowed("features", features, FEATURES)
-        if horizon < 1:
-            raise InputError(f"the horizon must be at least one step; got {horizon}")
-        if tokens.shape[1] != actions.shape[1] + 1:
-            raise InputError(f"context needs one step more than actions; got {tokens.shape[1]} "
-                             f"steps and {actions.shape[1]} actions")
-        self.model, (B, T, _) = world_model, tokens.shape
-        self.cache = world_model.make_cache(B, T + horizon)
-        self.tokens = tokens[:, -1]
-        filled = torch.cat([actions, actions.new_zeros(B, 1)], 1)
-        # The last L2 is fed together with the action, unless its output is asked for before.
-        known = 4 * T - 1 if features == "hidden" else 4 * T - 2
-        context = world_model.embed(tokens, filled)[:, :known]
-        out = world_model.transformer(context, world_model.mask[:known, :known], self.cache)
-        self.hidden = out[:, -1] if features == "hidden" else None
-
-    def features(self):
-        """(B, F) float32: what the policy sees of the step the dream stands at."""
-        if self.hidden is not None:
-            return self.hidden.float()
-        return self.model.features(self.tokens)
-
-    def step(self, actions, generator, greedy: bool = False):
-        """actions (B,) -> reward (B,), continue probability (B,); self.tokens is the next step.
-
-        Codes are sampled with the generator, or the most likely are taken.
-        """
-        model = self.model
-        fed = model.token(3, actions)
-        if self.hidden is None:
-            fed = torch.cat([model.token(2, self.tokens[:, 2]), fed], 1)
-        hidden = model.extend(fed, self.cache)[:, -1]
-        _, reward, keep = model.outcome(hidden)
-        codes = [_pick(model.code_heads[0](hidden), generator, greedy)]
-        for level in (0, 1):
-            hidden = model.extend(model.token(level, codes[level]), self.cache)[:, -1]
-            codes.append(_pick(model.code_heads[level + 1](hidden), generator, greedy))
-        self.tokens = torch.stack(codes, -1)
-        if self.hidden is not None:
-            self.hidden = model.extend(model.token(2, codes[2]), self.cache)[:, -1]
-        return reward, keep.float().sigmoid()
-
-
-def num_features(world_model, features: str) -> int:
-    """F, the width of the features of this kind, "codes" or "hidden"."""
-    allowed("features", features, FEATURES)
-    if features == "hidden":
-        return world_model.cfg.dim
-    return world_model.codebooks.shape[0] * world_model.codebooks.shape[2]
-
-
-def _pick(logits, generator, greedy):
-    """(B, K) -> (B,): a sample, or the mode. Sampling runs where the generator lives."""
-    if greedy:
-        return logits.argmax(-1)
-    shares = logits.float().softmax(-1).to(generator.device)
-    return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
 
 
 @torch.no_grad()

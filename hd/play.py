@@ -14,16 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from hd.atari import GAMES, AtariGame, tracker_action
 from hd.config import InputError, allowed
-from hd.encoder import AtariEncoder
+from hd.encoder import AtariEncoder, embed_frames
 from hd.policy import ActorCritic
 from hd.quantization import ResidualVQ
-from hd.run.machine import device
 from hd.run.runs import progress
+from hd.world_model import ACTION, SLOTS, no_past
 
 PARALLEL = 16  # episodes that are played side by side
 
@@ -123,8 +122,7 @@ def policy_act(eyes: AtariEncoder, codes: ResidualVQ, agent: ActorCritic) -> Cal
 
     @torch.no_grad()
     def act(seen: Observation, generator):
-        frames = torch.from_numpy(seen.frames).to(device())
-        tokens = codes.encode(eyes(frames))
+        tokens = codes.encode(embed_frames(eyes, seen.frames))
         if memory is None:
             return agent.actor.act(agent.dream_in.features(tokens), generator).cpu()
         actions = agent.actor.act(memory.features(seen, tokens), generator)
@@ -137,32 +135,44 @@ def policy_act(eyes: AtariEncoder, codes: ResidualVQ, agent: ActorCritic) -> Cal
 class Memory:
     """The last steps of every running episode, and what the world model makes of them.
 
-    At most `context` steps, as at the start of a dream; fewer at the start of an episode.
+    With the step that is seen at most `context` steps, as at the start of a dream; fewer at the
+    start of an episode.
     """
 
     def __init__(self, world_model, *, context: int):
         self.world_model, self.context = world_model, context
-        self.windows: dict[int, torch.Tensor] = {}  # by episode: (n, 4) codes and action
+        self.past: dict[int, torch.Tensor] = {}  # by episode: (n, 4), the ids of its last steps
+        self.tokens = None  # (B, 3) of the step that is seen
 
     def features(self, seen: Observation, tokens):
-        """tokens (B, 3) of the step that is seen -> (B, dim) float32, the transformer's output at
-        its L2. Positions count from the start of each window."""
-        nothing, newest = tokens.new_zeros(0, 4), F.pad(tokens, (0, 1))
-        self.windows = {
-            episode: torch.cat([self.windows.get(episode, nothing) if played else nothing,
-                                step[None]])[-self.context:]
-            for episode, played, step in zip(seen.episodes.tolist(), seen.steps.tolist(), newest)}
-        windows = list(self.windows.values())
-        # Shorter windows are padded behind their last step: no mask lets a position see the future.
-        padded = pad_sequence(windows, batch_first=True)
-        hidden = self.world_model.hidden(padded[..., :3], padded[..., 3])
-        last = torch.tensor([len(window) - 1 for window in windows], device=tokens.device)
-        return hidden[torch.arange(len(windows), device=tokens.device), last, 2].float()
+        """tokens (B, 3) of the step that is seen -> (B, F) float32: the transformer's output at the
+        action before it, nothing at an episode's first step, and the codes of the step itself.
+        Positions count from the oldest step that is remembered."""
+        nothing = tokens.new_zeros(0, len(SLOTS))
+        self.past = {episode: self.past.get(episode, nothing) if played else nothing
+                     for episode, played in zip(seen.episodes.tolist(), seen.steps.tolist())}
+        self.tokens = tokens
+        return self.world_model.features(tokens, self._made_of_the_past())
+
+    def _made_of_the_past(self):
+        """(B, dim): the transformer's output at the last action of each running episode."""
+        lengths = torch.tensor([len(steps) for steps in self.past.values()])
+        known = lengths.nonzero()[:, 0]
+        made = no_past(self.world_model, len(lengths))
+        if len(known):
+            # Shorter pasts are padded behind their last step: no mask shows a position the future.
+            padded = pad_sequence(list(self.past.values()), batch_first=True)[known]
+            hidden = self.world_model.hidden(padded[..., :ACTION], padded[..., ACTION])
+            newest = hidden[torch.arange(len(known)), lengths[known] - 1, ACTION]
+            made[known] = newest.to(made.dtype)
+        return made
 
     def keep(self, actions) -> None:
-        """Remember what is done (B,) after the step that features was asked about."""
-        for window, action in zip(self.windows.values(), actions):
-            window[-1, 3] = action
+        """Remember what is done (B,) at the step that features was asked about."""
+        steps = torch.cat([self.tokens, actions[:, None]], 1)
+        for episode, step in zip(self.past, steps):
+            longer = torch.cat([self.past[episode], step[None]])
+            self.past[episode] = longer[max(0, len(longer) + 1 - self.context):]
 
 
 # ---- a policy among the players that collect

@@ -14,13 +14,13 @@ from torch import nn
 
 from hd.atari import GAMES
 from hd.config import InputError, PolicyConfig
-from hd.imagination import Rollout, imagine, num_features
+from hd.imagination import Rollout, imagine
 from hd.replay import Replay
 from hd.run import training
 from hd.run.runs import Run, rng_for, seed_everything
 from hd.run.training import Loss, Unkept
 from hd.two_hot import TwoHot
-from hd.world_model import WorldModel
+from hd.world_model import WorldModel, draw, num_features
 
 
 def lambda_returns(rewards, continues, values, *, gamma: float, lam: float):
@@ -57,8 +57,7 @@ class Actor(nn.Module):
     @torch.no_grad()
     def act(self, features, generator):
         """Sample action ids (B,) for features (B, F)."""
-        shares = self(features).exp().to(generator.device)
-        return torch.multinomial(shares, 1, generator=generator)[:, 0].to(features.device)
+        return draw(self(features).exp(), generator)
 
 
 class Critic(nn.Module):

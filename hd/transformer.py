@@ -1,14 +1,19 @@
 """Pre-norm attention blocks (Vaswani et al. 2017) for any mask, with a key-value cache.
 
-This module knows nothing of games or levels: it maps (B, S, dim) to (B, S, dim).
+This module knows nothing of games or levels: it maps (B, S, dim) to (B, S, dim). `forward` reads
+whole sequences and learns; `extend` continues them from a cache and does not learn.
 """
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+CACHED_ROWS = 1024  # positions that a CPU takes through all blocks at once: they fit its cache
 
 
 def dropout(x, share: float):
@@ -52,27 +57,54 @@ def attention(queries, keys, values, mask, share: float = 0.0):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, for every layer; preallocated."""
+    """Keys and values of the positions seen so far, for every layer; preallocated.
 
-    def __init__(self, transformer: Transformer, batch_size: int, max_length: int):
+    mask (S, S) bool, True = row may attend to column: all S positions that there is room for.
+    On a CPU they keep the precision of the weights, also under autocast: its fused kernel and its
+    bfloat16 products are slow for the few queries that are asked at a time.
+    """
+
+    def __init__(self, transformer: Transformer, batch_size: int, mask):
         blocks = transformer.blocks
-        weight = blocks[0].attention_in.weight
-        heads, width = blocks[0].num_heads, transformer.dim // blocks[0].num_heads
-        shape = (len(blocks), 2, batch_size, heads, max_length, width)
-        dtype = weight.dtype
-        if torch.is_autocast_enabled(weight.device.type):
+        weight, heads = blocks[0].attention_in.weight, blocks[0].num_heads
+        self.is_fused, dtype = weight.device.type != "cpu", weight.dtype
+        if self.is_fused and torch.is_autocast_enabled(weight.device.type):
             dtype = torch.get_autocast_dtype(weight.device.type)
-        self.memory = torch.empty(shape, device=weight.device, dtype=dtype)
-        self.length, self.max_length = 0, max_length
+        self.memory = torch.empty(len(blocks), 2, batch_size, heads, len(mask),
+                                  transformer.dim // heads, device=weight.device, dtype=dtype)
+        self.mask, self.length = mask, 0
+        self.added = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
-    def extend(self, layer: int, keys, values):
-        """Store (B, heads, n, width) behind what is there; returns all keys and values so far."""
-        end = self.length + keys.shape[2]
-        if end > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} positions; {end} are needed")
-        self.memory[layer, 0, :, :, self.length:end] = keys
-        self.memory[layer, 1, :, :, self.length:end] = values
-        return self.memory[layer, 0, :, :, :end], self.memory[layer, 1, :, :, :end]
+    @property
+    def max_length(self) -> int:
+        return len(self.mask)
+
+    def split(self, rows: int):
+        """Caches of so many sequences each, which write into this one's memory."""
+        for memory in self.memory.split(rows, 2):
+            part = copy.copy(self)
+            part.memory = memory
+            yield part
+
+    def store(self, layer: int, pairs) -> None:
+        """Keys and values (B, n, 2, heads, width) of the positions behind those that are there."""
+        end = self.length + pairs.shape[1]
+        self.memory[layer, :, :, :, self.length:end] = pairs.permute(2, 0, 3, 1, 4)
+
+    def attend(self, layer: int, queries, end: int):
+        """Queries (B, n, heads, width) of the last n positions before `end` -> (B, n, dim)."""
+        (B, n, heads, width), rows = queries.shape, slice(end - queries.shape[1], end)
+        keys, values = self.memory[layer, :, :, :, :end]
+        if self.is_fused:
+            mixed = F.scaled_dot_product_attention(queries.transpose(1, 2).to(keys.dtype), keys,
+                                                   values, attn_mask=self.mask[rows, :end])
+            return mixed.transpose(1, 2).reshape(B, n, -1)
+        queries = queries.transpose(1, 2).reshape(B * heads, n, width).to(keys.dtype)
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.baddbmm(self.added[rows, :end], queries, keys.flatten(0, 1).mT,
+                                   alpha=width ** -0.5)
+            mixed = scores.softmax(-1) @ values.flatten(0, 1)
+        return mixed.view(B, heads, n, width).transpose(1, 2).reshape(B, n, -1)
 
 
 class Block(nn.Module):
@@ -93,19 +125,37 @@ class Block(nn.Module):
         self.attention_in, self.attention_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.ffn_in, self.ffn_out = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
 
-    def forward(self, x, mask, cache: KVCache | None = None, layer: int = 0):
-        """x (B, n, dim); mask (n, S) bool, True = may attend; S counts the cached positions too."""
+    def forward(self, x, mask):
+        """x (B, n, dim); mask (n, n) bool, True = may attend -> (B, n, dim)."""
         B, n, dim = x.shape
-        share = self.dropout if self.training else 0.0
         qkv = self.attention_in(self.attention_norm(x))
         queries, keys, values = qkv.view(B, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            keys, values = cache.extend(layer, keys, values)
         mixed = attention(queries, keys, values, mask,
                           self.attention_dropout if self.training else 0.0)
-        x = x + self.attention_out(mixed.transpose(1, 2).reshape(B, n, dim))
+        return self._fed_forward(x + self.attention_out(mixed.transpose(1, 2).reshape(B, n, dim)))
+
+    def _fed_forward(self, x):
+        share = self.dropout if self.training else 0.0
         hidden = dropout(F.gelu(self.ffn_in(self.ffn_norm(x))), share)
         return x + dropout(self.ffn_out(hidden), share)
+
+    def extend(self, x, cache: KVCache, layer: int, last: int):
+        """x (B, n, dim) behind the cached positions -> (B, last, dim), the output at the last of
+        them. The keys and values of all n are stored; nothing else is computed of the others."""
+        B, n, dim = x.shape
+        normed, end = self.attention_norm(x), cache.length + n
+        if last == n:
+            qkv = self.attention_in(normed).view(B, n, 3, self.num_heads, -1)
+            queries, pairs = qkv[:, :, 0], qkv[:, :, 1:]
+        else:
+            weight, bias = self.attention_in.weight, self.attention_in.bias
+            queries = F.linear(normed[:, n - last:], weight[:dim], bias[:dim])
+            pairs = F.linear(normed, weight[dim:], bias[dim:])
+            queries = queries.view(B, last, self.num_heads, -1)
+            pairs = pairs.view(B, n, 2, self.num_heads, -1)
+        cache.store(layer, pairs)
+        x = x[:, n - last:] + self.attention_out(cache.attend(layer, queries, end))
+        return self._fed_forward(x)
 
 
 class Transformer(nn.Module):
@@ -119,13 +169,26 @@ class Transformer(nn.Module):
             Block(dim, num_heads, ffn_dim, dropout, attention_dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x, mask, cache: KVCache | None = None):
-        """(B, n, dim) -> (B, n, dim). With a cache, x are the positions behind the cached ones.
-
-        mask: (n, S) bool, True = row may attend to column; S = cached positions + n.
-        """
-        for layer, block in enumerate(self.blocks):
-            x = block(x, mask, cache, layer)
-        if cache is not None:
-            cache.length += x.shape[1]
+    def forward(self, x, mask):
+        """(B, n, dim) -> (B, n, dim); mask (n, n) bool, True = row may attend to column."""
+        for block in self.blocks:
+            x = block(x, mask)
         return self.norm(x)
+
+    @torch.no_grad()
+    def extend(self, x, cache: KVCache, *, last: int | None = None):
+        """(B, n, dim) behind the cached positions -> (B, last, dim), the output at the last of
+        them, by default at all n. Raises ValueError where the cache has no room for n more."""
+        n = x.shape[1]
+        if cache.length + n > cache.max_length:
+            raise ValueError(f"the cache holds {cache.max_length} positions; "
+                             f"{cache.length + n} are needed")
+        wanted = [n] * (len(self.blocks) - 1) + [n if last is None else last]
+        rows = max(1, CACHED_ROWS // n) if x.device.type == "cpu" else len(x)
+        parts = []
+        for part, own in zip(x.split(rows), cache.split(rows)):
+            for layer, block in enumerate(self.blocks):
+                part = block.extend(part, own, layer, wanted[layer])
+            parts.append(part)
+        cache.length += n
+        return self.norm(torch.cat(parts))

@@ -1,8 +1,8 @@
-"""World model over [L0, L1, L2, action] tokens: masks, embeddings, heads and their loss.
+"""World model over [L0, L1, L2, action] tokens: masks, embeddings, heads, their loss, and dreams.
 
-L0 at t+1 is predicted at the action position of t, L1 at t+1 from L0 at t+1, L2 from L1; reward
-and continue of step t are read at the action position of t. The seed document's sizes; two-hot
-symlog rewards as in DreamerV3 (Hafner et al. 2023, eqs. 8-10).
+This module owns the token layout. L0 at t+1 is predicted at the action position of t, L1 at t+1
+from L0 at t+1, L2 from L1; reward and continue of step t are read at the action position of t. The
+seed document's sizes; two-hot symlog rewards as in DreamerV3 (Hafner et al. 2023, eqs. 8-10).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hd.config import MASKS, InputError, WorldModelConfig
+from hd.config import FEATURES, MASKS, InputError, WorldModelConfig, allowed
 from hd.replay import thin
 from hd.run import training
 from hd.run.machine import device
@@ -23,11 +23,15 @@ from hd.transformer import KVCache, Transformer
 from hd.two_hot import TwoHot
 from hd.windows import Windows
 
+# The slots of a step, in order: the codes of its levels, then the action taken there.
+L0, L1, L2, ACTION = SLOTS = range(4)
+LEVELS = (L0, L1, L2)
+PREDICTED_AT = {L0: ACTION, L1: L0, L2: L1}  # the slot just before, so L0's is the step before's
 EVALUATION_WINDOWS = 64  # held-out windows scored during training, all games pooled
 
 
 def hierarchical_mask(num_steps: int, kind: str) -> torch.Tensor:
-    """Which position may attend to which: (4T, 4T) bool, True = may attend.
+    """Which position may attend to which: (4T, 4T) bool, True = may attend (4 slots a step).
 
     Layout of a step: [L0, L1, L2, action]. No position sees the future; within a step a position
     sees itself and what stands left of it.
@@ -37,21 +41,20 @@ def hierarchical_mask(num_steps: int, kind: str) -> torch.Tensor:
     and L2 see past L0 and actions, and of their own step what stands left of them.
     Raises InputError for an unknown kind.
     """
-    if kind not in MASKS:
-        raise InputError(f"unknown mask {kind!r}; allowed: {', '.join(MASKS)}")
-    position = torch.arange(4 * num_steps)
-    step, slot = position // 4, position % 4
+    allowed("mask", kind, MASKS)
+    position = torch.arange(len(SLOTS) * num_steps)
+    step, slot = position // len(SLOTS), position % len(SLOTS)
     own_step = step[:, None] == step[None, :]
     left = (slot[:, None] >= slot[None, :]) & own_step
     past = step[:, None] > step[None, :]
-    coarse_key = ((slot == 0) | (slot == 3))[None, :]
-    detail_query = ((slot == 1) | (slot == 2))[:, None]
+    coarse_key = ((slot == L0) | (slot == ACTION))[None, :]
+    detail_query = ((slot == L1) | (slot == L2))[:, None]
     if kind == "causal":
         return left | past
     if kind == "hierarchical":
         return left | (past & (coarse_key | ~detail_query))
     if kind == "seed":
-        return left | (past & (coarse_key | (slot == 0)[:, None]))
+        return left | (past & (coarse_key | (slot == L0)[:, None]))
     return (left & (coarse_key | detail_query)) | (past & coarse_key)
 
 
@@ -74,17 +77,17 @@ class WorldModel(nn.Module):
     def __init__(self, cfg: WorldModelConfig, codebooks: torch.Tensor | None = None):
         super().__init__()
         self.cfg = cfg
-        if cfg.num_levels != 3:
+        if cfg.num_levels != len(LEVELS):
             raise InputError(f"the token layout has three levels; got num_levels={cfg.num_levels}")
         dim, codes = cfg.dim, cfg.num_codes
-        self.code_embeddings = nn.ModuleList(nn.Embedding(codes, dim) for _ in range(3))
+        self.code_embeddings = nn.ModuleList(nn.Embedding(codes, dim) for _ in LEVELS)
         self.action_embedding = nn.Embedding(cfg.num_actions, dim)
-        self.level_embedding = nn.Embedding(4, dim)
-        self.position_embedding = nn.Embedding(4 * cfg.max_steps, dim)
+        self.level_embedding = nn.Embedding(len(SLOTS), dim)
+        self.position_embedding = nn.Embedding(len(SLOTS) * cfg.max_steps, dim)
         self.transformer = Transformer(dim=dim, num_layers=cfg.num_layers, ffn_dim=cfg.ffn_dim,
                                        num_heads=cfg.num_heads, dropout=cfg.dropout,
                                        attention_dropout=cfg.attention_dropout)
-        self.code_heads = nn.ModuleList(nn.Linear(dim, codes) for _ in range(3))
+        self.code_heads = nn.ModuleList(nn.Linear(dim, codes) for _ in LEVELS)
         self.two_hot = TwoHot()
         self.reward_head = _mlp(dim, len(self.two_hot.bins))
         self.continue_head = _mlp(dim, 1)
@@ -97,31 +100,32 @@ class WorldModel(nn.Module):
     def embed(self, tokens, actions):
         """tokens (B, T, 3), actions (B, T) -> (B, 4T, dim), positions from 0."""
         B, T, num_levels = tokens.shape
-        if num_levels != 3:
+        if num_levels != len(LEVELS):
             raise InputError(f"the world model reads tokens (B, T, 3); got {tuple(tokens.shape)}")
-        if len(self.mask) < 4 * T:
+        num_positions = len(SLOTS) * T
+        if len(self.mask) < num_positions:
             raise InputError(f"the world model reads at most {self.cfg.max_steps} steps; got {T}")
         parts = [table(tokens[..., level]) for level, table in enumerate(self.code_embeddings)]
         parts.append(self.action_embedding(actions))
         x = torch.stack(parts, 2) + self.level_embedding.weight
-        return x.reshape(B, 4 * T, -1) + self.position_embedding.weight[:4 * T]
+        return x.reshape(B, num_positions, -1) + self.position_embedding.weight[:num_positions]
 
     def hidden(self, tokens, actions):
-        """(B, T, 4, dim): the transformer's output at every position."""
+        """(B, T, 4, dim): the transformer's output at every slot."""
         x = self.embed(tokens, actions)
         out = self.transformer(x, self.mask[:x.shape[1], :x.shape[1]])
-        return out.view(*tokens.shape[:2], 4, -1)
+        return out.view(*tokens.shape[:2], len(SLOTS), -1)
 
     def forward(self, tokens, actions) -> Prediction:
         """tokens (B, T, 3) int64, actions (B, T) int64 ALE ids -> Prediction."""
         hidden = self.hidden(tokens, actions)
-        logits = [self.code_heads[0](hidden[:, :-1, 3]),
-                  self.code_heads[1](hidden[:, 1:, 0]),
-                  self.code_heads[2](hidden[:, 1:, 1])]
-        return Prediction(logits, *self.outcome(hidden[:, :, 3]))
+        logits = [self.code_heads[L0](hidden[:, :-1, PREDICTED_AT[L0]]),
+                  self.code_heads[L1](hidden[:, 1:, PREDICTED_AT[L1]]),
+                  self.code_heads[L2](hidden[:, 1:, PREDICTED_AT[L2]])]
+        return Prediction(logits, *self.outcome(hidden[:, :, ACTION]))
 
     def outcome(self, hidden):
-        """Reward logits, expected reward and continue logits from action positions (..., dim)."""
+        """Reward logits, expected reward and continue logits from action slots (..., dim)."""
         hidden = hidden.detach() if self.cfg.detach_heads else hidden
         reward_logits = self.reward_head(hidden)
         return (reward_logits, self.two_hot.decode(reward_logits),
@@ -132,27 +136,36 @@ class WorldModel(nn.Module):
         if num_steps > self.cfg.max_steps:
             raise InputError(f"context and horizon together are {num_steps} steps; the world "
                              f"model reads at most {self.cfg.max_steps}")
-        return KVCache(self.transformer, batch_size, 4 * num_steps)
+        num_positions = len(SLOTS) * num_steps
+        return KVCache(self.transformer, batch_size, self.mask[:num_positions, :num_positions])
 
-    def extend(self, x, cache: KVCache):
-        """x (B, n, dim) token embeddings without position, behind the cache -> (B, n, dim)."""
-        first, last = cache.length, cache.length + x.shape[1]
+    @torch.no_grad()
+    def extend(self, ids, cache: KVCache):
+        """ids (B, n) int64 of the n slots behind the cached ones, codes and actions as the layout
+        has them -> (B, dim), the transformer's output at the last of them."""
+        first, last = cache.length, cache.length + ids.shape[1]
         if last > cache.max_length:
-            raise InputError(f"the cache was made for {cache.max_length // 4} steps, all taken")
-        x = x + self.position_embedding.weight[first:last]
-        return self.transformer(x, self.mask[first:last, :last], cache)
+            raise InputError(f"the cache was made for {cache.max_length // len(SLOTS)} steps, "
+                             f"all taken")
+        weight = self.level_embedding.weight
+        x = torch.empty(*ids.shape, self.cfg.dim, device=weight.device, dtype=weight.dtype)
+        for slot, table in enumerate((*self.code_embeddings, self.action_embedding)):
+            own = slice((slot - first) % len(SLOTS), None, len(SLOTS))
+            x[:, own] = table(ids[:, own]) + weight[slot]
+        x += self.position_embedding.weight[first:last]
+        return self.transformer.extend(x, cache, last=1)[:, 0]
 
-    def token(self, slot: int, ids):
-        """(B,) ids of slot 0, 1, 2 (codes) or 3 (action) -> (B, 1, dim), without position."""
-        table = self.action_embedding if slot == 3 else self.code_embeddings[slot]
-        return (table(ids) + self.level_embedding.weight[slot])[:, None]
+    def features(self, tokens, past=None):
+        """The policy's view of tokens (..., 3): their codebook vectors side by side (..., 3 D).
 
-    def features(self, tokens):
-        """The policy's view of tokens (..., 3): their codebook vectors side by side (..., 3 D)."""
+        past (..., dim), if given, stands before them: what the model made of the steps before, its
+        output at the last action. Raises InputError for a model without codebooks.
+        """
         if self.codebooks is None:
             raise InputError("this world model has no codebooks: give them at construction")
-        vectors = [self.codebooks[level][tokens[..., level]] for level in range(3)]
-        return torch.cat(vectors, -1)
+        parts = [] if past is None else [past.to(self.codebooks.dtype)]
+        parts += [self.codebooks[level][tokens[..., level]] for level in LEVELS]
+        return torch.cat(parts, -1)
 
     def loss(self, batch) -> Loss:
         """batch: tokens (B, T, 3), actions, rewards, continues (B, T); codes weighted by level."""
@@ -179,6 +192,85 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
+
+
+# ---- dreams
+
+class Dreamer:
+    """The world model's state during a dream: its cache and the step it stands at."""
+
+    def __init__(self, world_model: WorldModel, tokens, actions, *, horizon: int,
+                 features: str = "codes"):
+        """tokens (B, T, 3), actions (B, T-1) int64: real context, the last step still to be acted
+        on. Raises InputError on shapes that do not fit, no horizon, T + horizon beyond
+        cfg.max_steps, or unknown features."""
+        allowed("features", features, FEATURES)
+        if horizon < 1:
+            raise InputError(f"the horizon must be at least one step; got {horizon}")
+        if tokens.shape[1] != actions.shape[1] + 1:
+            raise InputError(f"context needs one step more than actions; got {tokens.shape[1]} "
+                             f"steps and {actions.shape[1]} actions")
+        self.model, (B, T, _) = world_model, tokens.shape
+        self.shows_past = features == "hidden"
+        self.cache = world_model.make_cache(B, T + horizon)
+        self.tokens = self.unread = tokens[:, -1]  # unread: ids that the cache does not hold yet
+        self.past = no_past(world_model, B)
+        if T > 1:
+            steps = torch.cat([tokens[:, :-1], actions[..., None]], -1)
+            self.past = world_model.extend(steps.flatten(1), self.cache)
+
+    def features(self):
+        """(B, F) float32: what the policy sees of the step the dream stands at."""
+        return self.model.features(self.tokens, self.past if self.shows_past else None)
+
+    def step(self, actions, generator, greedy: bool = False):
+        """actions (B,) -> reward (B,), continue probability (B,); self.tokens is the next step.
+
+        Codes are sampled with the generator, or the most likely are taken.
+        """
+        model, read = self.model, torch.cat([self.unread, actions[:, None]], 1)
+        self.past = hidden = model.extend(read, self.cache)
+        _, reward, keep = model.outcome(hidden)
+        codes = []
+        for level in LEVELS:
+            if level != L0:
+                hidden = model.extend(codes[-1], self.cache)
+            codes.append(_pick(model.code_heads[level](hidden), generator, greedy)[:, None])
+        # The last code is read together with the action: no prediction is asked of its slot.
+        self.tokens, self.unread = torch.cat(codes, 1), codes[-1]
+        return reward, keep.float().sigmoid()
+
+
+def no_past(world_model: WorldModel, batch_size: int):
+    """What stands for the past (B, dim) at an episode's first step, in dreams and in real play."""
+    weight = world_model.level_embedding.weight
+    return torch.zeros(batch_size, world_model.cfg.dim, device=weight.device, dtype=weight.dtype)
+
+
+def num_features(world_model: WorldModel, features: str) -> int:
+    """F, the width of the features of this kind, "codes" or "hidden" (the past and the codes)."""
+    allowed("features", features, FEATURES)
+    codes = world_model.codebooks.shape[0] * world_model.codebooks.shape[2]
+    return codes + (world_model.cfg.dim if features == "hidden" else 0)
+
+
+def _pick(logits, generator, greedy: bool):
+    """(B, K) -> (B,): a sample, or the mode."""
+    return logits.argmax(-1) if greedy else draw(logits.float().softmax(-1), generator)
+
+
+def draw(shares, generator):
+    """shares (B, K), none negative -> (B,) int64: k of each row with probability shares[k] / sum.
+
+    One uniform number for each row, drawn where the generator lives, and the running sum of the
+    shares say which k: on a CPU ten times as fast as torch.multinomial.
+    """
+    bounds = shares.cumsum(-1)
+    total = bounds[:, -1:]
+    chance = torch.rand(len(shares), 1, generator=generator, device=generator.device)
+    # Rounding must not carry a number to the total, behind the last share that is not zero.
+    at = torch.minimum(chance.to(total) * total, total.nextafter(torch.zeros_like(total)))
+    return (bounds <= at).sum(-1)
 
 
 # ---- training and use

@@ -7,8 +7,8 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from hd.config import InputError, WorldModelConfig
-from hd.imagination import DreamEnv, Dreamer, imagine, replayed
-from hd.world_model import MASKS, WorldModel
+from hd.imagination import DreamEnv, imagine, replayed
+from hd.world_model import ACTION, MASKS, Dreamer, WorldModel
 
 B, T, H, K, A, D = 2, 5, 4, 7, 6, 3
 FEATURES = 3 * D
@@ -163,24 +163,32 @@ def test_a_greedy_dream_is_what_the_full_forward_says(kind, batch_size, num_step
 
 @pytest.mark.parametrize("num_steps", [1, T])
 @pytest.mark.parametrize("kind", MASKS)
-def test_hidden_features_are_the_full_forwards_at_l2_before_the_action(kind, num_steps):
+def test_hidden_features_are_the_full_forwards_at_the_action_before_and_the_codes(kind, num_steps):
     model = lively_model(mask=kind).double()
     tokens, actions = any_context(B, num_steps)
     acted = torch.randint(A, (B, H))
     rollout = imagine(model, tokens, actions, replayed(acted), horizon=H, generator=seeded(),
                       features="hidden")
-    assert rollout.features.shape == (B, H + 1, model.cfg.dim)
-    assert rollout.features.dtype == torch.float32
+    assert rollout.features.shape == (B, H + 1, model.cfg.dim + FEATURES)
     whole = torch.cat([tokens, rollout.tokens[:, 1:]], 1)
-    done = torch.cat([actions, acted, acted[:, :1]], 1)
+    done = torch.cat([actions, acted, acted[:, :1]], 1)  # what is done last is not seen
     with torch.no_grad():
-        hidden = model.hidden(whole, done)[:, num_steps - 1:, 2].float()
-        # At the dream's first step the action is still open, so any will do.
-        still_open = torch.cat([actions, (acted[:, :1] + 1) % A], 1)
-        first = model.hidden(tokens, still_open)[:, -1, 2].float()
-    torch.testing.assert_close(rollout.features, hidden)
-    torch.testing.assert_close(rollout.features[:, 0], first)
-    assert rollout.features.std(1).min() > 1e-3  # or the comparison would compare nothing
+        at_actions = model.hidden(whole, done)[:, :-1, ACTION]
+    before = torch.cat([torch.zeros_like(at_actions[:, :1]), at_actions], 1)  # nothing at first
+    past, codes = rollout.features.split([model.cfg.dim, FEATURES], -1)
+    torch.testing.assert_close(past, before[:, num_steps - 1:])
+    assert torch.equal(codes, model.features(rollout.tokens))
+    assert past.std(1).min() > 1e-3  # or the comparison would compare nothing
+
+
+def test_hidden_features_are_where_the_next_codes_are_predicted_from():
+    model, (tokens, actions) = lively_model(), any_context()
+    rollout = imagine(model, tokens, actions, any_act, horizon=1, generator=seeded(),
+                      features="hidden", greedy=True)
+    assert rollout.features.dtype == torch.float32
+    with torch.no_grad():
+        logits = model.code_heads[0](rollout.features[:, 1, :model.cfg.dim])
+    assert torch.equal(logits.argmax(-1), rollout.tokens[:, 1, 0])
 
 
 def test_what_the_policy_sees_does_not_change_what_is_dreamed():
@@ -190,6 +198,7 @@ def test_what_the_policy_sees_does_not_change_what_is_dreamed():
     assert torch.equal(codes.tokens, hidden.tokens)
     torch.testing.assert_close(codes.rewards, hidden.rewards, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(codes.continues, hidden.continues)
+    assert torch.equal(codes.features, hidden.features[..., -FEATURES:])
 
 
 def test_unknown_features_are_refused():
@@ -305,11 +314,12 @@ def test_the_environment_can_show_what_the_model_makes_of_the_past():
     model, (tokens, actions) = lively_model(), any_context(1)
     env = DreamEnv(model, tokens, actions, horizon=H, features="hidden")
     features, _ = env.reset(seed=0)
-    assert features in env.observation_space and features.shape == (model.cfg.dim,)
+    assert features in env.observation_space and features.shape == (model.cfg.dim + FEATURES,)
     with torch.no_grad():
-        hidden = model.hidden(tokens, torch.cat([actions, actions[:, :1]], 1))[0, -1, 2]
-    np.testing.assert_allclose(features, hidden, rtol=0, atol=1e-4)
-    assert env.step(2)[0].shape == (model.cfg.dim,)
+        past = model.hidden(tokens[:, :-1], actions)[0, -1, ACTION]
+        codes = model.features(tokens[0, -1])
+    np.testing.assert_allclose(features, torch.cat([past, codes]), rtol=0, atol=1e-4)
+    assert env.step(2)[0].shape == features.shape
 
 
 def test_the_seed_decides_the_context_and_the_dream():

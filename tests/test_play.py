@@ -1,5 +1,7 @@
 """hd.play: whole real episodes, what a policy sees of them, players that are remembered."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,12 @@ import torch
 from hd import encoder, policy, tokenizer
 from hd import play as playing
 from hd.atari import GAMES
-from hd.config import InputError, PolicyConfig, WorldModelConfig
+from hd.config import EncoderConfig, InputError, PolicyConfig, WorldModelConfig
+from hd.encoder import AtariEncoder
 from hd.play import Memory, Observation, play, random_act, remembered, tracker_act
+from hd.quantization import ResidualVQ
 from hd.run import runs
-from hd.world_model import MASKS, WorldModel
+from hd.world_model import ACTION, MASKS, Dreamer, WorldModel, num_features
 
 K, D, DIM, CONTEXT = 7, 3, 24, 4
 
@@ -88,9 +92,24 @@ def lively_model(**changes):
 
 
 def plain_features(model, tokens, actions):
-    """Of the last step, from a plain forward over tokens (n, 3) and the n - 1 actions between."""
-    filled = torch.cat([actions, actions.new_tensor([5])])  # what is done next must not matter
-    return model.hidden(tokens[None], filled[None])[0, -1, 2].float()
+    """Of the last step, from its codes and a plain forward over the n - 1 steps before it; tokens
+    (n, 3), actions (n - 1,)."""
+    past = model.codebooks.new_zeros(model.cfg.dim)
+    if len(actions):
+        past = model.hidden(tokens[None, :-1], actions[None])[0, -1, ACTION]
+    return torch.cat([past, model.features(tokens[-1])])
+
+
+def played_frames(count):
+    """Stacks (count, 4, 84, 84) uint8 of one episode of Breakout under random play."""
+    seen = []
+
+    def act(observation, generator):
+        seen.append(observation.frames[0])
+        return random_act("breakout")(observation, generator)
+
+    play(act, "breakout", num_episodes=1, seed=3, sticky=0.0)
+    return np.stack(seen)[:count]
 
 
 def seen_by(episodes, steps):
@@ -128,8 +147,39 @@ def test_an_episode_that_begins_again_has_forgotten_what_was_before():
                                                      torch.zeros(0, dtype=torch.long)))
 
 
+@pytest.mark.parametrize("kind", MASKS)
+@torch.no_grad()
+def test_a_stored_episode_shows_the_same_features_in_real_play_and_in_a_dream(kind):
+    model, num_steps = lively_model(mask=kind).float(), 9
+    tokens, actions = torch.randint(K, (num_steps, 3)), torch.randint(18, (num_steps - 1,))
+    memory, played = Memory(model, context=num_steps), []
+    for now in range(num_steps):
+        played.append(memory.features(seen_by([7], [now]), tokens[None, now])[0])
+        memory.keep(actions[None, min(now, num_steps - 2)])
+    dream = Dreamer(model, tokens[None, :1], actions[None, :0], horizon=num_steps - 1,
+                    features="hidden")
+    dreamed = [dream.features()[0]]
+    for now in range(num_steps - 1):
+        dream.step(actions[None, now], torch.Generator())
+        # The dream goes on with what really came, not with what it drew.
+        dream.tokens, dream.unread = tokens[None, now + 1], tokens[None, now + 1]
+        dream.cache.length = 4 * (now + 1)
+        dreamed.append(dream.features()[0])
+    started = [Dreamer(model, tokens[None, :n], actions[None, :n - 1], horizon=1,
+                       features="hidden").features()[0] for n in range(1, num_steps)]
+    assert played[0].shape == (num_features(model, "hidden"),)
+    assert not played[0][:DIM].any(), "nothing was before an episode's first step"
+    # float32, in other orders of summation, through two blocks.
+    torch.testing.assert_close(torch.stack(dreamed), torch.stack(played), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.stack(started), torch.stack(played[:-1]), rtol=1e-4,
+                               atol=1e-5)
+    assert (torch.stack(played)[1:, :DIM].std(0) > 1e-3).all(), "the past must show"
+
+
 class Eyes:
     """Stands for encoder and tokenizer: three codes that are a function of the frames."""
+
+    cfg = EncoderConfig(precision="float32")
 
     def __call__(self, frames):
         return frames.double().mean((2, 3))
@@ -140,7 +190,8 @@ class Eyes:
 
 def test_the_actor_in_the_real_game_sees_what_a_plain_forward_on_the_same_steps_says(monkeypatch):
     model, cfg = lively_model(), PolicyConfig(hidden=8, features="hidden", context=CONTEXT)
-    agent = policy.ActorCritic(cfg, model, GAMES["breakout"].actions, DIM).eval()
+    agent = policy.ActorCritic(cfg, model, GAMES["breakout"].actions,
+                               num_features(model, "hidden")).eval()
     shown = {}
 
     def act(features, generator):
@@ -174,6 +225,36 @@ def test_the_actor_in_the_real_game_sees_what_a_plain_forward_on_the_same_steps_
     play(watched, "breakout", num_episodes=3, seed=0, sticky=0.0)
     assert {k for k, _ in compared} == {0, 1, 2}
     assert len({tuple(code.tolist()) for tokens, _ in history.values() for code in tokens}) > 5
+
+
+@pytest.mark.parametrize("is_fast", [True, False], ids=["bfloat16", "float32"])
+def test_real_play_gives_stored_frames_the_codes_they_were_stored_with(monkeypatch, is_fast):
+    # A processor with fast bfloat16 stores codes of bfloat16 embeddings; any other can compute so.
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_fast)
+    monkeypatch.setenv("HD_DEVICE", "cpu")
+    eyes, frames = AtariEncoder().eval(), played_frames(64)
+    stored_with = encoder.embed(eyes, SimpleNamespace(stack=frames.__getitem__), np.arange(64))
+    codes = ResidualVQ(3, 24).eval()
+    codes.codebooks.copy_(torch.from_numpy(stored_with[:24]) * torch.tensor([1, 0.1, 0.01])[
+        :, None, None])
+    codes.is_initialised.fill_(True)
+    stored = codes.encode(torch.from_numpy(stored_with))
+    seen_codes = []
+    agent = SimpleNamespace(
+        cfg=PolicyConfig(), dream_in=SimpleNamespace(features=seen_codes.append),
+        actor=SimpleNamespace(act=lambda *_: torch.zeros(16, dtype=torch.long)))
+    for module, part in ((encoder, eyes), (tokenizer, codes), (policy, agent)):
+        monkeypatch.setattr(module, "load", lambda run, part=part: part)
+    act = playing.policy_act(None)
+    for first in range(0, 64, 16):
+        act(Observation(frames[first:first + 16], None, np.arange(16), np.zeros(16, int)), None)
+    # Other numbers of frames at once are summed in another order, which in bfloat16 may move a
+    # frame over the border between two codes: at most one of these.
+    assert (torch.cat(seen_codes) != stored).any(1).sum() <= 1
+    if is_fast:
+        with torch.no_grad():
+            in_float32 = codes.encode(eyes(frames))
+        assert (in_float32 != stored).any(1).sum() > 1, "or the comparison would compare nothing"
 
 
 # ---- the policy that collects

@@ -9,11 +9,11 @@ import torch
 from hd import config, policy
 from hd.atari import GAMES
 from hd.config import InputError, PolicyConfig, WorldModelConfig
-from hd.imagination import Rollout, num_features
+from hd.imagination import Rollout
 from hd.policy import Actor, ActorCritic, Critic, lambda_returns, ppo_objective
 from hd.run import training
 from hd.two_hot import TwoHot
-from hd.world_model import WorldModel
+from hd.world_model import SLOTS, WorldModel, num_features
 
 B, T, H, K, D = 2, 3, 5, 7, 8
 FEATURES = 3 * D
@@ -364,7 +364,8 @@ def test_an_agent_that_sees_the_hidden_state_dreams_and_learns_from_features_of_
     agent = ActorCritic(tiny_config(features="hidden"), dream, LEGAL,
                         num_features(dream, "hidden"))
     batch = contexts()
-    assert agent.dream(batch["tokens"], batch["actions"]).features.shape == (B, H + 1, 12)
+    assert agent.dream(batch["tokens"], batch["actions"]).features.shape == (
+        B, H + 1, 12 + FEATURES)
     agent.loss(batch).total.backward()
     assert all(p.grad is not None for p in agent.actor.parameters())
 
@@ -394,17 +395,18 @@ class Bandit(WorldModel):
     def right_actions(self, tokens):
         return torch.where(tokens[..., 0] % 2 == 0, 3, 11)
 
-    def features(self, tokens):
+    def features(self, tokens, past=None):
         self.seen = tokens
-        return super().features(tokens)
+        return super().features(tokens, past)
 
-    def token(self, slot, ids):
-        if slot == 3:
-            self.paid = (ids == self.right_actions(self.seen)).float()
-        return super().token(slot, ids)
+    def extend(self, ids, cache):
+        if (cache.length + ids.shape[1]) % len(SLOTS) == 0:  # up to an action
+            self.acted = ids[:, -1]
+        return super().extend(ids, cache)
 
     def outcome(self, hidden):
-        return None, self.paid, torch.full_like(self.paid, 50.0)
+        paid = (self.acted == self.right_actions(self.seen)).float()
+        return None, paid, torch.full_like(paid, 50.0)
 
 
 def trained_in_bandit(num_steps=100, **changes):

@@ -66,40 +66,55 @@ def test_a_position_that_sees_only_itself_is_computed_as_if_alone():
 def test_cached_output_equals_the_full_forward_however_it_is_cut(chunks, batch_size):
     model, mask = small_transformer(), any_mask()
     x = torch.randn(batch_size, S, DIM, dtype=torch.double)
-    cache, parts, first = KVCache(model, batch_size, S), [], 0
-    with torch.no_grad():
-        for length in chunks:
-            last = first + length
-            parts.append(model(x[:, first:last], mask[first:last, :last], cache))
-            first = last
-        torch.testing.assert_close(torch.cat(parts, 1), model(x, mask), rtol=0, atol=ROUNDING)
+    cache, parts, first = KVCache(model, batch_size, mask), [], 0
+    for length in chunks:
+        last = first + length
+        parts.append(model.extend(x[:, first:last], cache))
+        first = last
+    torch.testing.assert_close(torch.cat(parts, 1), model(x, mask), rtol=0, atol=ROUNDING)
     assert cache.length == S
 
 
-def test_a_cache_that_is_longer_than_needed_gives_the_same_output():
+@pytest.mark.parametrize("last", [1, 2, 4])
+def test_outputs_of_the_last_positions_alone_are_those_of_all(last):
     model, mask, x = small_transformer(), any_mask(), torch.randn(B, S, DIM, dtype=torch.double)
-    with torch.no_grad():
-        cached = model(x, mask, KVCache(model, B, S + 6))
-        torch.testing.assert_close(cached, model(x, mask), rtol=0, atol=ROUNDING)
+    cache, expected = KVCache(model, B, mask), model(x, mask)
+    found = model.extend(x[:, :5], cache, last=last)
+    torch.testing.assert_close(found, expected[:, 5 - last:5], rtol=0, atol=ROUNDING)
+    # What comes behind sees the keys and values of the others all the same.
+    found = model.extend(x[:, 5:], cache, last=last)
+    torch.testing.assert_close(found, expected[:, -last:], rtol=0, atol=ROUNDING)
+
+
+def test_a_batch_that_is_cut_to_fit_the_processor_gives_the_same_output(monkeypatch):
+    model, mask, x = small_transformer(), any_mask(), torch.randn(7, S, DIM, dtype=torch.double)
+    monkeypatch.setattr("hd.transformer.CACHED_ROWS", 2 * S)  # of 7 sequences: 2, 2, 2, 1
+    cache = KVCache(model, 7, mask)
+    found = torch.cat([model.extend(part, cache) for part in (x[:, :9], x[:, 9:])], 1)
+    torch.testing.assert_close(found, model(x, mask), rtol=0, atol=ROUNDING)
+
+
+def test_a_cache_that_is_longer_than_needed_gives_the_same_output():
+    model, mask, x = small_transformer(), any_mask(S + 6), torch.randn(B, S, DIM).double()
+    cached = model.extend(x, KVCache(model, B, mask))
+    torch.testing.assert_close(cached, model(x, mask[:S, :S]), rtol=0, atol=ROUNDING)
 
 
 def test_a_full_cache_refuses_another_position():
     model, x = small_transformer(), torch.randn(B, S, DIM, dtype=torch.double)
-    cache = KVCache(model, B, S)
-    with torch.no_grad():
-        model(x, any_mask(), cache)
-        with pytest.raises(ValueError, match=f"holds {S} positions; {S + 1} are needed"):
-            model(x[:, :1], torch.ones(1, S + 1, dtype=torch.bool), cache)
+    cache = KVCache(model, B, any_mask())
+    model.extend(x, cache)
+    with pytest.raises(ValueError, match=f"holds {S} positions; {S + 1} are needed"):
+        model.extend(x[:, :1], cache)
 
 
-def test_under_autocast_the_cache_keeps_the_reduced_precision_and_follows_the_full_forward():
+def test_under_autocast_a_cpu_keeps_keys_and_values_whole_and_follows_the_full_forward():
     model, mask, x = small_transformer().float(), any_mask(), torch.randn(B, S, DIM)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        cache = KVCache(model, B, S)
-        cached = torch.cat([model(x[:, i:i + 1], mask[i:i + 1, :i + 1], cache)
-                            for i in range(S)], 1)
+        cache = KVCache(model, B, mask)
+        cached = torch.cat([model.extend(x[:, i:i + 1], cache) for i in range(S)], 1)
         full = model(x, mask)
-    assert cache.memory.dtype == torch.bfloat16
+    assert cache.memory.dtype == torch.float32
     # bfloat16 keeps 8 bits; outputs are LayerNormed, so of order 1.
     torch.testing.assert_close(cached, full, rtol=0, atol=0.1)
 

@@ -12,7 +12,17 @@ from hd.config import PROFILES, InputError, WorldModelConfig
 from hd.measure.baselines import Score
 from hd.run import runs, training
 from hd.tokenizer import ResidualVQ
-from hd.world_model import MASKS, WorldModel, hierarchical_mask
+from hd.world_model import (
+    ACTION,
+    LEVELS,
+    MASKS,
+    PREDICTED_AT,
+    SLOTS,
+    WorldModel,
+    draw,
+    hierarchical_mask,
+    num_features,
+)
 
 B, T, L, K, A = 2, 5, 3, 7, 6
 MAX_STEPS = 9
@@ -281,25 +291,53 @@ def test_the_desk_profile_has_the_seeds_eleven_million_parameters():
 @pytest.mark.parametrize("kind", MASKS)
 def test_extending_the_cache_gives_the_full_forwards_outputs(kind, prefill, batch_size):
     model, (tokens, actions) = lively_model(mask=kind), any_steps(batch_size)
-    steps = [model.token(slot, actions[:, t] if slot == 3 else tokens[:, t, slot])
-             for t in range(T) for slot in range(4)]
+    ids = torch.cat([tokens, actions[..., None]], -1).flatten(1)
+    cache = model.make_cache(batch_size, T)
+    found = [model.extend(ids[:, :prefill], cache)]
+    found += [model.extend(one, cache) for one in ids[:, prefill:].split(1, 1)]
     with torch.no_grad():
-        cache = model.make_cache(batch_size, T)
-        parts = [model.extend(torch.cat(steps[:prefill], 1), cache)]
-        parts += [model.extend(step, cache) for step in steps[prefill:]]
-        full = model.hidden(tokens, actions).flatten(1, 2)
-    torch.testing.assert_close(torch.cat(parts, 1), full, rtol=0, atol=UNTOUCHED)
+        full = model.hidden(tokens, actions).flatten(1, 2)[:, prefill - 1:]
+    torch.testing.assert_close(torch.stack(found, 1), full, rtol=0, atol=UNTOUCHED)
 
 
 def test_the_cache_refuses_what_is_behind_its_last_step():
-    model, ids = lively_model(), torch.zeros(B, dtype=torch.long)
+    model, step = lively_model(), torch.zeros(B, 4, dtype=torch.long)
     for num_steps in (2, MAX_STEPS):
         cache = model.make_cache(B, num_steps)
-        with torch.no_grad():
-            for _ in range(num_steps):
-                model.extend(torch.cat([model.token(slot, ids) for slot in range(4)], 1), cache)
-            with pytest.raises(InputError, match=f"made for {num_steps} steps"):
-                model.extend(model.token(0, ids), cache)
+        for _ in range(num_steps):
+            model.extend(step, cache)
+        with pytest.raises(InputError, match=f"made for {num_steps} steps"):
+            model.extend(step[:, :1], cache)
+
+
+# ---- drawing codes
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_codes_are_drawn_as_often_as_their_shares_say(dtype):
+    shares = torch.tensor([[0.0, 0.5, 0.0, 0.125, 0.375, 0.0], [0.9, 0.0, 0.01, 0.0, 0.0, 0.09]],
+                          dtype=dtype)
+    num_draws = 20_000
+    drawn = draw((3 * shares).repeat_interleave(num_draws, 0), torch.Generator().manual_seed(0))
+    counted = torch.stack([row.bincount(minlength=6) for row in drawn.view(2, -1)]) / num_draws
+    deviations = (shares * (1 - shares) / num_draws).sqrt()
+    assert ((counted - shares).abs() <= 5 * deviations).all()
+    assert not counted[shares == 0].any(), "what has no share is never drawn"
+
+
+def test_a_number_next_to_one_draws_the_last_code_that_has_a_share(monkeypatch):
+    shares = torch.tensor([[0.3, 0.7, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]]) * 0.77
+    for chance, expected in ((1 - 2**-24, [1, 3, 0]), (1.0, [1, 3, 0]), (0.0, [0, 0, 0])):
+        monkeypatch.setattr(torch, "rand", lambda *size, chance=chance, **_: torch.full(
+            size, chance))
+        assert draw(shares, torch.Generator()).tolist() == expected
+
+
+def test_each_row_draws_by_its_own_number_and_the_generator_decides():
+    shares = torch.full((500, 7), 1 / 7)
+    first, again, other = (draw(shares, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.dtype == torch.int64 and first.shape == (500,)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len(first.unique()) == 7
 
 
 # ---- features
@@ -312,6 +350,20 @@ def test_features_are_the_tokenizers_vectors_of_each_level_side_by_side():
     assert expected.shape == (B, T, L * 4)
     assert torch.equal(model.features(tokens), expected)
     assert torch.equal(model.features(tokens[:, 0]), expected[:, 0])
+
+
+def test_what_the_model_makes_of_the_past_stands_before_the_codes():
+    model, (tokens, _) = WorldModel(tiny_config(), torch.randn(L, K, 4)), any_steps()
+    past = torch.randn(B, 24)
+    found = model.features(tokens[:, 0], past)
+    assert found.shape == (B, num_features(model, "hidden")) == (B, 24 + L * 4)
+    assert torch.equal(found, torch.cat([past, model.features(tokens[:, 0])], -1))
+    assert num_features(model, "codes") == L * 4
+
+
+def test_slots_stand_in_the_order_of_the_layout_and_each_code_is_predicted_from_the_one_before():
+    assert (*LEVELS, ACTION) == tuple(SLOTS) == (0, 1, 2, 3)
+    assert {level: (level - 1) % len(SLOTS) for level in LEVELS} == PREDICTED_AT
 
 
 def test_codebooks_are_stored_with_the_model_and_never_trained():

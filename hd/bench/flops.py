@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from hd.world_model import LEVELS, SLOTS
+
 SIDE = 84  # of a frame
 
 
@@ -33,8 +35,8 @@ def _encoder_layers(model) -> list[int]:
 
 def world_model_forward(model, batch_size: int, num_steps: int) -> float:
     """One forward pass of hd.world_model.WorldModel over windows of num_steps steps."""
-    cfg, positions = model.cfg, 4 * num_steps
-    codes = 3 * (num_steps - 1) * 2 * cfg.dim * cfg.num_codes
+    cfg, positions = model.cfg, len(SLOTS) * num_steps
+    codes = len(LEVELS) * (num_steps - 1) * 2 * cfg.dim * cfg.num_codes
     return float(batch_size * (_blocks(model, positions) + codes + num_steps * _outcome(model)))
 
 
@@ -48,18 +50,27 @@ def world_model_training(model, batch_size: int, num_steps: int) -> float:
 def imagination(model, batch_size: int, context: int, horizon: int) -> float:
     """A dream with a key-value cache: every position once, heads where a code or outcome is read.
 
-    The last step's L2 and action are never fed.
+    The last step's L2 and action are never fed. The last block computes the keys and values of all
+    positions, and all else at those alone whose output is read: the last of the past (what a
+    policy may see), and three in each step.
     """
-    heads = horizon * (3 * 2 * model.cfg.dim * model.cfg.num_codes + _outcome(model))
-    return float(batch_size * (_blocks(model, 4 * (context + horizon) - 2) + heads))
+    cfg, fed = model.cfg, len(SLOTS) * (context + horizon) - 2
+    read = len(LEVELS) * horizon + (context > 1)
+    heads = horizon * (len(LEVELS) * 2 * cfg.dim * cfg.num_codes + _outcome(model))
+    unread = (fed - read) * (_weights(cfg) - 4 * cfg.dim**2)
+    return float(batch_size * (_blocks(model, fed) - unread + heads))
 
 
 def _blocks(model, positions: int) -> int:
-    """All blocks over so many positions: 8 d^2 + 4 d f for each, 4 d for each allowed pair."""
+    """All blocks over so many positions: their weights, and 4 d for each allowed pair."""
     cfg = model.cfg
     pairs = int(model.mask[:positions, :positions].sum())
-    weights = positions * (8 * cfg.dim**2 + 4 * cfg.dim * cfg.ffn_dim)
-    return cfg.num_layers * (weights + pairs * 4 * cfg.dim)
+    return cfg.num_layers * (positions * _weights(cfg) + pairs * 4 * cfg.dim)
+
+
+def _weights(cfg) -> int:
+    """One block at one position: 8 d^2 + 4 d f."""
+    return 8 * cfg.dim**2 + 4 * cfg.dim * cfg.ffn_dim
 
 
 def _outcome(model) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from hd.encoder import AtariEncoder
-from hd.world_model import WorldModel
+from hd.world_model import PREDICTED_AT, WorldModel
 
 NUM_WORKERS = 2
 
@@ -136,4 +136,4 @@ def next_code(model, tokens, actions, level: int):
     step is the one being dreamed, with the codes up to there; its action does not matter.
     """
     hidden = model.hidden(tokens, actions)
-    return model.code_heads[level](hidden[:, -1, 3 if level == 0 else level - 1])
+    return model.code_heads[level](hidden[:, -1, PREDICTED_AT[level]])

@@ -16,6 +16,7 @@ import torch
 from hd import config, play, stages
 from hd.atari import check_frames
 from hd.config import GAMES, InputError
+from hd.encoder import embed_frames
 from hd.imagination import imagine, replayed
 from hd.measure import dreams
 from hd.policy import with_ale_ids
@@ -195,10 +196,9 @@ def _played(policy: str, run: Run, game: str, length: int):
                     sticky=run.profile.policy.eval_sticky)
     if len(stacks) <= run.cfg.context:
         raise InputError(f"the episode ended after {len(stacks)} steps, before its dream began")
-    frames = torch.from_numpy(np.stack(stacks)).to(device())
-    with torch.no_grad():
-        tokens = torch.cat([codes.encode(eyes(part)) for part in frames.split(256)])
-    return frames[:, -1].cpu().numpy(), np.stack(ram), tokens.cpu(), torch.tensor(actions)
+    frames = torch.from_numpy(np.stack(stacks))
+    tokens = torch.cat([codes.encode(embed_frames(eyes, part)) for part in frames.split(256)])
+    return frames[:, -1].numpy(), np.stack(ram), tokens.cpu(), torch.tensor(actions)
 
 
 def _dreamed(run: Run, game: str, tokens, actions):
