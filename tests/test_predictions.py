@@ -97,9 +97,9 @@ def test_a_table_of_arrays_has_every_game_and_the_trivial_predictors_beside_the_
     assert 0.5 < found["l2_accuracy[repeat_last]", "pong"][0] < 1
     assert found["l2_changed_accuracy[repeat_last]", "pong"] == (0, None)
     assert {name.partition("[")[2] for name, game in found if "source" in name} == {
-        "source random]", "source tracker]"}
-    assert ("l0_accuracy[source tracker]", "pong") in found
-    assert ("l0_accuracy[source tracker]", "breakout") not in found, "one source played it"
+        "source random]", "source repeat]"}
+    assert ("l0_accuracy[source repeat]", "pong") in found
+    assert ("l0_accuracy[source repeat]", "breakout") not in found, "one source played it"
     assert ("reward_average_precision", "breakout") not in found, "nothing to find"
     steps = {game: windows.data.is_train[windows.data.in_game(game)].sum()
              for game in ("pong", "breakout")}
