@@ -192,7 +192,7 @@ def _check(cfg: FramesConfig, agent: Agent | None) -> None:
                          f"{cfg.num_steps} and {dict(cfg.sources)}")
     if cfg.sources.get("agent") and agent is None:
         raise InputError("frames.sources: the source agent needs a trained policy, which "
-                         "hd.play.collect brings along")
+                         "hd.stages.make brings along")
 
 
 def _episodes_needed(lengths: dict[int, int], cfg: FramesConfig) -> int | None:

@@ -1,4 +1,4 @@
-"""hd.play: whole real episodes, what a policy sees of them, players that are remembered."""
+"""hd.play: whole real episodes, and what a policy sees of them."""
 
 from types import SimpleNamespace
 
@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from hd import encoder, policy, tokenizer
+from hd import encoder, policy
 from hd import play as playing
 from hd.atari import GAMES
 from hd.config import EncoderConfig, InputError, PolicyConfig, WorldModelConfig
 from hd.encoder import AtariEncoder
-from hd.play import Memory, Observation, play, random_act, remembered, tracker_act
+from hd.play import Memory, Observation, play, random_act, tracker_act
 from hd.quantization import ResidualVQ
-from hd.run import runs
 from hd.world_model import ACTION, MASKS, Dreamer, WorldModel, num_features
 
 K, D, DIM, CONTEXT = 7, 3, 24, 4
@@ -200,10 +199,8 @@ def test_the_actor_in_the_real_game_sees_what_a_plain_forward_on_the_same_steps_
         return chosen
 
     monkeypatch.setattr(agent.actor, "act", act)
-    for module, part in ((encoder, Eyes()), (tokenizer, Eyes()), (policy, agent)):
-        monkeypatch.setattr(module, "load", lambda run, part=part: part)
     monkeypatch.setattr(playing, "PARALLEL", 2)
-    real_act, history, compared = playing.policy_act(None), {}, []
+    real_act, history, compared = playing.policy_act(Eyes(), Eyes(), agent), {}, []
 
     def watched(seen, generator):
         ids = real_act(seen, generator)
@@ -243,9 +240,7 @@ def test_real_play_gives_stored_frames_the_codes_they_were_stored_with(monkeypat
     agent = SimpleNamespace(
         cfg=PolicyConfig(), dream_in=SimpleNamespace(features=seen_codes.append),
         actor=SimpleNamespace(act=lambda *_: torch.zeros(16, dtype=torch.long)))
-    for module, part in ((encoder, eyes), (tokenizer, codes), (policy, agent)):
-        monkeypatch.setattr(module, "load", lambda run, part=part: part)
-    act = playing.policy_act(None)
+    act = playing.policy_act(eyes, codes, agent)
     for first in range(0, 64, 16):
         act(Observation(frames[first:first + 16], None, np.arange(16), np.zeros(16, int)), None)
     # Other numbers of frames at once are summed in another order, which in bfloat16 may move a
@@ -259,7 +254,7 @@ def test_real_play_gives_stored_frames_the_codes_they_were_stored_with(monkeypat
 
 # ---- the policy that collects
 
-def test_a_collecting_policy_sees_its_episode_alone_from_its_first_frame_on(monkeypatch):
+def test_a_collecting_policy_sees_its_episode_alone_from_its_first_frame_on():
     seen, draws = [], []
 
     def act(observation, generator):
@@ -267,8 +262,7 @@ def test_a_collecting_policy_sees_its_episode_alone_from_its_first_frame_on(monk
         draws.append(int(torch.randint(1000, (1,), generator=generator)))
         return torch.tensor([4])
 
-    monkeypatch.setattr(playing, "policy_act", lambda run: act)
-    begin, ram = playing._collector(None), np.zeros(128, np.uint8)
+    begin, ram = playing.one_at_a_time(act), np.zeros(128, np.uint8)
     for seed, shades in ((3, (10, 11, 12, 13, 14)), (4, (20, 21)), (3, (30, 31))):
         choose = begin(seed)
         assert [choose(np.full((84, 84), shade, np.uint8), ram) for shade in shades] == [4] * len(
@@ -278,72 +272,3 @@ def test_a_collecting_policy_sees_its_episode_alone_from_its_first_frame_on(monk
     assert [steps for _, steps in seen] == [[0], [1], [2], [3], [4], [0], [1], [0], [1]]
     assert seen[5:7] == [([20, 20, 20, 20], [0]), ([20, 20, 20, 21], [1])]
     assert draws[:2] == draws[7:] != draws[5:7], "the seed decides what is drawn"
-
-
-# ---- players that are played once
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    return runs.start("policy", profile="smoke")
-
-
-def counting(calls, made):
-    def make():
-        calls.append(1)
-        return made
-    return make
-
-
-def test_a_player_is_played_once_for_all_arms_and_gives_the_same_rows(run):
-    protocol = {"game": "breakout", "num_episodes": 1, "seed": 3, "sticky": 0.25}
-    first = playing.reference_episodes(run, "random", make=random_act, protocol=protocol)
-    assert first == play(random_act("breakout"), **protocol)
-    arm = runs.start("policy", profile="smoke", variant="policy.ppo")
-
-    def never(game):
-        raise AssertionError("played again")
-
-    again = playing.reference_episodes(arm, "random", make=never, protocol=protocol)
-    assert again == first
-    assert [list(map(type, r.values())) for r in again] == [list(map(type, r.values()))
-                                                            for r in first]
-
-
-def test_another_setting_player_version_or_code_is_played_afresh(run, monkeypatch, tmp_path):
-    calls = []
-    remembered(run, "random", {"seed": 1}, counting(calls, [1]))
-    remembered(run, "random", {"seed": 2}, counting(calls, [2]))
-    remembered(run, "tracker", {"seed": 1}, counting(calls, [3]))
-    code = tmp_path / "code.py"
-    for text in ("one", "another"):
-        code.write_text(text)
-        remembered(run, "random", {"seed": 1}, counting(calls, [4]), code=[code])
-    version = playing.importlib.metadata.version
-    monkeypatch.setattr(playing.importlib.metadata, "version",
-                        lambda name: "0.0" if name == "ale-py" else version(name))
-    remembered(run, "random", {"seed": 1}, counting(calls, [5]))
-    assert len(calls) == 6
-
-
-@pytest.mark.parametrize("damage", [
-    lambda text: text[:-30], lambda text: text.replace("1.5", "9.5"), lambda text: "{}",
-    lambda text: ""])
-def test_a_damaged_file_is_played_again(run, damage):
-    calls, settings = [], {"seed": 1, "widths": (2, 3)}
-    remembered(run, "random", settings, counting(calls, [1.5]))
-    path, = (run.root / "players").glob("*.json")
-    path.write_text(damage(path.read_text()))
-    assert remembered(run, "random", settings, counting(calls, [1.5])) == [1.5]
-    assert len(calls) == 2
-    assert remembered(run, "random", settings, counting(calls, [1.5])) == [1.5]
-    assert len(calls) == 2, "a file that is whole is believed, tuples in its settings or not"
-
-
-def test_a_file_of_other_settings_under_the_same_name_is_not_believed(run):
-    remembered(run, "random", {"seed": 1}, lambda: [1])
-    one, = (run.root / "players").glob("*.json")
-    remembered(run, "random", {"seed": 2}, lambda: [2])
-    other, = set((run.root / "players").glob("*.json")) - {one}
-    one.write_text(other.read_text())
-    assert remembered(run, "random", {"seed": 1}, lambda: [3]) == [3]

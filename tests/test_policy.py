@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import refusal, stored_steps
 
 from hd import config, policy
 from hd.atari import GAMES
@@ -12,6 +13,8 @@ from hd.config import InputError, PolicyConfig, WorldModelConfig
 from hd.imagination import Rollout
 from hd.policy import Actor, ActorCritic, Critic, lambda_returns, ppo_objective
 from hd.run import training
+from hd.run.machine import device
+from hd.run.training import Unkept
 from hd.two_hot import TwoHot
 from hd.world_model import SLOTS, WorldModel, num_features
 
@@ -467,7 +470,7 @@ def test_the_world_model_is_no_part_of_what_is_trained_or_stored():
     assert networks == {"actor", "critic", "slow_critic", "return_range", "num_ranges"}
 
 
-# ---- the stage
+# ---- training on arrays, without a run or a folder
 
 def test_a_model_that_learned_indices_reads_ale_ids_in_the_policys_dream():
     dream = tiny_dream(actions="index")
@@ -482,3 +485,63 @@ def test_a_model_that_learned_ale_ids_is_left_as_it_is():
     learned = dream.action_embedding.weight.detach().clone()
     policy.with_ale_ids(dream, "pong")
     assert torch.equal(dream.action_embedding.weight, learned)
+
+
+def steps_to_dream_from(lengths=(20, 30, 25)):
+    """Stored steps of Breakout, the second episode held out, and codes at random."""
+    data = stored_steps({"pong": (40,), "breakout": lengths}, held_out=(2,))
+    return data, np.random.default_rng(1).integers(0, K, (len(data), 3)).astype(np.int16)
+
+
+def train_on_arrays(*, seed=0, **changes):
+    cfg = tiny_config(**{"game": "breakout", "context": T, "batch_size": 4, "num_steps": 3}
+                      | changes)
+    dream = tiny_dream().to(device())
+    return policy.train(cfg, dream, *steps_to_dream_from(), Unkept("policy", seed=seed))
+
+
+def test_arrays_are_enough_to_train_on_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    agent, record = train_on_arrays()
+    assert record["history"][-1]["step"] == 3 and record["wall_seconds"] > 0
+    assert all(math.isfinite(entry["imagined_return"]) for entry in record["history"])
+    assert agent.actor.is_legal.nonzero().flatten().tolist() == list(GAMES["breakout"].actions)
+    assert not agent.training and list(tmp_path.iterdir()) == []
+
+
+def test_the_seed_of_a_training_decides_the_policy():
+    found = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(9)  # the same world model
+        agent, _ = train_on_arrays(seed=seed)
+        found.append(torch.cat([p.detach().flatten().cpu() for p in agent.actor.parameters()]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(("loss", "passes"), [("reinforce", 1), ("ppo", 2)])
+def test_a_policy_dreams_on_from_training_episodes_of_its_own_game_only(monkeypatch, loss, passes):
+    seen = []
+
+    def watched(agent, batches, cfg, run, *, checkpoint_every):
+        seen.extend(batches(i) for i in range(40))
+        assert checkpoint_every == passes
+        return {"history": []}
+
+    monkeypatch.setattr(training, "train", watched)
+    train_on_arrays(loss=loss, ppo_epochs=2)
+    data, tokens = steps_to_dream_from()
+    first = {tuple(tokens[row].tolist() + tokens[row + 1].tolist()): row
+             for row in range(len(data) - 1)}
+    rows = [first[tuple(context[:2].flatten().tolist())] for batch in seen
+            for context in batch["tokens"]]
+    # Rows 0 to 39 are Pong's, 60 to 89 are held out.
+    assert {row // 10 for row in rows} <= {4, 5, 9, 10, 11} and len(set(rows)) > 20
+    assert [batch["pass"] for batch in seen[:4]] == [i % passes for i in range(4)]
+    assert torch.equal(seen[0]["tokens"], seen[1]["tokens"]) == (passes == 2)
+    for batch, row in zip(seen, rows[::4]):
+        assert batch["actions"][0].tolist() == data.actions[row:row + T - 1].tolist()
+
+
+def test_episodes_shorter_than_the_context_are_refused_in_one_line():
+    assert refusal(train_on_arrays, context=26) == (
+        "no training episode of breakout has 26 steps; lower policy.context or collect more frames")

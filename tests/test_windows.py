@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny import stored_steps
 
 from hd import windows
-from hd.config import InputError
+from hd.config import InputError, WorldModelConfig
 from hd.run import runs
 
 
@@ -44,3 +45,27 @@ def test_too_short_episodes_are_refused_by_name(kind):
         window_starts=lambda length, mask: empty)
     with pytest.raises(InputError, match="no training episode has 24 steps"):
         found.training_starts(0)
+
+
+# ---- the games' shares
+
+def windows_with(shares, seed=0):
+    """Windows of 8 steps of two games, twice as many of Breakout, with the stated shares."""
+    data = stored_steps({"pong": (40, 60), "breakout": (90, 80, 50)}, held_out=(1, 3))
+    cfg = WorldModelConfig(max_steps=8, batch_size=16, game_shares=shares)
+    return windows.Windows(cfg, data, np.zeros((len(data), 3), np.int16), seed=seed)
+
+
+@pytest.mark.parametrize(("stated", "expected"), [((), None), ((3.0, 1.0), 0.75)])
+def test_training_batches_hold_the_stated_share_of_each_game(stated, expected):
+    found = windows_with(stated)
+    drawn = np.concatenate([found.batch_starts(i) for i in range(200)])
+    assert found.data.is_train[drawn].all()
+    share = (found.data.game_idx[drawn] == 0).mean()
+    assert share == pytest.approx(found.shares()[0] if expected is None else expected, abs=0.02)
+    assert found.shares().sum() == pytest.approx(1)
+
+
+def test_shares_that_do_not_fit_the_games_are_refused():
+    with pytest.raises(InputError, match="a number from 0 for each of pong, breakout; got"):
+        windows_with((1.0, 1.0, 1.0)).shares()

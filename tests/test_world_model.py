@@ -1,17 +1,19 @@
 """The world model: masks through the full depth, layout, cache, rewards, loss, learning."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny import refusal, stored_steps
 
-from hd import replay, world_model
+from hd import world_model
 from hd.config import PROFILES, InputError, WorldModelConfig
-from hd.measure.baselines import Score
-from hd.run import runs, training
-from hd.tokenizer import ResidualVQ
+from hd.quantization import ResidualVQ
+from hd.run import training
+from hd.run.machine import device
+from hd.run.training import Unkept
+from hd.windows import Windows
 from hd.world_model import (
     ACTION,
     LEVELS,
@@ -157,39 +159,6 @@ def test_the_other_hierarchical_masks_carry_past_detail_indirectly_from_two_laye
     assert deep[1, (1, 2), 0, 1:3].all()
 
 
-# ---- measuring
-
-class FourWindows:
-    """Windows of three steps of one game: the first and third the tracker's, the others random's;
-    the code is 1 wherever the tracker plays and alternates between 2 and 3 elsewhere."""
-
-    run = SimpleNamespace(cfg=SimpleNamespace(max_steps=3))
-    starts = np.array([0, 3, 6, 9])
-    tokens = np.repeat(np.array([1, 4, 1, 2, 3, 2, 1, 1, 1, 2, 3, 2])[:, None], 3, 1)
-    may_train = np.ones(12, bool)
-    data = SimpleNamespace(games=("pong",), game_idx=np.zeros(12, np.int8),
-                           rewards=np.array([0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0], np.float32),
-                           continues=np.ones(12, np.float32),
-                           in_game=lambda game: np.ones(12, bool))
-
-
-def test_metrics_of_a_source_count_its_own_windows_only():
-    windows, of_tracker = FourWindows(), np.array([True, False, True, False])
-    is_right = np.array([0, 1, 0, 0, 1, 1, 0, 0], bool)  # two predictions a window
-    score = Score(np.arange(8.0), is_right)
-    base = {name: Score(np.full(8, 7.0), ~is_right) for name in ("ngram", "repeat_last")}
-    predicted = np.array([0, 0, 0.9, 0, 0, 0, 0.1, 0, 0, 0, 0, 0.5])
-    scored = {0: score, 1: score, 2: score, "reward": predicted, "ends": np.zeros(12)}
-    rows = world_model._source_rows(scored, [base] * 3, windows, windows.starts, of_tracker)
-    found = {r["metric"]: (r["value"], r["baseline"]) for r in replay.of_source(rows, "tracker")}
-    assert found["l1_accuracy[source tracker]"] == (0.75, 0.25)
-    assert found["l2_cross_entropy[source tracker]"] == (np.mean([0, 1, 4, 5]), 7.0)
-    # The tracker's code changes only in its first window: 1, 4, 1.
-    assert found["l0_changed_accuracy[source tracker]"] == (0.5, 0.5)
-    assert found["reward_average_precision[source tracker]"] == (1.0, pytest.approx(1 / 6))
-    assert not [name for name in found if "repeat_last" in name]
-
-
 # ---- forward
 
 def test_predictions_have_the_shapes_of_the_contract():
@@ -257,19 +226,15 @@ def test_another_number_of_levels_is_refused():
         WorldModel(tiny_config())(torch.zeros(B, T, 4, dtype=torch.long), any_steps()[1])
 
 
-@pytest.mark.parametrize(("levels", "codes"), [(4, 256), (1, 256), (3, 128)])
-def test_a_tokenizer_with_other_levels_or_codes_is_refused_by_name_and_hash(
-        monkeypatch, levels, codes):
-    run = runs.start("world_model", profile="smoke", overrides={
-        "tokenizer.num_levels": levels, "tokenizer.num_codes": codes})
-    vq = ResidualVQ(levels, codes, 4, commitment_costs=[0.1] * levels)
-    monkeypatch.setattr(world_model.tokenizer, "load", lambda run: vq)
-    with pytest.raises(InputError) as caught:
-        world_model.build(run)
-    assert str(caught.value) == (
-        f"the tokenizer base-seed0 ({run.at('tokenizer').identity[:10]}) has {levels} levels of "
-        f"{codes} codes; the world model base-seed0 ({run.identity[:10]}) reads 3 levels of 256 "
-        "codes")
+@pytest.mark.parametrize(("levels", "codes"), [(4, K), (1, K), (3, 9)])
+def test_codebooks_of_other_levels_or_codes_are_refused_by_what_made_them(levels, codes):
+    books = ResidualVQ(levels, codes, 4, commitment_costs=[0.1] * levels).codebooks
+    for make in (world_model.build, lambda cfg, books: world_model.untrained(cfg, books, 0)):
+        assert refusal(make, tiny_config(), books) == (
+            f"the tokenizer has {levels} levels of {codes} codes; the world model reads 3 levels "
+            f"of {K} codes")
+    assert refusal(world_model.check_codebooks, tiny_config(), books, "A", "B").startswith(
+        f"A has {levels} levels of {codes} codes; B reads 3 levels")
 
 
 def test_the_desk_profile_has_the_seeds_eleven_million_parameters():
@@ -473,4 +438,57 @@ def test_a_clock_moved_by_actions_is_not_learned_without_learning():
     assert max(codes) < 0.4  # one in seven by chance
 
 
-# ---- the stage
+# ---- training on arrays, without a run or a folder
+
+@pytest.fixture
+def empty_root(tmp_path, monkeypatch):
+    """Where a run would leave its files."""
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    return tmp_path
+
+
+def clock_windows(**changes):
+    """Windows of stored steps whose codes are an hour that the actions move on; and codebooks."""
+    cfg = tiny_config(num_actions=18, num_layers=1, max_steps=T, batch_size=16,
+                      **{"lr": 1e-2, "dropout": 0.0, "num_steps": 40, "eval_every": 20} | changes)
+    data = stored_steps({"pong": (60, 80, 70), "breakout": (50, 40)}, held_out=(1, 4))
+    hours = np.concatenate([[0], data.actions[:-1].cumsum()]) % K
+    tokens = np.stack([hours, (3 * hours + 2) % K, (5 * hours + 1) % K], 1).astype(np.int16)
+    return cfg, Windows(cfg, data, tokens, seed=0), torch.randn(L, K, 4).to(device())
+
+
+def test_arrays_are_enough_to_train_on_and_nothing_is_written(empty_root):
+    cfg, windows, books = clock_windows()
+    model, record = world_model.train(cfg, windows, books, Unkept("world_model", seed=3))
+    first, last = record["history"][0], record["history"][-1]
+    assert last["step"] == cfg.num_steps and record["wall_seconds"] > 0
+    assert last["val_codes"] < 0.8 * first["val_codes"]
+    assert {"loss", "train_codes", "val_l0_accuracy", "val_l2_changed_accuracy"} <= set(last)
+    assert not model.training and torch.equal(model.codebooks, books)
+    assert list(empty_root.iterdir()) == []
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten().cpu() for parameter in model.parameters()])
+
+
+def test_the_seed_of_a_training_decides_its_weights():
+    cfg, windows, books = clock_windows(lr=0.0, weight_decay=0.0)
+    found = [weights(world_model.train(cfg, windows, books, Unkept("world_model", seed=seed))[0])
+             for seed in (3, 3, 4)]
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(found[0], weights(world_model.untrained(cfg, books, 3)))
+
+
+def test_a_model_that_is_given_goes_on_learning_instead_of_a_new_one():
+    cfg, windows, books = clock_windows(lr=0.0, weight_decay=0.0)
+    start = world_model.untrained(cfg, books, 8)
+    before = weights(start)
+    model, _ = world_model.train(cfg, windows, books, Unkept("world_model", seed=3), start=start)
+    assert model is start and torch.equal(weights(model), before)
+
+
+def test_codebooks_that_do_not_fit_are_refused_before_training():
+    cfg, windows, books = clock_windows()
+    assert "reads 3 levels of 7 codes" in refusal(
+        world_model.train, cfg, windows, books[:, :5], Unkept("world_model"))

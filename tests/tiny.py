@@ -4,12 +4,17 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from hd.config import GAMES, InputError
+from hd.atari import GAMES
+from hd.config import InputError
+from hd.measure.dreams import Dreamt
+from hd.replay import Replay
 from hd.report import benchmarks
 from hd.run import machine
 from hd.run.runs import COLUMNS
@@ -87,6 +92,50 @@ def long_table(rows, stage="encoder", seeds=(0,)):
 def without_speeds(path):
     """The lines of a table that no clock decides."""
     return [line for line in path.read_bytes().splitlines() if b",tokens_per_second," not in line]
+
+
+def stored_steps(lengths, *, held_out=(), seed=0):
+    """A Replay without frames: legal actions at random, no rewards, no ends, zeros as RAM.
+
+    lengths: game -> steps of each episode; held_out: numbers of episodes, counted over all games.
+    """
+    rng, games = np.random.default_rng(seed), tuple(lengths)
+    steps = [sum(lengths[game]) for game in games]
+    episodes = [length for game in games for length in lengths[game]]
+    ids = np.repeat(np.arange(len(episodes)), episodes)
+    data = Replay(
+        games, Path(), (), offsets=np.cumsum([0, *steps]), episode_ids=ids,
+        game_idx=np.repeat(np.arange(len(games), dtype=np.int8), steps),
+        starts=np.cumsum([0, *episodes])[ids], is_train=~np.isin(ids, held_out),
+        actions=np.concatenate([rng.choice(GAMES[game].actions, count)
+                                for game, count in zip(games, steps)]).astype(np.int8),
+        rewards=np.zeros(len(ids), np.float32), continues=np.ones(len(ids), np.float32),
+        source=np.zeros(len(ids), np.int8))
+    vars(data)["ram"] = np.zeros((len(ids), 128), np.uint8)  # else it would be read from disk
+    return data
+
+
+class PlainEyes:
+    """Pong in three stretches of six steps whose codes are player_y, ball_x and ball_y themselves,
+    off by one each, and a probe that just reads them; rows: of three dreams of five steps."""
+
+    rng = np.random.default_rng(0)
+    ram = np.zeros((18, 128), np.uint8)
+    for address in (50, 51, 49, 54):
+        ram[:, address] = rng.integers(20, 200, 18)
+    ram[8, 54] = 0  # out of play when the second dream begins
+    ram[17, 54] = 0  # and at the end of the third
+    codes = torch.from_numpy(ram[:, [51, 49, 54]].astype(np.int64) + 1)
+    rows = np.array([[0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13], [12, 13, 14, 15, 16, 17]])
+    data = SimpleNamespace(ram=ram, starts=np.repeat([0, 6, 12], 6))
+    quantizer = SimpleNamespace(decode=lambda codes: codes.float())
+    probe = SimpleNamespace(predict=lambda x: {
+        "player_y": x[:, 0], "enemy_y": x[:, 0], "ball_x": x[:, 1], "ball_y": x[:, 2]})
+
+    @classmethod
+    def dreamt(cls, tokens, rows=rows):
+        """Dreams that say tokens (B, H+1, 3) where rows (B, H+1) really happened."""
+        return Dreamt("pong", SimpleNamespace(tokens=tokens), cls.codes[rows], None, rows)
 
 
 class TinyReplay:

@@ -345,7 +345,7 @@ def game_information(table: pd.DataFrame) -> Figure:
 
 @styled
 def shared_codes(found: Sequence[dict]) -> Figure:
-    """A line per coarse code (hd.decoder.most_shared_codes): decoded, and each game's frame that
+    """A line per coarse code (hd.stages.shared_codes): decoded, and each game's frame that
     lies nearest to it, with the share of the game's frames on that code."""
     games = list(found[0]["nearest"])
     fig, axes = panels(len(found), 1 + len(games), width=1.6, height=1.75)

@@ -1,0 +1,40 @@
+"""hd.measure.control: rows about real play from the episodes of each player."""
+
+import numpy as np
+import pytest
+
+from hd.measure import control
+from hd.run.intervals import interval
+
+
+def episodes(returns, lengths=None):
+    """Rows as hd.play.play returns them."""
+    return [{"game": "breakout", "seed": 3, "episode": k, "return": float(total), "length": length,
+             "sticky": 0.25}
+            for k, (total, length) in enumerate(zip(returns, lengths or [9] * len(returns)))]
+
+
+def values(rows):
+    return {r["metric"]: (r["value"], r["baseline"]) for r in rows}
+
+
+def test_the_policy_stands_beside_random_play_and_every_other_player():
+    played = {"policy": episodes([1, 2, 6], [10, 20, 60]), "random": episodes([0, 1, 1]),
+              "tracker": episodes([8, 8, 11]), "ram_policy": episodes([4, 6])}
+    rows = control.rows_of(played, 1234, seed=0)
+    found = values(rows)
+    low, high = interval([1, 2, 6], seed=0)
+    assert found == {
+        "real_return": (3, pytest.approx(2 / 3)), "real_return[ci_low]": (low, None),
+        "real_return[ci_high]": (high, None), "real_return[tracker]": (9, None),
+        "real_return[ram_policy]": (5, None), "training_steps[ram_policy]": (1234, None),
+        "real_length": (30, None), "episodes": (3, None)}
+    assert low < 3 < high
+    assert {(r["game"], r["split"]) for r in rows} == {("breakout", "real")}
+
+
+def test_a_game_without_a_tracker_has_no_row_about_it_and_one_episode_no_interval():
+    found = values(control.rows_of({"policy": episodes([5]), "random": episodes([1]),
+                                    "ram_policy": episodes([2])}, 10, seed=0))
+    assert "real_return[tracker]" not in found and found["real_return[ram_policy]"] == (2, None)
+    assert np.isnan(found["real_return[ci_low]"][0]) and np.isnan(found["real_return[ci_high]"][0])
