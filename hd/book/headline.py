@@ -182,7 +182,8 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
     return "\n".join([
         f"| profile {profile} | game | {' | '.join(COMPARED)} | seeds |", "|---|---|---|---|---|",
         *lines, "", "Value [95% interval over seeds] (best trivial baseline), held-out episodes; "
-        "bold where the whole interval is above that baseline. Seeds: "
+        "bold where the whole interval is above that baseline. Each variant has codes of its own. "
+        "Seeds: "
         f"of {', of '.join(COMPARED)}. Device: {'; '.join(devices)}."])
 
 
