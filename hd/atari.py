@@ -7,6 +7,7 @@ RAM addresses: AtariARI (Anand et al. 2019).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -152,6 +153,8 @@ def game_named(game: str) -> Game:
 
 def labels(game: str, ram: np.ndarray) -> dict[str, np.ndarray]:
     """ram (..., 128) uint8 -> state variables, each (...), a bit map (..., bytes)."""
+    if np.shape(ram)[-1:] != (128,):
+        raise InputError(f"ram must be (..., 128) uint8; got shape {np.shape(ram)}")
     return {name: ram[..., address] if isinstance(address, int) else ram[..., list(address)]
             for name, address in game_named(game).labels.items()}
 
@@ -174,10 +177,21 @@ def ball_in_play(game: str, ram: np.ndarray) -> np.ndarray:
     return (ball_y > 0) & (ball_y < game_named(game).ball_y_end)
 
 
+def _action_id(action) -> int:
+    try:
+        found = operator.index(action)
+    except (TypeError, ValueError):
+        found = -1
+    if not 0 <= found < len(ACTION_MEANINGS):
+        raise InputError(f"unknown action {action!r}; allowed: ALE ids 0 to 17")
+    return found
+
+
 @dataclass(frozen=True)
 class GameState:
     """All that decides how an AtariGame goes on."""
 
+    game: str
     emulator: ale_py.ALEState
     held: int
     steps: int
@@ -200,9 +214,11 @@ class AtariGame(gymnasium.Env):
     def __init__(self, game: str, *, sticky: float = 0.0, noop_max: int = 30,
                  max_steps: int = 27_000):
         rom = game_named(game).rom
-        if not 0.0 <= sticky < 1.0 or noop_max < 0 or max_steps < 1:
-            raise InputError(f"{game}: needs 0 <= sticky < 1, noop_max >= 0, max_steps >= 1; "
-                             f"got {sticky}, {noop_max}, {max_steps}")
+        are_numbers = isinstance(sticky, (int, float)) and all(
+            isinstance(count, (int, np.integer)) for count in (noop_max, max_steps))
+        if not are_numbers or not 0.0 <= sticky < 1.0 or noop_max < 0 or max_steps < 1:
+            raise InputError(f"{game}: needs 0 <= sticky < 1, and whole numbers noop_max >= 0 and "
+                             f"max_steps >= 1; got {sticky}, {noop_max}, {max_steps}")
         self.game, self.sticky, self.noop_max, self.max_steps = game, sticky, noop_max, max_steps
         self.observation_space = gymnasium.spaces.Box(0, 255, (84, 84), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(ACTION_MEANINGS))
@@ -234,9 +250,7 @@ class AtariGame(gymnasium.Env):
         As in gymnasium's AtariPreprocessing, an episode that ends inside the four emulator frames
         shows the screens pooled before that.
         """
-        action = int(action)
-        if not 0 <= action < 18:
-            raise InputError(f"unknown action {action}; allowed: ALE ids 0 to 17")
+        action = _action_id(action)
         ale, reward, terminated = self._ale, 0, False
         kept = self.np_random.random(FRAME_SKIP) < self.sticky if self.sticky else None
         for i in range(FRAME_SKIP):
@@ -260,10 +274,12 @@ class AtariGame(gymnasium.Env):
         """Everything that decides how the episode goes on, the randomness included."""
         rng = self.np_random.bit_generator.state
         emulator = self._ale.cloneState(include_rng=True)
-        return GameState(emulator, self._held, self._steps, self._screens.copy(), rng)
+        return GameState(self.game, emulator, self._held, self._steps, self._screens.copy(), rng)
 
     def restore_state(self, state: GameState) -> np.ndarray:
         """Go back to a cloned state, also of another AtariGame of this game; -> its frame."""
+        if state.game != self.game:
+            raise InputError(f"a state of {state.game} cannot be restored in {self.game}")
         self._ale.restoreState(state.emulator)
         self._held, self._steps = state.held, state.steps
         self._screens[:] = state.screens

@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hd.atari import GAMES, AtariGame, game_named, tracker_action
-from hd.config import SOURCES, FramesConfig, InputError, allowed
+from hd.config import SOURCES, FramesConfig, InputError, allowed, check_seed
 from hd.run.machine import cpu_count
 from hd.run.storage import sha256_of, write_atomically
 
@@ -110,7 +110,10 @@ def collect_game(game: str, cfg: FramesConfig, *, folder: Path, seed: int = 0,
     when the folder cannot be written.
     """
     game_named(game)
+    check_seed(seed)
     _check(cfg, agent)
+    if num_workers is not None and (not isinstance(num_workers, int) or num_workers < 1):
+        raise InputError(f"num_workers must be a whole number from 1, or None; got {num_workers!r}")
     job = _Job(game, cfg, Path(folder), seed, agent)
     if not _is_complete(job):
         lengths = _whole_parts(job)

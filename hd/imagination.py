@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from hd.config import InputError
 from hd.world_model import Dreamer, num_features
 
 
@@ -31,19 +32,39 @@ class Rollout:
     continues: torch.Tensor  # (B, H) float32 in [0, 1]
 
 
+def _check_ids(what: str, ids, shape: tuple, count: int) -> None:
+    """Raise InputError unless ids are whole numbers below count, of this shape; a letter in it
+    stands for any length."""
+    kind = getattr(ids, "dtype", type(ids).__name__)
+    found = tuple(getattr(ids, "shape", ()))
+    fits = len(found) == len(shape) and all(
+        isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, found))
+    if kind not in (torch.int64, torch.int32) or not fits:
+        raise InputError(f"{what} must be int64 of shape ({', '.join(map(str, shape))}); got "
+                         f"{kind} of shape {found}")
+    # On an accelerator looking at values would wait for it at every step; it refuses them itself.
+    if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < count:
+        raise InputError(f"{what} must be from 0 to {count - 1}; got {ids.min().item()} to "
+                         f"{ids.max().item()}")
+
+
 @torch.no_grad()
 def imagine(world_model, tokens, actions, act: Callable, *, horizon: int,
             generator: torch.Generator, greedy: bool = False, features: str = "codes") -> Rollout:
     """tokens (B, T, 3), actions (B, T-1) real context -> Rollout of `horizon` imagined steps.
 
     act(features (B, F), generator) -> action ids (B,), features "codes" or "hidden".
-    T + horizon must fit cfg.max_steps.
+    T + horizon must fit cfg.max_steps. Raises InputError for codes or actions that the world model
+    does not know, and when act returns anything but one id for each dream.
     """
+    _check_ids("codes", tokens, ("B", "T", 3), world_model.cfg.num_codes)
+    _check_ids("actions", actions, (len(tokens), "T-1"), world_model.cfg.num_actions)
     dream = Dreamer(world_model, tokens, actions, horizon=horizon, features=features)
     steps, seen = [dream.tokens], [dream.features()]
     outcomes: list[tuple] = []
     for _ in range(horizon):
         chosen = act(seen[-1], generator)
+        _check_ids("chosen actions", chosen, (len(tokens),), world_model.cfg.num_actions)
         outcomes.append((chosen, *dream.step(chosen, generator, greedy)))
         steps.append(dream.tokens)
         seen.append(dream.features())

@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from hd.atari import GAMES, AtariGame, tracker_action
-from hd.config import InputError, allowed
+from hd.config import InputError, allowed, check_seed
 from hd.encoder import AtariEncoder, embed_frames
 from hd.policy import ActorCritic
 from hd.quantization import ResidualVQ
@@ -47,11 +47,13 @@ def play(act: Callable, game: str, *, num_episodes: int, seed: int, sticky: floa
 
     act(observation, generator) -> ALE action ids (B,), one for each running episode. Episode k is
     started from (seed, k). watch(episode, frame, reward), if given, sees every step.
-    Raises InputError for an unknown game or no episodes.
+    Raises InputError for an unknown game, settings out of range, and when act returns anything but
+    one ALE id for each episode.
     """
     allowed("game", game, GAMES)
-    if num_episodes < 1:
-        raise InputError(f"num_episodes must be at least 1; got {num_episodes}")
+    check_seed(seed)
+    if not isinstance(num_episodes, int) or num_episodes < 1:
+        raise InputError(f"num_episodes must be a whole number from 1; got {num_episodes!r}")
     generator = torch.Generator().manual_seed(seed)
     starts = np.random.SeedSequence([seed, list(GAMES).index(game)]).generate_state(num_episodes)
     games = [AtariGame(game, sticky=sticky, noop_max=noop_max)
@@ -66,9 +68,9 @@ def play(act: Callable, game: str, *, num_episodes: int, seed: int, sticky: floa
                                np.stack([e.ram for e in running]),
                                np.array([e.number for e in running]),
                                np.array([e.length for e in running]))
-            ids = np.atleast_1d(np.asarray(act(seen, generator)))
+            ids = _action_ids(act(seen, generator), len(running))
             for episode, action in zip(list(running), ids):
-                reward = episode.step(int(action))
+                reward = episode.step(action)
                 if watch:
                     watch(episode.number, episode.frames[-1], reward)
                 if episode.is_over:
@@ -81,6 +83,15 @@ def play(act: Callable, game: str, *, num_episodes: int, seed: int, sticky: floa
                         running.append(_Episode(episode.env, waiting.pop(0), starts))
     bar.close()
     return sorted(rows, key=lambda r: r["episode"])
+
+
+def _action_ids(chosen, num_episodes: int) -> np.ndarray:
+    """What a policy chose as whole numbers (num_episodes,), checked; a step checks their range."""
+    ids = np.atleast_1d(chosen.cpu() if isinstance(chosen, torch.Tensor) else np.asarray(chosen))
+    if ids.shape != (num_episodes,) or ids.dtype.kind not in "iu":
+        raise InputError(f"a policy must choose one ALE id for each of the {num_episodes} running "
+                         f"episodes; got {ids.dtype} of shape {ids.shape}")
+    return ids
 
 
 @contextlib.contextmanager

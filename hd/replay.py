@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from hd.collection import SOURCES, STEP_TYPES
-from hd.config import InputError, check_games
+from hd.config import InputError, allowed, check_games, check_seed
 from hd.run.storage import shown
 
 STACK = 4
@@ -129,6 +129,7 @@ class Replay:
 
     def in_game(self, game: str) -> np.ndarray:
         """(N,) bool: the rows of one game, or of "all"."""
+        allowed("game", game, (*self.games, "all"))
         if game == "all":
             return np.ones(len(self), bool)
         return self.game_idx == self.games.index(game)
@@ -144,6 +145,7 @@ class Replay:
     def stack(self, rows: np.ndarray) -> np.ndarray:
         """rows (...) -> (..., 4, 84, 84) uint8, oldest first; an episode's first frame repeats."""
         flat = np.ravel(rows)
+        _check_rows(flat, len(self))
         ages = np.arange(STACK - 1, -1, -1)
         sources = np.maximum(flat[:, None] - ages, self.starts[flat][:, None])
         return self._gather(sources.ravel()).reshape(*np.shape(rows), STACK, 84, 84)
@@ -162,15 +164,22 @@ class Replay:
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         """(M,) -> (M, 84, 84); rows that follow each other are one read."""
+        _check_rows(rows, len(self))
         out = np.empty((len(rows), 84, 84), np.uint8)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows run to {len(self) - 1}; got {rows.min()} to {rows.max()}")
         game = np.searchsorted(self.offsets, rows, side="right") - 1
         cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(game) != 0)) + 1
         for begin, end in pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else []):
             first = int(rows[begin] - self.offsets[game[begin]])
             self.frames[game[begin]].read_into(out[begin:end], first)
         return out
+
+
+def _check_rows(rows: np.ndarray, count: int) -> None:
+    """Raise InputError unless rows (M,) are numbers of stored steps, of which there are count."""
+    if len(rows) and rows.dtype.kind not in "iu":
+        raise InputError(f"rows must be whole numbers; got {rows.dtype}")
+    if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+        raise InputError(f"rows run from 0 to {count - 1}; got {rows.min()} to {rows.max()}")
 
 
 @lru_cache(maxsize=4)
@@ -195,8 +204,12 @@ def split_by_episode(episode_ids: np.ndarray, *, val_share: float, seed: int,
     episodes each side gets one. source (N,): each source's episodes are split by themselves, so
     that both sides hold it; where every source has one episode, all are split together.
     """
-    if not 0 <= val_share <= 1:
-        raise InputError(f"val_share must be from 0 to 1; got {val_share}")
+    if not isinstance(val_share, (int, float)) or not 0 <= val_share <= 1:
+        raise InputError(f"val_share must be from 0 to 1; got {val_share!r}")
+    check_seed(seed)
+    if source is not None and np.shape(source) != np.shape(episode_ids):
+        raise InputError(f"source and episode_ids must have one entry per step; got shapes "
+                         f"{np.shape(source)} and {np.shape(episode_ids)}")
     every = np.unique(episode_ids)
     groups = [every] if source is None else [np.unique(episode_ids[source == one])
                                              for one in np.unique(source)]
@@ -216,8 +229,9 @@ def window_starts(episode_ids: np.ndarray, length: int,
     """First rows of all windows of `length` steps inside one episode, (W,) int64, ascending.
 
     Their number is the sum of max(0, n - length + 1) over the episodes' lengths n. With rows_mask
-    (N,) bool only windows whose every row is True.
+    (N,) bool only windows whose every row is True. Raises InputError for a length below 1.
     """
+    _check_length(length)
     first, lengths = _segments(episode_ids, rows_mask)
     counts = np.maximum(0, lengths - length + 1)
     return _arithmetic(first, counts, 1)
@@ -229,12 +243,19 @@ def epoch_windows(episode_ids: np.ndarray, length: int, rng: np.random.Generator
 
     No step is in two windows. The offset is uniform over 0..length-1 (less where the episode would
     hold no window), so over epochs a step meets every position; on average length - 1 steps at
-    an episode's two ends are left out of an epoch. Exposures: len(result) * length.
+    an episode's two ends are left out of an epoch. Exposures: len(result) * length. Raises
+    InputError for a length below 1.
     """
+    _check_length(length)
     first, lengths = _segments(episode_ids, rows_mask)
     first, lengths = first[lengths >= length], lengths[lengths >= length]
     offsets = rng.integers(0, np.minimum(length - 1, lengths - length) + 1)
     return rng.permutation(_arithmetic(first + offsets, (lengths - offsets) // length, length))
+
+
+def _check_length(length) -> None:
+    if not isinstance(length, (int, np.integer)) or length < 1:
+        raise InputError(f"a window's length must be a whole number from 1; got {length!r}")
 
 
 def tiles(starts: np.ndarray, length: int) -> np.ndarray:
@@ -255,15 +276,20 @@ def sample_windows(starts: np.ndarray, game_idx: np.ndarray, *, batch_size: int,
     """
     if len(starts) == 0:
         raise InputError("there is no window to sample: every episode is shorter than a window")
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise InputError(f"batch_size must be a whole number from 1; got {batch_size!r}")
     if shares is None:
         return starts[rng.integers(len(starts), size=batch_size)]
+    if min(shares.values(), default=0) < 0 or not sum(shares.values()) > 0:
+        raise InputError(f"shares must be 0 or more, one above 0; got {dict(shares)}")
     quotas = np.cumsum([0.0, *shares.values()]) / sum(shares.values()) * batch_size
     # Rounded first: the last quota must come out as batch_size whatever the random shift.
     edges = np.floor(np.round(quotas, 9) + rng.random()).astype(int)
     lows, highs = np.searchsorted(game_idx, [list(shares), [game + 1 for game in shares]])
     counts = np.diff(edges)
-    for game in np.array(list(shares))[(counts > 0) & (lows == highs)]:
-        raise InputError(f"game {game} has a share of the batch but no window")
+    without = np.array(list(shares))[(counts > 0) & (lows == highs)]
+    if len(without):
+        raise InputError(f"game {without[0]} has a share of the batch but no window")
     picks = [rng.integers(low, high, count) for low, high, count in zip(lows, highs, counts)
              if count]
     return starts[rng.permutation(np.concatenate(picks))]
@@ -274,6 +300,9 @@ def _segments(episode_ids: np.ndarray,
     """First row and length of each stretch of rows of one episode (with the mask: all True)."""
     ids = np.asarray(episode_ids)
     kept = np.ones(len(ids), bool) if rows_mask is None else np.asarray(rows_mask, bool)
+    if kept.shape != ids.shape:
+        raise InputError(f"rows_mask must have one entry per step; got {kept.shape} for "
+                         f"{ids.shape}")
     changes = (ids[1:] != ids[:-1]) | (kept[1:] != kept[:-1])
     first = np.concatenate([[0], np.flatnonzero(changes) + 1])[:len(ids)]
     lengths = np.diff(first, append=len(ids))

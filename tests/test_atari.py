@@ -325,6 +325,22 @@ def test_the_tracker_wins_pong_and_scores_in_breakout():
         tracker_action("ms_pacman", np.zeros(128, np.uint8))
 
 
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda env: env.step(1.5), "unknown action 1.5"),
+    (lambda env: env.step(None), "unknown action None"),
+    (lambda env: env.step(-1), "unknown action -1"),
+    (lambda env: labels("pong", np.zeros((2, 127), np.uint8)), "got shape (2, 127)"),
+    (lambda env: AtariGame("pong", sticky="no"), "0 <= sticky < 1"),
+    (lambda env: AtariGame("pong", max_steps=2.5), "whole numbers noop_max >= 0 and max_steps"),
+    (lambda env: AtariGame("breakout").restore_state(env.clone_state()),
+     "a state of pong cannot be restored in breakout"),
+])
+def test_what_the_environment_cannot_do_is_one_line(call, message):
+    env = AtariGame("pong")
+    env.reset(seed=0)
+    assert message in refusal(call, env)
+
+
 STACKS = np.zeros((2, 4, 84, 84), np.uint8)
 
 

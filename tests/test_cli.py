@@ -1,6 +1,8 @@
 """The command line: bad input is one line and exit code 2, everything else reaches the package."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -74,9 +76,11 @@ def one_line(capsys):
     ("sweep --seeds 0,x", "seed must be a whole number"),
     ("sweep --variants base,strict", "unknown variant 'strict'"),
     ("sweep --until 07_ablation", "unknown notebook '07_ablation'; allowed: 01_frames"),
-    ("sweep --cores 0", "cores must be a whole number from 1; got 0"),
+    ("sweep --cores 0", "cores must be a whole number from 1, or all; got 0"),
+    ("sweep --cores many", "cores must be a whole number from 1, or all; got 'many'"),
     ("play --game doom", "unknown game 'doom'"),
     ("play --policy best", "unknown policy 'best'; allowed: recorded, random, agent, tracker"),
+    ("play --out dream.gif", "a video's name must end in .mp4; got dream.gif"),
     ("play --steps 0", "steps must be a whole number from 1 to 3000; got 0"),
     ("check --profile smok", "unknown profile 'smok'"),
     ("bench --pairs 0", "pairs must be a whole number from 1; got 0"),
@@ -111,6 +115,72 @@ def test_every_ending_has_its_exit_code_and_one_line(book, capsys, monkeypatch, 
     monkeypatch.setattr(notebooks, "execute", fail)
     assert main(["run", "02_encoder"]) == code
     assert one_line(capsys) == f"hd: {says}\n"
+
+
+# ---- where the output goes
+
+def hd(*words, code="from hd.__main__ import main; sys.exit(main(sys.argv[1:]))", **settings):
+    """The finished command in a process of its own, its output as bytes."""
+    environment = {**os.environ, **settings.pop("env", {})}
+    return subprocess.run([sys.executable, "-c", "import sys; " + code, *words], timeout=120,
+                          capture_output=True, env=environment, cwd=storage.ROOT, **settings)
+
+
+SAY = ("from hd import __main__; from hd.book import notebooks; "
+       "notebooks.execute = lambda *a, **k: print('a bar: \\u2588 done'); "
+       "sys.exit(__main__.main(['run', '01_frames', '--profile', 'smoke']))")
+
+
+@pytest.mark.parametrize("encoding", [
+    {"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "latin-1"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_what_the_outputs_encoding_lacks_is_substituted_and_work_goes_on(encoding):
+    done = hd(code=SAY, env=encoding)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [b"a", b"bar:", b"?", b"done"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
+@pytest.mark.parametrize("is_flushed", [True, False])
+def test_output_that_nobody_reads_stops_cleanly_and_is_named_as_that(is_flushed):
+    read, write = os.pipe()
+    os.close(read)  # as `| head` does when it has seen enough
+    words = f"print('x', flush={is_flushed})"
+    code = SAY.replace("print('a bar: \\u2588 done')", words)
+    done = subprocess.run([sys.executable, "-c", "import sys; " + code], stdout=write,
+                          stderr=subprocess.PIPE, timeout=120, cwd=storage.ROOT)
+    os.close(write)
+    assert done.returncode == 141
+    assert done.stderr == (b"hd: what reads the output was closed, so this stopped; the same "
+                           b"command continues\n")
+
+
+def test_profiles_are_shown_without_docstrings_too():
+    done = hd("profiles", env={"PYTHONOPTIMIZE": "2"})
+    assert done.returncode == 0 and b"smoke" in done.stdout, done.stderr
+
+
+def test_an_installed_package_says_that_commands_need_a_checkout(tmp_path):
+    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    shutil.copytree(storage.ROOT / "hd", installed / "hd",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    elsewhere.mkdir()
+    code = ("sys.path.insert(0, sys.argv[1]); from hd.__main__ import main; "
+            "from hd.run import runs; "
+            "[print(main(words.split()), words, file=sys.stderr) for words in sys.argv[2:]]; "
+            "print(runs.start('frames', profile='smoke').root)")
+    words = ("run 01_frames", "report", "sweep", "check", "bench", "publish --benchmark", "restore")
+    environment = {name: value for name, value in os.environ.items() if name != "HD_ARTIFACTS"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; " + code, installed, *words], timeout=120,
+        capture_output=True, text=True, cwd=elsewhere,
+        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"})
+    lines = done.stderr.splitlines()
+    assert lines[1::2] == [f"2 {command}" for command in words], done.stderr
+    for line, command in zip(lines[::2], words):
+        assert line.startswith(f"hd: hd {command.split()[0]} needs a checkout of the project")
+    assert done.stdout.strip() == str(elsewhere.resolve() / ".artifacts" / "smoke")
+    assert [path.name for path in installed.iterdir()] == ["hd"]
 
 
 # ---- what the commands ask for
@@ -195,7 +265,7 @@ def test_the_slurm_profile_describes_jobs_that_stop_before_their_run_time(book, 
 
 def test_a_second_sweep_at_the_same_time_is_refused(book, capsys, tmp_path, monkeypatch):
     pytest.importorskip("snakemake")
-    monkeypatch.setattr(notebooks, "LOCK_PATIENCE", 0.1)
-    with notebooks.exclusive(storage.artifacts_root() / "sweep"):
+    monkeypatch.setattr(storage, "LOCK_PATIENCE", 0.1)
+    with storage.exclusive(storage.artifacts_root() / "sweep"):
         assert main(["sweep", "--profile", "smoke", "-n"]) == 2
-    assert "another process is making" in one_line(capsys)
+    assert "another process is working on" in one_line(capsys)

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from tiny import refusal
 
 from hd import collection
 from hd.atari import GAMES, AtariGame
@@ -283,6 +284,27 @@ def test_wrong_settings_are_refused_before_playing(tmp_path, cfg, message):
     with pytest.raises(InputError, match=message):
         collect(tmp_path, cfg)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("chosen", "message"), [
+    ({"num_workers": 0}, "num_workers must be a whole number from 1, or None; got 0"),
+    ({"num_workers": 1.5}, "got 1.5"), ({"seed": -1}, "seed must be a whole number")])
+def test_wrong_numbers_are_refused_before_playing(tmp_path, chosen, message):
+    assert message in refusal(collection.collect_game, "pong", FramesConfig(), folder=tmp_path,
+                              **chosen)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity")
+def test_as_many_processes_play_as_cores_may_be_used(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(collection, "_play_in_workers", lambda *job: asked.append(job[2]))
+    monkeypatch.setattr(collection, "_play_here", lambda *job: asked.append(1))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for cores in ({0}, {0, 1, 2}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: cores)
+        collection.collect_game("pong", FramesConfig(), folder=tmp_path)
+    assert asked == [1, 3]
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from tiny import refusal
 
 from hd.config import InputError, WorldModelConfig
 from hd.imagination import DreamEnv, imagine, replayed
@@ -258,6 +259,32 @@ def test_a_dream_beyond_what_the_model_reads_is_refused_before_it_starts():
     imagine(tiny_model(), *any_context(), any_act, horizon=room, generator=seeded())
     with pytest.raises(InputError, match=f"{MAX_STEPS + 1} steps; the world model reads at most"):
         imagine(tiny_model(), *any_context(), any_act, horizon=room + 1, generator=seeded())
+
+
+@pytest.mark.parametrize(("tokens", "actions", "message"), [
+    (torch.zeros(B, T, 2, dtype=torch.long), None, "codes must be int64 of shape (B, T, 3); got"),
+    (torch.zeros(B, T, 3), None, "got torch.float32"),
+    ([[[0, 0, 0]]], None, "got list of shape ()"),
+    (torch.full((B, T, 3), K), None, f"codes must be from 0 to {K - 1}; got {K} to {K}"),
+    (None, torch.full((B, T - 1), -1), f"actions must be from 0 to {A - 1}; got -1 to -1"),
+    (None, torch.zeros(B + 1, T - 1, dtype=torch.long), "actions must be int64 of shape"),
+])
+def test_a_context_that_the_model_cannot_know_is_refused_in_one_line(tokens, actions, message):
+    good = any_context()
+    context = (good[0] if tokens is None else tokens, good[1] if actions is None else actions)
+    assert message in refusal(imagine, tiny_model(), *context, any_act, horizon=H,
+                              generator=seeded())
+
+
+@pytest.mark.parametrize(("chosen", "message"), [
+    (torch.zeros(1, dtype=torch.long), f"shape ({B}); got torch.int64 of shape (1,)"),
+    (torch.zeros(B), "got torch.float32"),
+    ([0] * B, "got list"),
+    (torch.full((B,), A), f"chosen actions must be from 0 to {A - 1}; got {A} to {A}"),
+])
+def test_a_policy_that_does_not_choose_one_known_action_for_each_dream_is_refused(chosen, message):
+    assert message in refusal(imagine, tiny_model(), *any_context(), lambda *seen: chosen,
+                              horizon=H, generator=seeded())
 
 
 def test_a_dream_of_no_step_is_refused():

@@ -223,10 +223,10 @@ def test_other_parameters_make_another_file(book, ran, tmp_path):
 
 def test_a_second_process_on_the_same_notebook_is_refused(book, ran, monkeypatch):
     write_notebook(book / "02_encoder.ipynb")
-    monkeypatch.setattr(notebooks, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(storage, "LOCK_PATIENCE", 0.1)
     path = notebooks.execute("02_encoder", profile="smoke")
     with (FileLock(path.with_name(f".{path.name}.lock")),
-          pytest.raises(InputError, match=r"another process is making .*02_encoder.ipynb")):
+          pytest.raises(InputError, match=r"another process is working on .*02_encoder.ipynb")):
         notebooks.execute("02_encoder", profile="smoke", force=True)
 
 

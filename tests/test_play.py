@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import refusal
 
 from hd import encoder, policy
 from hd import play as playing
@@ -64,10 +65,36 @@ def test_the_scripted_tracker_beats_random_play_in_pong():
 
 @pytest.mark.parametrize(("game", "episodes", "message"), [
     ("doom", 1, "unknown game 'doom'; allowed: pong, breakout, ms_pacman"),
-    ("pong", 0, "num_episodes must be at least 1; got 0")])
+    ("pong", 0, "num_episodes must be a whole number from 1; got 0"),
+    ("pong", 1.5, "num_episodes must be a whole number from 1; got 1.5")])
 def test_play_refuses_what_it_cannot_do_in_one_line(game, episodes, message):
     with pytest.raises(InputError, match=message):
         play(lambda seen, generator: 0, game, num_episodes=episodes, seed=0, sticky=0.0)
+
+
+@pytest.mark.parametrize(("chosen", "message"), [
+    ([0], "one ALE id for each of the 2 running episodes; got int64 of shape (1,)"),
+    ([0, 0, 0], "got int64 of shape (3,)"),
+    ([0.0, 1.0], "got float64 of shape (2,)"),
+    (None, "got object of shape (1,)"),
+    (torch.tensor([[0], [0]]), "of shape (2, 1)"),
+    ([0, 18], "unknown action 18; allowed: ALE ids 0 to 17"),
+    (torch.tensor([0, -1]), "unknown action -1"),
+])
+def test_a_policy_that_does_not_choose_one_action_for_each_episode_is_refused(chosen, message):
+    # Fewer actions than episodes once left the others standing for ever.
+    found = refusal(play, lambda seen, generator: chosen, "pong", num_episodes=2, seed=0,
+                    sticky=0.0)
+    assert message in found.replace("np.int64(18)", "18").replace("tensor(-1)", "-1")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"seed": -1}, "seed must be a whole number"), ({"sticky": 1.0}, "0 <= sticky < 1"),
+    ({"sticky": "0.25"}, "0 <= sticky < 1"), ({"noop_max": 2.5}, "whole numbers noop_max"),
+])
+def test_settings_out_of_range_are_refused(changes, message):
+    chosen = {"num_episodes": 1, "seed": 0, "sticky": 0.0, **changes}
+    assert message in refusal(play, lambda seen, generator: [0], "pong", **chosen)
 
 
 def test_random_play_uses_only_legal_actions():

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tiny import refusal
 
 from hd import collection, replay
 from hd.config import InputError
@@ -135,8 +136,38 @@ def test_rows_keep_their_shape_and_may_repeat(data):
 
 @pytest.mark.parametrize("row", [-1, 33])
 def test_a_row_outside_the_stored_ones_is_refused(data, row):
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match="rows run from 0 to"):
         data.newest([3, row])
+
+
+IDS = np.repeat([0, 1, 2], [5, 3, 4])
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda data: data.stack([-1]), "rows run from 0 to 32; got -1 to -1"),
+    (lambda data: data.stack([33]), "rows run from 0 to 32; got 33 to 33"),
+    (lambda data: data.newest(np.array([0.5])), "rows must be whole numbers; got float64"),
+    (lambda data: data.in_game("tennis"), "unknown game 'tennis'; allowed: "),
+    (lambda data: replay.window_starts(IDS, 0), "a window's length must be a whole number from 1"),
+    (lambda data: replay.window_starts(IDS, 2.5), "got 2.5"),
+    (lambda data: replay.window_starts(IDS, 2, np.ones(3, bool)), "one entry per step; got (3,)"),
+    (lambda data: replay.epoch_windows(IDS, 0, np.random.default_rng(0)), "got 0"),
+    (lambda data: replay.split_by_episode(IDS, val_share=float("nan"), seed=0), "got nan"),
+    (lambda data: replay.split_by_episode(IDS, val_share="0.2", seed=0), "got '0.2'"),
+    (lambda data: replay.split_by_episode(IDS, val_share=0.2, seed=-1), "seed must be a whole"),
+    (lambda data: replay.split_by_episode(IDS, val_share=0.2, seed=0, source=IDS[:3]),
+     "one entry per step; got shapes (3,) and (12,)"),
+    (lambda data: sample(batch_size=0), "batch_size must be a whole number from 1; got 0"),
+    (lambda data: sample(shares={0: 0.0}), "shares must be 0 or more, one above 0"),
+    (lambda data: sample(shares={0: 2.0, 1: -1.0}), "shares must be 0 or more, one above 0"),
+])
+def test_what_a_public_function_cannot_do_is_one_line(data, call, message):
+    assert message in refusal(call, data)
+
+
+def sample(batch_size=4, **chosen):
+    return replay.sample_windows(np.arange(6), np.zeros(6, int), batch_size=batch_size,
+                                 rng=np.random.default_rng(0), **chosen)
 
 
 @pytest.mark.parametrize("changes, message", [

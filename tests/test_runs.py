@@ -56,7 +56,7 @@ def truncate(path, _=None):
 
 
 def test_identity_and_folder_are_the_same_in_another_process():
-    code = "from hd import runs; print(runs.start('policy', profile='smoke').identity)"
+    code = "from hd.run import runs; print(runs.start('policy', profile='smoke').identity)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == start("policy").identity
     assert start("policy").identity[:10] in start("policy").folder.name
@@ -427,7 +427,7 @@ def holder():
 def test_a_second_process_on_the_same_stage_is_refused_in_one_line(holder, monkeypatch):
     run = start()
     holder(run)
-    monkeypatch.setattr(runs, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(storage, "LOCK_PATIENCE", 0.1)
     with pytest.raises(InputError) as caught, runs.exclusive(run):
         pytest.fail("both are working")
     message = str(caught.value)

@@ -33,7 +33,8 @@ def files_in(folder):
 
 def run_python(code, *args):
     """A process of its own that runs code with the arguments; returns it finished."""
-    code = "import sys\nfrom hd import storage\nfrom pathlib import Path\n" + textwrap.dedent(code)
+    imports = "import sys\nfrom hd.run import storage\nfrom pathlib import Path\n"
+    code = imports + textwrap.dedent(code)
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
         capture_output=True,
@@ -181,6 +182,54 @@ def test_a_read_only_folder_is_one_line_before_work_starts(attempt, monkeypatch)
         assert files_in(folder) == []
 
 
+STRANGER = """
+    import os
+    root = Path(sys.argv[1])
+    os.umask(0o022)
+    with storage.exclusive(root / "ours" / "table"):
+        pass  # leaves its lock, which only its owner may write
+    if sys.argv[2] == "shared":
+        os.chmod(root / "ours", 0o777)
+    os.setgid(4242), os.setuid(4242)
+    try:
+        with storage.exclusive(root / "ours" / "table"):
+            print("entered")
+    except storage.InputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may be two")
+@pytest.mark.parametrize(("folder", "place"), [("own", "ours"), ("shared", "ours/.table.lock")])
+def test_what_belongs_to_another_user_is_one_line_that_says_whose_and_what_to_do(
+        folder, place, monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="hd-") as name:
+        os.chmod(name, 0o755)  # as a folder that users share
+        monkeypatch.setenv("HD_ARTIFACTS", name)
+        done = run_python(STRANGER, name, folder)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 1
+        assert f"Permission denied: $HD_ARTIFACTS/{place} belongs to user root; ask" in done.stdout
+        assert "set HD_ARTIFACTS to a folder of your own" in done.stdout
+
+
+def test_a_refused_write_in_ones_own_folder_blames_no_other_user(folder):
+    error = PermissionError(errno.EACCES, "Permission denied")
+    assert "belongs to" not in str(storage.cannot_write(folder / "x.json", error))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users as POSIX knows them")
+def test_an_owner_without_a_name_is_named_by_number(folder, monkeypatch):
+    def nameless(path):
+        raise KeyError("no such user")
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(folder).st_uid + 1)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(Path, "owner", nameless)
+    error = PermissionError(errno.EACCES, "Permission denied")
+    said = str(storage.cannot_write(folder / "below" / "x.json", error))
+    assert f"belongs to user {os.stat(folder).st_uid}; ask" in said
+
+
 @posix_only
 def test_a_process_killed_while_writing_leaves_the_old_file(folder):
     path = folder / "model.json"
@@ -269,6 +318,30 @@ def test_paths_are_shown_relative_to_the_repository_or_the_artefact_root(folder)
 def test_a_path_from_elsewhere_is_shown_by_its_name_only(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("private-home") / "x.json"
     assert storage.shown(elsewhere) == "x.json"
+
+
+def test_a_tilde_in_hd_artifacts_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    monkeypatch.setenv("HD_ARTIFACTS", "~/runs")
+    assert storage.artifacts_root() == (tmp_path / "runs").resolve()
+    monkeypatch.setenv("HD_ARTIFACTS", "~nobody-of-this-name/runs")
+    if os.name == "posix":
+        assert "there is no such home folder" in refusal(storage.artifacts_root)
+
+
+def test_without_a_checkout_artefacts_go_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "ROOT", tmp_path / "site-packages")
+    monkeypatch.delenv("HD_ARTIFACTS")
+    monkeypatch.chdir(tmp_path)
+    assert storage.artifacts_root() == tmp_path.resolve() / ".artifacts"
+    said = refusal(storage.require_checkout, "hd run")
+    assert said.startswith("hd run needs a checkout") and ".artifacts in the current folder" in said
+
+
+def test_in_a_checkout_nothing_is_refused():
+    assert storage.is_checkout()
+    storage.require_checkout("hd run")
 
 
 def test_artefacts_go_to_the_repository_unless_told_otherwise(monkeypatch):

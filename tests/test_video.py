@@ -9,6 +9,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
+from tiny import refusal
 
 from hd.config import InputError
 from hd.encoder import AtariEncoder
@@ -82,6 +83,19 @@ def test_videos_of_unequal_length_are_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(InputError, match="same shape"):
         video.side_by_side_video({"a": clip(3), "b": clip(4)}, tmp_path / "x.mp4")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"path": "clip.gif"}, "a video's name must end in .mp4; got clip.gif"),
+    ({"path": "clip"}, "a video's name must end in .mp4; got clip"),
+    ({"notes": ["one"]}, "notes must have one entry for each of the 7 frames; got 1"),
+    ({"marks": {"a": np.zeros((8, 2))}}, "a must have one entry for each of the 7 frames; got 8"),
+])
+def test_names_and_lengths_that_do_not_fit_are_refused(tmp_path, settings, message):
+    chosen = {"path": "clip.mp4", **settings}
+    chosen["path"] = tmp_path / chosen["path"]
+    assert message in refusal(video.side_by_side_video, {"a": clip()}, **chosen)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_video_of_pixels_from_0_to_1_is_refused_rather_than_drawn_black(tmp_path):
@@ -248,6 +262,7 @@ def test_changing_the_real_future_changes_only_the_dreams_that_start_after_it(un
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"game": "tennis"}, "unknown game 'tennis'; allowed: pong"),
     ({"policy": "me"}, "unknown policy 'me'; allowed: recorded, random, agent, tracker"),
+    ({"out": "dream.mp3"}, "a video's name must end in .mp4; got dream.mp3"),
     ({"steps": 0}, "steps must be a whole number from 1 to 3000; got 0"),
     ({"game": "ms_pacman", "policy": "agent"}, "take variant policy_game.ms_pacman"),
     ({"game": "ms_pacman", "policy": "tracker"}, "no tracker for 'ms_pacman'")])

@@ -38,15 +38,20 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
 
     columns: name, written on top, -> (T, 84, 84) uint8, all of the same T. notes: T texts for the
     line below the names. marks: name -> (T, 2) column and row to be circled, NaN for none.
-    Returns the path. Raises InputError for unequal shapes, and when the disk is full.
+    Returns the path. Raises InputError for unequal shapes or lengths, another ending than .mp4,
+    and when the disk is full.
     """
+    path = _mp4(path)
     shapes = {np.shape(frames) for frames in columns.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or not shape[0]:
         raise InputError(f"videos side by side need the same shape (T, height, width); got "
                          f"{ {name: np.shape(frames) for name, frames in columns.items()} }")
     for frames in columns.values():
         check_frames(frames, shape[1:])
-    path = Path(path)
+    for name, along in {**({"notes": notes} if notes else {}), **(marks or {})}.items():
+        if len(along) != shape[0]:
+            raise InputError(f"{name} must have one entry for each of the {shape[0]} frames; got "
+                             f"{len(along)}")
 
     def write(aside):
         # One thread and no version tags: the same frames give the same bytes.
@@ -124,6 +129,12 @@ def show_published(figures: Path | None = None) -> None:
         print("No profile has published dreams of both variants.")
 
 
+def _mp4(path: Path | str) -> Path:
+    if Path(path).suffix.lower() != ".mp4":
+        raise InputError(f"a video's name must end in .mp4; got {Path(path).name}")
+    return Path(path)
+
+
 def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed: int = 0,
                policy: str = "recorded", steps: int = 120, out: Path | str | None = None) -> Path:
     """A video of the real game, of its codes decoded, and of the dream from the same context.
@@ -139,6 +150,8 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
     config.allowed("policy", policy, PLAYERS)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise InputError(f"steps must be a whole number from 1 to {MAX_STEPS}; got {steps!r}")
+    if out:
+        _mp4(out)
     run = runs.start("imagination", profile=profile, variant=variant, seed=seed)
     watch = _recorded if policy == "recorded" else functools.partial(_played, policy)
     frames, ram, tokens, actions = watch(run, game, run.cfg.context + steps)

@@ -81,7 +81,7 @@ def cannot_write(path: Path, error: Exception) -> InputError:
     """The one line that says why a file or folder could not be written, and what helps."""
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, PermissionError) and (place := _of_someone_else(path)):
-        return InputError(f"cannot write {shown(path)}: {reason}, {shown(place)} belongs to user "
+        return InputError(f"cannot write {shown(path)}: {reason}: {shown(place)} belongs to user "
                           f"{_owner(place)}; ask them to let you write there (chmod -R g+w, and "
                           f"umask 002 from then on), or set HD_ARTIFACTS to a folder of your own")
     return InputError(f"cannot write {shown(path)}: {reason}; free space or set HD_ARTIFACTS to a "
