@@ -85,7 +85,7 @@ class TrainedStage:
     num_steps: Count = 1000
     batch_size: Count = 256
     accumulate: Count = 1  # batches per optimizer step
-    lr: Positive = 3e-4
+    lr: PositiveOrZero = 3e-4  # 0 trains nothing, for comparison
     weight_decay: PositiveOrZero = 0.0
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     # "cosine": warm-up of min(1000, 5%) of the steps, then cosine
@@ -158,7 +158,7 @@ class WorldModelConfig(TrainedStage):
     game_shares: tuple[PositiveOrZero, ...] = ()  # of a batch, per game; empty: as windows are
     # "epoch": each step once per epoch; "stride1": every start is a window
     windows: Literal["epoch", "stride1"] = "epoch"
-    lr: Positive = 3e-4
+    lr: PositiveOrZero = 3e-4
     weight_decay: PositiveOrZero = 0.1
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     schedule: Literal["constant", "cosine"] = "cosine"

@@ -172,12 +172,11 @@ def test_the_same_run_measures_the_same_and_another_seed_other_states():
     assert first != entropy_floor.state_rows(other, "breakout", column_codes)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"entropy_floor.num_states": 0}, {"entropy_floor.num_branches": 1},
-    {"entropy_floor.sticky": 1.0}, {"entropy_floor.contexts": (0, 2)}])
-def test_numbers_that_measure_nothing_are_refused_before_any_work(wrong):
-    with pytest.raises(InputError, match="num_branches >= 2, 0 <= sticky < 1 and contexts"):
-        entropy_floor.measure(small_run(**wrong))
+@pytest.mark.parametrize(("name", "wrong"), [
+    ("num_states", 0), ("num_branches", 1), ("sticky", 1.0), ("contexts", (0, 2))])
+def test_numbers_that_measure_nothing_are_refused_before_any_work(name, wrong):
+    with pytest.raises(InputError, match=f"entropy_floor.{name} must be like .*; got "):
+        small_run(**{f"entropy_floor.{name}": wrong})
 
 
 # ---- counting

@@ -80,9 +80,11 @@ def _page(job: notebooks.Job) -> str:
 def _report_jobs(root: Path) -> list[notebooks.Job]:
     """Report notebooks executed on the fresh tables, where there are any."""
     fresh, jobs = root / "results", []
+    if not any(fresh.rglob("*.csv")):
+        return jobs
     tables = sorted([*fresh.rglob("*.csv"), *(ROOT / "results").rglob("*.csv")])
     digests = {path.as_posix(): sha256_of(path) for path in tables}
-    for notebook in notebooks.names("report") if any(fresh.rglob("*.csv")) else ():
+    for notebook in notebooks.names("report"):
         source = notebooks.BOOK / "report" / f"{notebook}.ipynb"
         given = {"results_dir": _relative(fresh, source.parent), "profile": root.name}
         given = {name: given[name] for name in notebooks.declared_in(source) if name in given}
