@@ -45,14 +45,14 @@ def _source_rows(data: Replay, asked: Mapping[str, float]) -> list[dict]:
     game that a source cannot play is played at random."""
     rows = []
     shares = [asked.get(name, 0.0) / sum(asked.values()) for name in SOURCES]
-    named = np.flatnonzero((np.bincount(data.source, minlength=len(SOURCES)) > 0)
-                           | (np.array(shares) > 0))
-    for game in ("all", *data.games) if len(named) > 1 else ():
+    told_of = np.flatnonzero((np.bincount(data.source, minlength=len(SOURCES)) > 0)
+                             | (np.array(shares) > 0))
+    for game in ("all", *data.games) if len(told_of) > 1 else ():
         for split, side in (("train", data.is_train), ("val", ~data.is_train)):
             picks = side & data.in_game(game)
             rows += [row(named("source_share", SOURCES[k]), (data.source[picks] == k).mean(),
                          game=game, split=split, baseline=shares[k])
-                     for k in named if picks.any()]
+                     for k in told_of if picks.any()]
     return rows
 
 
