@@ -128,8 +128,7 @@ class DreamEnv(gymnasium.Env):
     contexts: tokens (N, T, 3) and actions (N, T-1) of real play to start from. An episode ends
     when a sampled continue says so, and is truncated after `horizon` steps. Without a decoder
     render() returns None; with one, the decoded newest frame as (84, 84, 3) uint8.
-    features: "codes" or "hidden", as in imagine. hd.measure.evaluation.dream_env makes
-    one of a run.
+    features: "codes" or "hidden", as in imagine. hd.stages.dream_env makes one of a run.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012

@@ -390,6 +390,7 @@ def remembered(run: Run, player: str, settings: dict, make: Callable, *, code=()
 # ---- entropy floor
 
 def _measure_floor(run: Run) -> list[dict]:
+    entropy_floor.check(run.cfg)  # before what may take minutes: embedding all frames
     encode = entropy_floor.encoder_to_codes(load(run.at("encoder")), load(run.at("tokenizer")))
     return entropy_floor.rows_of(windows_of(run), encode, run.cfg, run.at("frames").cfg)
 
