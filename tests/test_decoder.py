@@ -1,23 +1,22 @@
-"""hd.decoder: pictures of codes, which teach nothing to what made the codes."""
+"""hd.decoder, and hd.measure.pictures on what it draws: pictures of codes, which teach nothing to
+what made the codes."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
 from hd import decoder
-from hd.config import DecoderConfig
-from hd.decoder import MOVING_WEIGHT, Decoder
+from hd.config import PROFILES, DecoderConfig
+from hd.decoder import MOVING_WEIGHT, Decoder, Pictures
+from hd.measure import pictures as measured
+from hd.quantization import ResidualVQ
 from hd.run import runs, training
-from hd.tokenizer import ResidualVQ
+from hd.run.training import Unkept
 
 L, K, D = 3, 7, 384
 BALLS = ((10, 20), (60, 50))  # where the ball is under code 0 and under code 1
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +37,9 @@ def pictures(which):
     return frames
 
 
-def start(**fields):
-    overrides = {f"decoder.{name}": value for name, value in fields.items()}
-    return runs.start("decoder", profile="smoke", overrides=overrides)
+def smoke(**fields):
+    """The decoder's config of a smoke run, with some fields changed."""
+    return dataclasses.replace(PROFILES["smoke"].decoder, **fields)
 
 
 def batches(codes):
@@ -108,11 +107,11 @@ def test_no_gradient_reaches_what_made_the_vectors(codes):
 
 @pytest.mark.parametrize("lr", [3e-3, 0.0])
 def test_it_learns_to_tell_two_codes_pictures_apart_and_not_at_learning_rate_zero(lr, codes):
-    run = start(lr=lr, num_steps=60, width=8)
+    cfg = smoke(lr=lr, num_steps=60, width=8)
     torch.manual_seed(0)
-    model = Decoder(run.cfg)
+    model = Decoder(cfg)
     before = {name: value.clone() for name, value in codes.state_dict().items()}
-    training.train(model, batches(codes), run)
+    training.train(model, batches(codes), cfg, Unkept("decoder"))
     with torch.no_grad():
         drawn = model(codes.decode(torch.tensor([[0, 0, 0], [1, 2, 3]])))
     error = [[(drawn[i] - torch.from_numpy(pictures([j])[0]) / 255).pow(2).mean().item()
@@ -125,6 +124,8 @@ def test_it_learns_to_tell_two_codes_pictures_apart_and_not_at_learning_rate_zer
 class Stored:
     """Forty stored steps of two games, each showing the ball of its code."""
 
+    games = ("pong", "breakout")
+
     def __init__(self):
         self.which = np.arange(40) % 2
         self.game_idx = np.repeat([0, 1], 20)
@@ -132,7 +133,7 @@ class Stored:
         self.asked = set()
 
     def in_game(self, game):
-        return self.game_idx == ("pong", "breakout").index(game)
+        return self.game_idx == self.games.index(game)
 
     def newest(self, rows):
         self.asked |= set(np.asarray(rows).tolist())
@@ -140,40 +141,59 @@ class Stored:
 
 
 @pytest.fixture
-def stored(codes, monkeypatch):
-    """A chain whose frames and tokens are there."""
+def stored(codes):
+    """The stored steps beside their codes."""
     data = Stored()
-    tokens = (data.which[:, None] * np.array([[1, 2, 3]])).astype(np.int16)
-    monkeypatch.setattr(decoder.replay, "open_run", lambda run: data)
-    monkeypatch.setattr(decoder.tokenizer, "tokens", lambda run: tokens)
-    monkeypatch.setattr(decoder.tokenizer, "load", lambda run: codes)
-    return data
+    return Pictures(data, (data.which[:, None] * np.array([[1, 2, 3]])).astype(np.int16), codes)
 
 
-def start_stage(**fields):
-    overrides = {f"decoder.{name}": value for name, value in fields.items()}
-    return runs.start("decoder", profile="smoke", games="pong,breakout", overrides=overrides)
+def train(stored, **fields):
+    """A decoder trained on them."""
+    return decoder.train(smoke(**fields), stored, Unkept("decoder"))[0]
 
 
-def test_the_stage_trains_on_training_episodes_only(stored):
-    decoder.train(start_stage(num_steps=3, width=4, batch_size=16))
-    assert stored.asked and all(stored.is_train[row] for row in stored.asked)
+def test_a_games_mean_picture_is_that_of_its_training_steps_thinned(monkeypatch):
+    data = Stored()
+    data.which[data.is_train] = data.game_idx[data.is_train]  # a ball of its own for each game
+    found = decoder.mean_pictures(data)
+    assert found.dtype == np.float32 and found.shape == (2, 84, 84)
+    np.testing.assert_allclose(found, pictures([0, 1]) / 255, atol=1e-6)
+    assert len(data.asked) == 30 and all(data.is_train[row] for row in data.asked)
+    monkeypatch.setattr(decoder, "BACKGROUND_ROWS", 8)
+    data.asked.clear()
+    decoder.mean_pictures(data)
+    assert data.asked == {*range(0, 15, 2), *range(20, 35, 2)}
+
+
+def test_a_batch_holds_the_vectors_of_a_rows_codes_beside_its_frame_and_its_games_mean(stored,
+                                                                                       codes):
+    batch = stored.batch(np.array([3, 38]))
+    tokens = torch.tensor([[1, 2, 3], [0, 0, 0]])
+    assert torch.equal(batch["quantized"], codes.decode(tokens))
+    assert torch.equal(batch["frame"], torch.from_numpy(pictures([1, 0])))
+    assert torch.equal(batch["background"], torch.from_numpy(stored.background))
+
+
+def test_it_trains_on_training_episodes_only(stored):
+    stored.data.asked.clear()
+    train(stored, num_steps=3, width=4, batch_size=16)
+    assert stored.data.asked and all(stored.data.is_train[row] for row in stored.data.asked)
 
 
 def test_the_initial_weights_depend_on_the_seed_alone(stored):
     def initial(num_draws):
         torch.rand(num_draws)
-        run = start_stage(num_steps=1, width=4, lr=0.0, weight_decay=0.1 * num_draws)
-        return decoder.train(run)[0].start.weight
+        decay = 0.1 * num_draws
+        return train(stored, num_steps=1, width=4, lr=0.0, weight_decay=decay).start.weight
 
     assert torch.equal(initial(0), initial(5))
 
 
 def test_held_out_errors_stand_beside_those_of_the_mean_picture(stored):
-    run = start_stage(num_steps=40, width=8, lr=3e-3)
-    model, _ = decoder.train(run)
-    stored.asked.clear()
-    rows = decoder.measure(run, model.eval())
+    model = train(stored, num_steps=40, width=8, lr=3e-3)
+    stored.data.asked.clear()
+    rows = measured.rows_of(stored, model.eval(), max_rows=2000)
+    assert stored.data.asked == set(np.flatnonzero(~stored.data.is_train).tolist())
     assert {(row["game"], row["metric"]) for row in rows} == {
         (game, metric)
         for game in ("pong", "breakout")
@@ -187,13 +207,12 @@ def test_held_out_errors_stand_beside_those_of_the_mean_picture(stored):
 
 
 def test_tokens_are_drawn_as_the_decoder_draws_their_vectors(stored, codes, monkeypatch):
-    run = start_stage(num_steps=2, width=4)
-    model, _ = decoder.train(run)
+    model = train(stored, num_steps=2, width=4)
     monkeypatch.setattr(decoder, "DECODE_ROWS", 4)
     tokens = torch.randint(0, K, (2, 5, L))
-    frames = decoder.decode_tokens(run, tokens)
+    frames = decoder.drawer(model.eval(), codes)(tokens)
     assert frames.shape == (2, 5, 84, 84) and frames.dtype == np.uint8
     with torch.no_grad():
-        expected = model.eval()(codes.decode(tokens.view(-1, L))).view(2, 5, 84, 84) * 255
+        expected = model(codes.decode(tokens.view(-1, L))).view(2, 5, 84, 84) * 255
     # Rounding to whole grey levels.
     assert np.abs(frames - expected.numpy()).max() <= 0.51

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hd import encoder, replay
+from hd import encoder
 from hd.config import InputError
-from hd.measure import dinov2
+from hd.measure import dinov2, embeddings
 from hd.replay import Replay
 from hd.run import runs
 
@@ -110,7 +110,8 @@ def test_frames_are_prepared_as_dinov2_was_trained():
 
 def test_without_the_variable_one_row_says_that_there_are_no_weights(monkeypatch):
     monkeypatch.delenv("HD_DINOV2", raising=False)
-    (entry,) = dinov2.rows(runs.start("encoder", profile="smoke"))
+    run = runs.start("encoder", profile="smoke")
+    (entry,) = dinov2.rows_of(None, None, None, frames=run, cfg=run.profile.probes)
     assert (entry["metric"], entry["value"]) == ("dinov2_weights", 0)
 
 
@@ -195,10 +196,9 @@ def test_the_table_has_every_measure_beside_the_encoders_on_the_same_rows(
     views = dict(zip(("dino", "learned", "fresh"), np.random.default_rng(0).normal(
         size=(3, len(data), 384)).astype(np.float32)))  # fmt: skip
     monkeypatch.setattr(dinov2, "embed", lambda model, data, rows: views["dino"][rows])
-    monkeypatch.setattr(encoder, "embeddings", lambda run: views["learned"])
-    monkeypatch.setattr(encoder, "embed", lambda model, data, rows: views["fresh"][rows])
-    assert replay.open_run(run).games == ("pong",)
-    table = dinov2.rows(run)
+    monkeypatch.setattr(encoder, "embed", lambda fresh, data, rows: fresh[rows])
+    given = {"frames": run.at("frames"), "cfg": run.profile.probes}
+    table = dinov2.rows_of(data, views["learned"], views["fresh"], **given)
     by_name = {(entry["metric"], entry["game"]): entry for entry in table}
     assert len(by_name) == len(table) and by_name["dinov2_weights", "all"]["value"] == 1
     for name in ("dinov2", "thinned"):
@@ -207,8 +207,7 @@ def test_the_table_has_every_measure_beside_the_encoders_on_the_same_rows(
                        "seed_state_correlation", "seed_pair_correlation"):  # fmt: skip
             assert by_name[f"{metric}[{name}]", "pong"]["baseline"] is not None, metric
     # Each side is judged by its own features: the untrained encoder's are the baselines.
-    monkeypatch.setattr(encoder, "embeddings", lambda run: views["fresh"])
-    for entry in dinov2.rows(run):
+    for entry in dinov2.rows_of(data, views["fresh"], views["fresh"], **given):
         if entry["metric"].endswith("[thinned]"):
             assert entry["value"] == pytest.approx(entry["baseline"]), entry["metric"]
         elif entry["metric"] != "dinov2_weights":
@@ -223,8 +222,7 @@ def test_dinov2_sees_few_rows(copy, stored, monkeypatch):
     seen, features = [], np.random.default_rng(0).normal(size=(len(data), 384)).astype(np.float32)
     monkeypatch.setattr(dinov2, "embed",
                         lambda model, data, rows: seen.append(rows) or features[rows])  # fmt: skip
-    monkeypatch.setattr(encoder, "embeddings", lambda run: features)
-    monkeypatch.setattr(encoder, "embed", lambda model, data, rows: features[rows])
-    dinov2.rows(run)
+    monkeypatch.setattr(encoder, "embed", lambda fresh, data, rows: fresh[rows])
+    dinov2.rows_of(data, features, features, frames=run.at("frames"), cfg=run.profile.probes)
     seen = np.concatenate(seen)
-    assert len(np.unique(seen)) == len(seen) < 60 + encoder.STRETCH + 2 * (2 + 8)
+    assert len(np.unique(seen)) == len(seen) < 60 + embeddings.STRETCH + 2 * (2 + 8)

@@ -1,18 +1,21 @@
 """hd.encoder: the network, the contrastive loss, and what it is asked to tell apart."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from tiny import refusal
 
-from hd import encoder
+from hd import config, encoder, stages
 from hd.config import EncoderConfig, InputError
 from hd.encoder import AtariEncoder, temporal_infonce
 from hd.measure import game_state
 from hd.negatives import BATCHES
 from hd.replay import Replay
 from hd.run import runs, training
+from hd.run.training import Unkept
 
 N, D = 6, 5
 LENGTHS = {"pong": (40, 23, 31, 57), "breakout": (35, 60, 19, 44)}
@@ -366,29 +369,27 @@ def moving_square(i, batch_size=12):
             "excluded": torch.zeros(batch_size, batch_size, dtype=torch.bool)}  # fmt: skip
 
 
+def smoke(variant="base", **settings):
+    """The encoder's config of a smoke run, with some settings changed."""
+    profile = config.resolve("smoke", variant)
+    return dataclasses.replace(profile.encoder, **settings)
+
+
 @pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.0, 1.0), (0.0, 1.5, 2.5)])
-def test_it_learns_to_follow_a_moving_square_and_not_at_learning_rate_zero(
-    lr, least, most, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    run = runs.start("encoder", profile="smoke", overrides={
-        "encoder.lr": lr, "encoder.num_steps": 9, "encoder.temperature": 0.2})  # fmt: skip
+def test_it_learns_to_follow_a_moving_square_and_not_at_learning_rate_zero(lr, least, most):
+    cfg = smoke(lr=lr, num_steps=9, temperature=0.2)
     torch.manual_seed(0)
-    history = training.train(AtariEncoder(run.cfg), moving_square, run)["history"]
+    history = training.train(AtariEncoder(cfg), moving_square, cfg, Unkept("encoder"))["history"]
     # log(12) = 2.48 is an encoder that knows nothing; next steps in the batch are hard to tell.
     assert least < np.mean([entry["loss"] for entry in history[-4:]]) < most
 
 
-def test_the_untrained_encoder_is_the_one_that_training_starts_from(tmp_path, monkeypatch, data):
-    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(encoder.replay, "open_run", lambda run: data)
-    run = runs.start("encoder", profile="smoke", seed=3, overrides={
-        "encoder.lr": 0.0, "encoder.num_steps": 1, "encoder.batch_size": 4})  # fmt: skip
+def test_the_untrained_encoder_is_the_one_that_training_starts_from(data):
+    cfg = smoke(lr=0.0, num_steps=1, batch_size=4)
     torch.rand(17)  # whatever came before in this process must not matter
-    model, _ = encoder.train(run)
-    fresh = encoder.untrained(run)
+    model, _ = encoder.train(cfg, data, Unkept("encoder", seed=3))
+    fresh = encoder.untrained(cfg, 3)
+    assert not fresh.training
     for name, value in fresh.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
 
@@ -435,32 +436,28 @@ def test_the_spatiotemporal_loss_asks_at_every_place_what_is_there_and_what_is_n
     torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_it_learns_where_a_square_is_and_is_kept_as_it_was(data, monkeypatch, tmp_path):
+def test_it_learns_where_a_square_is_and_is_kept_as_it_was(monkeypatch, tmp_path):
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(encoder.replay, "open_run", lambda run: data)
-    run = runs.start("encoder", profile="smoke", variant="hi-dreamer", games=data.games,
+    run = runs.start("encoder", profile="smoke", variant="hi-dreamer", games=tuple(LENGTHS),
                      overrides={"encoder.num_steps": 12, "encoder.lr": 2e-3})  # fmt: skip
     torch.manual_seed(0)
-    history = training.train(AtariEncoder(run.cfg), moving_square, run)["history"]
+    model = AtariEncoder(run.cfg)
+    history = training.train(model, moving_square, run.cfg, run)["history"]
     # Most places hold nothing of twelve squares: log(12) whatever the embedding says.
     losses = [entry["loss"] for entry in history]
     assert losses[0] == pytest.approx(math.log(12), abs=0.1)
     assert np.mean(losses[-3:]) < losses[0] - 0.1
-    again = encoder.load(run)
-    assert {name.partition(".")[0] for name in again.state_dict()} == {
-        "convolutions", "head", "predictors"}
+    again = stages.load(run).state_dict()
+    assert {name.partition(".")[0] for name in again} == {"convolutions", "head", "predictors"}
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
 
 
-def test_an_embedding_of_nothing_scores_the_log_of_the_choices(data, monkeypatch, tmp_path):
-    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    monkeypatch.setattr(encoder.replay, "open_run", lambda run: data)
-    run = runs.start("encoder", profile="smoke", games=data.games, overrides={
-        "encoder.objective": "spatiotemporal", "encoder.negatives": "chunk",
-        "encoder.chunk": 8, "encoder.batch_size": 24})  # fmt: skip
+def test_an_embedding_of_nothing_scores_the_log_of_the_choices(data):
+    cfg = spatiotemporal(chunk=8, batch_size=24)
     # Seven anchors a chunk; the first of them is nobody's next step, the others bar themselves.
     expected = (math.log(7) + (math.log(7) + 6 * math.log(6)) / 7) / 2
-    assert encoder.chance_loss(run) == pytest.approx(expected)
+    assert encoder.chance_loss(cfg, data, 0) == pytest.approx(expected)
 
 
 def test_its_network_embeds_as_bases():
@@ -481,13 +478,18 @@ def test_it_needs_negatives_from_the_batch():
 # ---- what the same network could know
 
 
-def supervised(data, monkeypatch, tmp_path, **settings):
-    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(encoder.replay, "open_run", lambda run: data)
-    return runs.start("encoder", profile="smoke", variant="objective.supervised",
-                      games=data.games, seed=3, overrides={
-        "encoder.batch_size": 16, **settings})  # fmt: skip
+def coordinates_of(data):
+    """The true coordinates of all stored steps, as the stage gives them to read."""
+    return game_state.standardised(
+        game_state.coordinates(data, np.arange(len(data))), data.is_train)
+
+
+@pytest.fixture
+def moved(data, monkeypatch):
+    """The same steps with another RAM in every row."""
+    monkeypatch.setitem(data.__dict__, "ram", np.random.default_rng(0).integers(
+        1, 180, (len(data), 128)).astype(np.uint8))  # fmt: skip
+    return data
 
 
 def square_and_its_place(i, batch_size=16):
@@ -502,25 +504,19 @@ def square_and_its_place(i, batch_size=16):
 
 @pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.0, 0.7), (0.0, 0.9, 9.0)])
 def test_the_supervised_objective_learns_where_a_square_is_and_not_at_learning_rate_zero(
-    lr, least, most, tmp_path, monkeypatch
+    lr, least, most, data
 ):
-    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    run = runs.start("encoder", profile="smoke", variant="objective.supervised", overrides={
-        "encoder.lr": lr, "encoder.num_steps": 16 if lr else 4})  # fmt: skip
-    assert encoder.chance_loss(run) == 1.0
-    model = AtariEncoder(run.cfg, num_coordinates=3)
-    history = training.train(model, square_and_its_place, run)["history"]
+    cfg = smoke("objective.supervised", lr=lr, num_steps=16 if lr else 4)
+    assert encoder.chance_loss(cfg, data, 0) == 1.0
+    model = AtariEncoder(cfg, num_coordinates=3)
+    history = training.train(model, square_and_its_place, cfg, Unkept("encoder"))["history"]
     assert least < np.mean([entry["loss"] for entry in history[-4:]]) < most
 
 
-def test_it_reads_training_rows_beside_their_own_coordinates(data, monkeypatch, tmp_path):
-    run = supervised(data, monkeypatch, tmp_path)
-    monkeypatch.setitem(data.__dict__, "ram", np.random.default_rng(0).integers(
-        1, 180, (len(data), 128)).astype(np.uint8))  # fmt: skip
-    table = game_state.standardised(
-        game_state.coordinates(data, np.arange(len(data))), data.is_train)
-    make, seen = encoder._frames_to_read(run, data), set()
+def test_it_reads_training_rows_beside_their_own_coordinates(moved):
+    data, table = moved, coordinates_of(moved)
+    cfg, seen = smoke("objective.supervised", batch_size=16), set()
+    make = encoder._frames_to_read(cfg, data, table, 3)
     for i in range(10):
         batch = make(i)
         assert batch["frames"].shape == (16, 4, 84, 84) and batch["targets"].shape == (16, 7)
@@ -534,18 +530,40 @@ def test_it_reads_training_rows_beside_their_own_coordinates(data, monkeypatch, 
     assert len(seen) > 100
 
 
+def test_the_stage_gives_the_supervised_objective_each_steps_true_coordinates(moved, monkeypatch):
+    given = {}
+    monkeypatch.setattr(stages, "load", lambda run: moved)
+    monkeypatch.setattr(encoder, "train", lambda cfg, data, run, *, targets, evaluate: given.update(
+        {cfg.objective: targets}) or (None, {}))
+    for variant in ("objective.supervised", "base"):
+        stages.STAGES["encoder"].make(
+            runs.start("encoder", profile="smoke", variant=variant, games=moved.games))
+    np.testing.assert_array_equal(given["supervised"], coordinates_of(moved))
+    assert given["contrastive"] is None
+
+
+def test_the_supervised_objective_without_targets_is_refused_before_any_work(data, monkeypatch):
+    monkeypatch.setattr(training, "train", None)
+    message = refusal(encoder.train, smoke("objective.supervised"), data, Unkept("encoder"))
+    assert message == 'encoder.objective "supervised" needs targets to read'
+
+
 def test_the_supervised_network_starts_from_base_and_comes_back_as_it_was(
     data, monkeypatch, tmp_path
 ):
-    run = supervised(data, monkeypatch, tmp_path, **{"encoder.num_steps": 1})
-    fresh = encoder.untrained(run).state_dict()
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run = runs.start("encoder", profile="smoke", variant="objective.supervised",
+                     games=data.games, seed=3, overrides={
+        "encoder.batch_size": 16, "encoder.num_steps": 1})  # fmt: skip
+    fresh = stages.untrained_encoder(run).state_dict()
     torch.manual_seed(run.seed)
     base = AtariEncoder().state_dict()
     assert fresh.keys() - base.keys() == {"readout.weight", "readout.bias"}
     assert len(fresh["readout.bias"]) == 4 + 3
     assert all(torch.equal(fresh[name], value) for name, value in base.items())
-    model, _ = encoder.train(run)
-    again = encoder.load(run).state_dict()
+    model, _ = encoder.train(run.cfg, data, run, targets=coordinates_of(data))
+    again = stages.load(run).state_dict()
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
 
 
@@ -562,17 +580,3 @@ def test_unknown_coordinates_count_for_nothing_and_the_rest_by_hand():
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     assert model.readout.weight.grad[1].abs().max() == 0
-
-
-@pytest.mark.parametrize("most", [64, 100, 10_000])
-def test_thinning_keeps_whole_stretches_of_held_out_steps(most, data):
-    picks, stretches = encoder.held_out_stretches(data, "all", most)
-    held_out = np.flatnonzero(~data.is_train)
-    assert np.isin(picks, held_out).all() and (np.diff(picks) > 0).all()
-    assert len(picks) <= max(most, encoder.STRETCH) + encoder.STRETCH
-    assert len(picks) == len(held_out) if most >= len(held_out) else len(picks) < len(held_out)
-    # A seam between stretches or episodes, and nothing else, begins a new stretch.
-    seams = (np.diff(picks) != 1) | (np.diff(data.episode_ids[picks]) != 0)
-    assert (np.diff(stretches) == seams).all()
-
-

@@ -1,5 +1,6 @@
 """hd.measure.entropy_floor: branches of the emulator, and steps that look alike."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -7,10 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import refusal
 
-from hd import collection
+from hd import collection, encoder
 from hd.atari import GAMES, AtariGame
-from hd.config import FramesConfig, InputError
+from hd.config import EncoderConfig, EntropyFloorConfig, FramesConfig, InputError
 from hd.measure import entropy_floor
 from hd.measure.entropy_floor import (
     branch,
@@ -128,11 +130,12 @@ def test_fresh_states_have_the_last_frames_and_lie_in_episodes_that_are_not_stor
 
 # ---- rows of branched states
 
-def small_run(**chosen):
-    cfg = {"entropy_floor.num_states": 3, "entropy_floor.num_branches": 8,
-           "entropy_floor.sticky": 0.4}
-    return runs.start("entropy_floor", profile="smoke", games=["breakout"],
-                      overrides={**cfg, **chosen})
+SMALL = EntropyFloorConfig(num_states=3, num_branches=8, sticky=0.4)
+
+
+def rows_of_states(cfg=SMALL, *, seed=0):
+    states, found = entropy_floor.branched("breakout", cfg, FramesConfig(), seed)
+    return entropy_floor.state_rows("breakout", states, found, column_codes)
 
 
 def column_codes(stacks):
@@ -148,7 +151,7 @@ def values(rows):
 
 
 def test_the_floor_without_sticky_actions_is_measured_and_is_zero():
-    rows = values(entropy_floor.state_rows(small_run(), "breakout", column_codes))
+    rows = values(rows_of_states())
     assert rows["branching_states[sticky 0]", None]["value"] == 0
     assert rows["branching_states[sticky 0]", None]["baseline"] == (
         rows["branching_states[sticky 0.4]", None]["value"]) > 0
@@ -163,20 +166,53 @@ def test_the_floor_without_sticky_actions_is_measured_and_is_zero():
     assert {entry["split"] for entry in rows.values()} == {"fresh"}
 
 
-def test_the_same_run_measures_the_same_and_another_seed_other_states():
-    first, again = (entropy_floor.state_rows(small_run(), "breakout", column_codes)
-                    for _ in range(2))
+def test_the_same_seed_measures_the_same_and_another_seed_other_states():
+    first, again = (rows_of_states() for _ in range(2))
     assert first == again
-    other = runs.start("entropy_floor", profile="smoke", games=["breakout"], seed=1,
-                       overrides={"entropy_floor.num_states": 3, "entropy_floor.sticky": 0.4})
-    assert first != entropy_floor.state_rows(other, "breakout", column_codes)
+    assert first != rows_of_states(seed=1)
+
+
+def test_at_no_sticky_actions_each_state_is_branched_that_one_way():
+    cfg = dataclasses.replace(SMALL, sticky=0.0)
+    states, found = entropy_floor.branched("breakout", cfg, FramesConfig(), 0)
+    assert len(states) == 3 and list(found) == [0.0]
+    assert all(len(one.which) == 8 and one.num_outcomes == 1 for one in found[0.0])
+    rows = entropy_floor.state_rows("breakout", states, found, column_codes)
+    assert values(rows)["branching_states[sticky 0]", None]["baseline"] is None
+
+
+def test_both_floors_of_every_game_stand_in_the_table():
+    codes = np.tile([[1, 2, 3], [4, 5, 6]], (4, 1))
+    windows = windows_of(codes, [0] * 8, [0] * 4 + [1] * 4)
+    windows.data.games, windows.seed = ("breakout",), 0
+    cfg = dataclasses.replace(SMALL, contexts=(1, 2))
+    rows = entropy_floor.rows_of(windows, column_codes, cfg, FramesConfig())
+    assert rows == rows_of_states(cfg) + twin_rows(windows, "breakout", (1, 2))
+
+
+def test_stacks_become_codes_as_stored_steps_do(monkeypatch):
+    class Eyes:
+        cfg = EncoderConfig(precision="float32")
+
+        def __call__(self, frames):
+            return frames[:, -1, 0, :2].float().repeat(1, 192)
+
+    class Codes:
+        def encode(self, embeddings):
+            return embeddings[:, :3].long()
+
+    monkeypatch.setattr(encoder, "EMBED_ROWS", 2)
+    stacks = np.random.default_rng(0).integers(0, 256, (5, 4, 84, 84), np.uint8)
+    found = entropy_floor.encoder_to_codes(Eyes(), Codes())(stacks)
+    assert found.tolist() == stacks[:, -1, 0, [0, 1, 0]].tolist()
 
 
 @pytest.mark.parametrize(("name", "wrong"), [
     ("num_states", 0), ("num_branches", 1), ("sticky", 1.0), ("contexts", (0, 2))])
 def test_numbers_that_measure_nothing_are_refused_before_any_work(name, wrong):
-    with pytest.raises(InputError, match=f"entropy_floor.{name} must be like .*; got "):
-        small_run(**{f"entropy_floor.{name}": wrong})
+    message = refusal(runs.start, "entropy_floor", profile="smoke", games=["breakout"],
+                      overrides={f"entropy_floor.{name}": wrong})
+    assert message.startswith(f"entropy_floor.{name} must be like ")
 
 
 # ---- counting

@@ -1,5 +1,6 @@
 """hd.measure.game_state: coordinates in RAM as a table of numbers to read."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from hd import atari, replay
 from hd.collection import SOURCES
+from hd.config import PROFILES
 from hd.measure import game_state
-from hd.run import runs
+
+CFG = dataclasses.replace(PROFILES["smoke"].probes, epochs=20)
 
 
 @pytest.fixture
@@ -59,11 +62,8 @@ def test_the_bits_of_a_state_are_its_variables_apart_and_their_combinations_toge
     assert game_state.state_bits({"all differ": np.arange(16)})[1] == pytest.approx(4.0)
 
 
-def test_bits_are_of_held_out_steps_beside_the_most_that_so_many_can_show(monkeypatch):
-    data = TwoSources()
-    monkeypatch.setattr(replay, "open_run", lambda run: data)
-    run = runs.start("tokenizer", profile="smoke", games=["pong"])
-    apart, together = game_state.bit_rows(run)
+def test_bits_are_of_held_out_steps_beside_the_most_that_so_many_can_show():
+    apart, together = game_state.bit_rows(TwoSources())
     # 160 held-out steps of four variables with eleven values and two with two: hardly any
     # combination comes twice.
     assert together["value"] == pytest.approx(np.log2(160), abs=0.05)
@@ -74,6 +74,7 @@ def test_bits_are_of_held_out_steps_beside_the_most_that_so_many_can_show(monkey
 class TwoSources:
     """Pong in twelve episodes of 40 steps, by turns random's and the tracker's."""
 
+    games = ("pong",)
     rng = np.random.default_rng(0)
     num = 480
     episode_ids = np.arange(num) // 40
@@ -92,16 +93,14 @@ class TwoSources:
 
 def test_probes_are_judged_on_each_sources_held_out_steps_with_the_same_baseline(monkeypatch):
     data, rng = TwoSources(), np.random.default_rng(1)
-    run = runs.start("encoder", profile="smoke", games=["pong"], overrides={
-        "probes.epochs": 20})
-    monkeypatch.setattr(replay, "open_run", lambda run: data)
     ram = data.ram[:, [51, 50, 49, 54, 13, 14]].astype(np.float32)
     ram += rng.normal(size=ram.shape)  # no two rows alike
     half = ram.copy()
     of_tracker = data.source > 0
     half[of_tracker & ~data.is_train] = rng.permutation(half[of_tracker & ~data.is_train])
     views = {"half": lambda picks: half[picks], "all": lambda picks: ram[picks]}
-    table = {row["metric"]: row for row in game_state.probe_rows(run, views, baseline="all")}
+    judge = {"baseline": "all", "cfg": CFG, "seed": 0}
+    table = {row["metric"]: row for row in game_state.probe_rows(data, views, **judge)}
     read, blind = (table[f"r2_ball_x[source {name}]"] for name in ("random", "tracker"))
     assert read["value"] > 0.8 > 0.2 > blind["value"]
     assert read["value"] > table["r2_ball_x"]["value"] > blind["value"]
@@ -113,24 +112,22 @@ def test_probes_are_judged_on_each_sources_held_out_steps_with_the_same_baseline
         <= set(table)
     assert not [name for name in table if "state_correlation[source" in name]
     monkeypatch.setattr(data, "source", np.zeros(data.num, np.int8))
-    again = game_state.probe_rows(run, views, baseline="all")
+    again = game_state.probe_rows(data, views, **judge)
     plain = [name for name in table if "[source" not in name]
     assert [(row["metric"], row["value"]) for row in again] == [
         (name, table[name]["value"]) for name in plain], "one source: the table as ever"
 
 
-def test_the_balls_error_is_told_by_where_it_is_over_how_often_training_had_it_there(monkeypatch):
+def test_the_balls_error_is_told_by_where_it_is_over_how_often_training_had_it_there():
     data, rng = TwoSources(), np.random.default_rng(1)
-    run = runs.start("tokenizer", profile="smoke", games=["pong"], overrides={"probes.epochs": 20})
-    monkeypatch.setattr(replay, "open_run", lambda run: data)
     ram = data.ram[:, [51, 50, 49, 54]].astype(np.float32)
     ram += rng.normal(size=ram.shape)
     is_left = data.ram[:, 49] < 100
     blind = ram.copy()
     blind[is_left] = rng.permutation(blind[is_left])
     table = {row["metric"]: row for row in game_state.probe_rows(
-        run, {"blind": lambda picks: blind[picks], "all": lambda picks: ram[picks]},
-        baseline="all")}
+        data, {"blind": lambda picks: blind[picks], "all": lambda picks: ram[picks]},
+        baseline="all", cfg=CFG, seed=0)}
     errors = {name: row for name, row in table.items() if name.startswith("rms_error")}
     assert "rms_error_ball_x[at 70]" in errors and not any("[all]" in name for name in errors)
     left, right = (
@@ -140,9 +137,32 @@ def test_the_balls_error_is_told_by_where_it_is_over_how_often_training_had_it_t
     assert np.mean(left) > 1.5 * np.mean(right)
     assert np.mean(left) > 5 * np.mean([row["baseline"] for row in errors.values()])
     # ball_x is 15, 30, ..., 165 with equal chances; those from 60 to 79 are 60 and 75.
-    shares = {row["metric"]: row for row in game_state.place_rows(run)}
+    shares = {row["metric"]: row for row in game_state.place_rows(data)}
     assert sum(row["value"] for row in shares.values()) == pytest.approx(1.0)
     train = data.ram[data.is_train]
     in_play = train[atari.ball_in_play("pong", train)][:, 49]
     assert shares["ball_share[at 70]"]["value"] == np.isin(in_play, (60, 75)).mean()
     assert {row["baseline"] for row in shares.values()} == {1 / len(shares)}
+
+
+def test_the_coordinate_probe_reads_places_and_never_saw_a_held_out_step():
+    data, rng = TwoSources(), np.random.default_rng(1)
+    ram = data.ram[:, [51, 50, 49, 54]].astype(np.float32)
+    ram += rng.normal(size=ram.shape)
+    asked = []
+    probe = game_state.coordinate_probe(
+        data, "pong", lambda picks: asked.append(picks) or ram[picks], cfg=CFG, seed=0)
+    assert [picks.tolist() for picks in asked] == [list(range(data.num))]
+    picks = np.flatnonzero(~data.is_train & atari.ball_in_play("pong", data.ram))
+    read, true = probe.predict(ram[picks]), game_state.places_of("pong", data.ram[picks])
+    assert tuple(read) == game_state.COORDINATES["pong"]
+    for name, values in read.items():
+        assert np.corrcoef(values, true[name])[0, 1] > 0.9, name
+    changed = np.where(data.is_train[:, None], ram, 99.0).astype(np.float32)
+    again = game_state.coordinate_probe(data, "pong", lambda picks: changed[picks], cfg=CFG, seed=0)
+    for name, values in again.predict(ram[picks]).items():
+        np.testing.assert_array_equal(values, read[name])
+    few = dataclasses.replace(CFG, max_rows=200)
+    game_state.coordinate_probe(
+        data, "pong", lambda picks: asked.append(picks) or ram[picks], cfg=few, seed=0)
+    assert asked[1].tolist() == list(range(0, data.num, 3))

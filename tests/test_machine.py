@@ -123,7 +123,7 @@ def test_training_keeps_memory_until_it_ends(tmp_path, monkeypatch):
         assert asked == keeping
         return training.Loss(model(batch).square().mean())
     model.loss = loss
-    training.train(model, lambda i: torch.ones(3, 2), run)
+    training.train(model, lambda i: torch.ones(3, 2), run.cfg, run)
     assert asked == keeping + usual
 
 

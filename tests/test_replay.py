@@ -5,9 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tiny import refusal
+from tiny import episode_rows, refusal, write_game
 
-from hd import collection, replay
 from hd.config import InputError
 from hd.replay import (
     FrameFile,
@@ -15,35 +14,14 @@ from hd.replay import (
     epoch_windows,
     sample_windows,
     split_by_episode,
+    thin,
     tiles,
     window_starts,
 )
-from hd.run import runs
 
 LENGTHS = {"pong": (9, 3, 1, 6), "breakout": (2, 5, 7)}
 GAMES = tuple(LENGTHS)
 OTHER = {"val_share": 0.25, "seed": 0}
-
-
-def episode_rows(lengths):
-    return np.repeat(np.arange(len(lengths)), lengths)
-
-
-def write_game(folder, game, lengths, **changes):
-    """Files as hd.collection leaves them; frame i of a game shows the number i (and the game)."""
-    num_steps = sum(lengths)
-    frames = np.zeros((num_steps, 84, 84), np.uint8)
-    frames[:, 0, 0], frames[:, 83, 83] = np.arange(num_steps), len(game)
-    columns = {"actions": np.arange(num_steps, dtype=np.int8) % 18,
-               "rewards": np.arange(num_steps, dtype=np.float32),
-               "continues": np.ones(num_steps, np.float32),
-               "ram": np.full((num_steps, 128), len(game), np.uint8),
-               "lives": np.zeros(num_steps, np.uint8), "source": np.zeros(num_steps, np.int8),
-               "episode_ids": episode_rows(lengths).astype(np.int32)}
-    np.save(folder / f"frames-{game}.npy", changes.pop("frames", frames))
-    columns = {name: column for name, column in {**columns, **changes}.items()
-               if column is not None}
-    np.savez(folder / f"steps-{game}.npz", **columns)
 
 
 @pytest.fixture
@@ -148,14 +126,14 @@ IDS = np.repeat([0, 1, 2], [5, 3, 4])
     (lambda data: data.stack([33]), "rows run from 0 to 32; got 33 to 33"),
     (lambda data: data.newest(np.array([0.5])), "rows must be whole numbers; got float64"),
     (lambda data: data.in_game("tennis"), "unknown game 'tennis'; allowed: "),
-    (lambda data: replay.window_starts(IDS, 0), "a window's length must be a whole number from 1"),
-    (lambda data: replay.window_starts(IDS, 2.5), "got 2.5"),
-    (lambda data: replay.window_starts(IDS, 2, np.ones(3, bool)), "one entry per step; got (3,)"),
-    (lambda data: replay.epoch_windows(IDS, 0, np.random.default_rng(0)), "got 0"),
-    (lambda data: replay.split_by_episode(IDS, val_share=float("nan"), seed=0), "got nan"),
-    (lambda data: replay.split_by_episode(IDS, val_share="0.2", seed=0), "got '0.2'"),
-    (lambda data: replay.split_by_episode(IDS, val_share=0.2, seed=-1), "seed must be a whole"),
-    (lambda data: replay.split_by_episode(IDS, val_share=0.2, seed=0, source=IDS[:3]),
+    (lambda data: window_starts(IDS, 0), "a window's length must be a whole number from 1"),
+    (lambda data: window_starts(IDS, 2.5), "got 2.5"),
+    (lambda data: window_starts(IDS, 2, np.ones(3, bool)), "one entry per step; got (3,)"),
+    (lambda data: epoch_windows(IDS, 0, np.random.default_rng(0)), "got 0"),
+    (lambda data: split_by_episode(IDS, val_share=float("nan"), seed=0), "got nan"),
+    (lambda data: split_by_episode(IDS, val_share="0.2", seed=0), "got '0.2'"),
+    (lambda data: split_by_episode(IDS, val_share=0.2, seed=-1), "seed must be a whole"),
+    (lambda data: split_by_episode(IDS, val_share=0.2, seed=0, source=IDS[:3]),
      "one entry per step; got shapes (3,) and (12,)"),
     (lambda data: sample(batch_size=0), "batch_size must be a whole number from 1; got 0"),
     (lambda data: sample(shares={0: 0.0}), "shares must be 0 or more, one above 0"),
@@ -166,7 +144,7 @@ def test_what_a_public_function_cannot_do_is_one_line(data, call, message):
 
 
 def sample(batch_size=4, **chosen):
-    return replay.sample_windows(np.arange(6), np.zeros(6, int), batch_size=batch_size,
+    return sample_windows(np.arange(6), np.zeros(6, int), batch_size=batch_size,
                                  rng=np.random.default_rng(0), **chosen)
 
 
@@ -243,6 +221,18 @@ def test_every_game_is_split_by_itself(data):
         rows = data.in_game(game)
         assert 0 < len(np.unique(data.episode_ids[rows & ~data.is_train])) < len(LENGTHS[game])
     assert not set(data.episode_ids[data.is_train]) & set(data.episode_ids[~data.is_train])
+
+
+def test_rows_are_told_apart_by_source_only_where_there_are_several(data):
+    assert data.by_source(np.arange(20)) == {}
+    source = np.zeros(33, np.int8)
+    source[4:7], source[19:] = 1, 3
+    changed = dataclasses.replace(data, source=source)
+    found = changed.by_source(np.array([3, 6, 20, 5]))
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "random": [True, False, False, False], "repeat": [False, True, False, True],
+        "agent": [False, False, True, False]}
+    assert changed.by_source(np.arange(19, 33)) == {}
 
 
 # ---- windows
@@ -348,74 +338,16 @@ def test_a_share_without_windows_is_refused():
         sample_windows(np.array([], int), np.array([], int), batch_size=4, rng=rng)
 
 
-# ---- the stage
+# ---- fewer rows
 
-def test_collected_games_open_measure_and_pass_their_checks():
-    overrides = {"frames.num_steps": 500, "frames.min_episodes": 3, "world_model.max_steps": 24}
-    run = runs.start("frames", profile="smoke", games=["breakout"], overrides=overrides)
-    with pytest.raises(InputError, match=r"stage frames is missing .* make it: python -m hd run"):
-        replay.open_run(run)
-    collection.collect(run)
-    data = replay.open_run(run.at("encoder"))
-    assert len(data) >= 500
-    table = {(row["game"], row["split"], row["metric"]): row["value"]
-             for row in replay.measure(run)}
-    for split, side in (("train", data.is_train), ("val", ~data.is_train)):
-        ids = data.episode_ids[side]
-        lengths = np.unique(ids, return_counts=True)[1]
-        assert table["breakout", split, "steps"] == lengths.sum()
-        assert table["breakout", split, "windows_of_24"] == np.maximum(0, lengths - 23).sum()
-        assert table["all", split, "return"] == data.rewards[side].sum() / len(lengths)
-    found = list(replay.check(run))
-    assert len(found) >= 5 and all(holds for _, holds, _ in found), found
+@pytest.mark.parametrize("count, most, step", [
+    (10, 10, 1), (10, 99, 1), (10, 9, 2), (10, 5, 2), (10, 4, 3), (10, 1, 10), (1, 1, 1)])
+def test_thinned_rows_are_every_kth_with_k_as_small_as_leaves_at_most_so_many(count, most, step):
+    rows = np.arange(count) * 7 + 3
+    found = thin(rows, most)
+    assert found.tolist() == rows[::step].tolist() and len(found) <= most
+    assert step == 1 or len(rows[::step - 1]) > most
 
 
-def shares_of(data, sources, monkeypatch):
-    """(game, split, source) -> (share, asked for), as the frames table has them."""
-    monkeypatch.setattr(replay, "open_run", lambda run: data)
-    run = runs.start("frames", profile="smoke", overrides={"frames.sources": sources})
-    return {(row["game"], row["split"], row["metric"][len("source_share["):-1]):
-            (row["value"], row["baseline"]) for row in replay.measure(run)
-            if row["metric"].startswith("source_share")}
-
-
-def test_the_share_of_each_source_stands_beside_the_share_asked_for(data, monkeypatch):
-    assert shares_of(data, {"random": 1.0}, monkeypatch) == {}, "one source: nothing to tell"
-    source, held_out = np.zeros(33, np.int8), np.zeros(33, bool)
-    source[:9], source[26:] = 2, 2  # the tracker's: Pong's first episode, Breakout's last
-    held_out[9:13] = held_out[21:] = True
-    changed = dataclasses.replace(data, source=source, is_train=~held_out)
-    found = shares_of(changed, {"random": 2.0, "tracker": 5.0, "repeat": 1.0}, monkeypatch)
-    assert found["pong", "train", "tracker"] == (pytest.approx(9 / 15), 0.625)
-    assert found["pong", "val", "random"] == (1.0, 0.25)
-    assert found["breakout", "val", "tracker"] == (pytest.approx(7 / 12), 0.625)
-    assert found["all", "val", "repeat"] == (0.0, 0.125)
-    assert "agent" not in {source for _, _, source in found}
-
-
-def test_rows_are_told_apart_by_source_only_where_there_are_several(data):
-    assert data.by_source(np.arange(20)) == {}
-    source = np.zeros(33, np.int8)
-    source[4:7], source[19:] = 1, 3
-    changed = dataclasses.replace(data, source=source)
-    found = changed.by_source(np.array([3, 6, 20, 5]))
-    assert {name: rows.tolist() for name, rows in found.items()} == {
-        "random": [True, False, False, False], "repeat": [False, True, False, True],
-        "agent": [False, False, True, False]}
-    assert changed.by_source(np.arange(19, 33)) == {}
-
-
-def test_the_checks_notice_a_window_split_or_end_that_is_wrong(data, monkeypatch):
-    run = runs.start("frames", profile="smoke", overrides={"world_model.max_steps": 5})
-
-    def failing(changed):
-        monkeypatch.setattr(replay, "open_run", lambda run: changed)
-        return [what for what, holds, _ in replay.check(run) if not holds]
-
-    assert failing(data) == []
-    mixed, ended = data.is_train.copy(), data.continues.copy()
-    mixed[0], ended[0] = not mixed[0], 0
-    assert "both sides" in failing(dataclasses.replace(data, is_train=mixed))[0]
-    assert "games end" in failing(dataclasses.replace(data, continues=ended))[0]
-    broken = dataclasses.replace(data, starts=np.maximum(data.starts - 1, 0))
-    assert "first stack" in failing(broken)[0]
+def test_no_rows_stay_no_rows():
+    assert thin(np.zeros(0, np.int64), 5).tolist() == []

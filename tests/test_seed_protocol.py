@@ -9,7 +9,6 @@ from scipy.stats import pearsonr, spearmanr
 from hd.config import InputError
 from hd.measure import probes, seed_protocol
 from hd.measure.seed_protocol import Sample
-from hd.run import runs
 
 PLAYER, ENEMY, BALL = 147, 148, 236
 
@@ -104,7 +103,7 @@ def test_pooled_over_games_the_ratio_is_lower_and_the_mean_is_that_of_the_games(
     games = np.repeat([0, 1], 1500)  # of each row
     rows_of = {"all": games < 2, "breakout": games == 0, "ms_pacman": games == 1}
     data = SimpleNamespace(games=("breakout", "ms_pacman"), in_game=rows_of.get)
-    found = seed_protocol.scores(SimpleNamespace(seed=0), data, lambda rows: points[rows])
+    found = seed_protocol.scores(data, lambda rows: points[rows], seed=0)
     each = [found["seed_temporal_consistency", game] for game in data.games]
     assert found["seed_temporal_consistency_mean", "all"] == pytest.approx(np.mean(each))
     assert min(each) > 0.7 and found["seed_temporal_consistency", "all"] < 0.4
@@ -175,7 +174,7 @@ def test_the_pair_correlation_is_spearmans_over_all_pairs():
     assert seed_protocol.pair_correlation(np.ones((20, 4)), boxes) == 0
 
 
-def test_boxes_are_judged_by_ram_while_the_ball_is_in_play(monkeypatch):
+def test_boxes_are_judged_by_ram_while_the_ball_is_in_play():
     frames, places = pong_frames()
     ram = np.zeros((40, 128), np.uint8)
     ram[:, [51, 50, 49, 54]] = places
@@ -198,11 +197,8 @@ def test_rows_hold_the_untrained_encoder_by_the_same_protocol_and_are_marked(mon
     data = SimpleNamespace(games=("pong",), in_game=lambda game: np.ones(120, bool), ram=ram,
                            newest=lambda rows: frames[rows])  # fmt: skip
     points = np.random.default_rng(1).normal(size=(2, 120, 384)).astype(np.float32)
-    monkeypatch.setattr(seed_protocol.replay, "open_run", lambda run: data)
-    monkeypatch.setattr(seed_protocol.encoder, "untrained", lambda run: None)
-    monkeypatch.setattr(seed_protocol.encoder, "embeddings", lambda run: points[0])
-    monkeypatch.setattr(seed_protocol.encoder, "embed", lambda model, data, rows: points[1][rows])
-    table = seed_protocol.rows(runs.start("encoder", profile="smoke", games=["pong"]))
+    monkeypatch.setattr(seed_protocol, "embed", lambda fresh, data, rows: fresh[rows])
+    table = seed_protocol.rows_of(data, points[0], points[1], seed=0)
     assert {entry["split"] for entry in table} == {"seed"}
     by_name = {(entry["metric"], entry["game"]): entry for entry in table}
     assert len(by_name) == len(table)

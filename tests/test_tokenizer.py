@@ -1,84 +1,114 @@
-"""hd.tokenizer: what codes share between games, tell and keep."""
+"""hd.tokenizer: fitting codes to training rows, taking them over, encoding all rows."""
 
-import math
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from tiny import refusal
 
 from hd import tokenizer
-from hd.run import runs
-from hd.tokenizer import ResidualVQ, entropy, mutual_information
+from hd.config import TokenizerConfig
+from hd.quantization import LibraryVQ, ResidualVQ
+from hd.run.training import Unkept
+
+N, D, L, K = 600, 384, 2, 16
+CFG = TokenizerConfig(num_levels=L, num_codes=K, commitment_costs=(0.1, 0.2), num_steps=8,
+                      batch_size=128)
 
 
-def test_sharing_counts_frames_on_codes_that_every_game_uses_often_enough():
-    run = runs.start("tokenizer", profile="smoke", overrides={"tokenizer.num_codes": 8})
-    # Code 0 is both games'; code 1 is game 0's and once game 1's; 2 and 3 are one game's.
-    first, second = [0] * 4 + [1] * 5 + [2], [0] * 2 + [1] + [3] * 7
-    codes, games = np.array([first + second]).T, np.repeat([0, 1], 10)
-    rows = tokenizer._sharing_rows(codes, games, run)
-    by_hand = {"0": ((6 + 6) / 20, 2 / 8), "0.001": ((6 + 6) / 20, 2 / 8)}
-    for threshold, (frames, shared) in by_hand.items():
-        assert metric(rows, f"l0_shared_frames[from {threshold}]")[0] == pytest.approx(frames)
-        assert metric(rows, f"l0_shared_codes[from {threshold}]")[0] == pytest.approx(shared)
+@pytest.fixture(scope="module")
+def embeddings():
+    """Rows of unit length around twenty directions."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(20, D))[rng.integers(0, 20, N)] + 0.5 * rng.normal(size=(N, D))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_a_stray_use_makes_no_shared_code_above_the_threshold():
-    run = runs.start("tokenizer", profile="smoke", overrides={"tokenizer.num_codes": 8})
-    codes = np.array([[0] * 500 + [1] * 499 + [0]]).T
-    rows = tokenizer._sharing_rows(codes, np.repeat([0, 1], 500), run)
-    assert metric(rows, "l0_shared_frames[from 0]")[0] == pytest.approx(501 / 1000)
-    assert metric(rows, "l0_shared_frames[from 0.01]")[0] == 0.0
+def fitted(embeddings, is_train=None, seed=0):
+    is_train = np.ones(N, bool) if is_train is None else is_train
+    return tokenizer.train(CFG, embeddings, is_train, Unkept("tokenizer", seed))
 
 
-def test_entropy_is_the_log_of_the_number_of_equally_frequent_codes():
-    assert entropy(np.repeat(np.arange(7), 3)) == pytest.approx(math.log(7))
-    assert entropy(np.zeros(9, int)) == 0.0
-    assert entropy(np.array([0, 0, 0, 5])) == pytest.approx(
-        -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    )
+# ---- building and fitting
 
 
-def test_mutual_information_of_equal_and_of_independent_labels():
-    a = np.tile(np.arange(3, dtype=np.int16), 4)
-    b = np.repeat(np.arange(4), 3)
-    assert mutual_information(a, b) == pytest.approx(0.0, abs=1e-12)
-    assert mutual_information(a, a) == pytest.approx(math.log(3))
-    assert mutual_information(a, b % 1) == pytest.approx(0.0, abs=1e-12)
+def test_it_is_built_as_the_config_says():
+    model = tokenizer.build(dataclasses.replace(
+        CFG, decay=0.5, kmeans_iterations=3, refill_below=0.25, project_dim=32))
+    assert isinstance(model, ResidualVQ) and model.codebooks.shape == (L, K, 32)
+    assert model.commitment_costs == (0.1, 0.2) and model.slices is None
+    assert (model.decay, model.kmeans_iterations, model.refill_below) == (0.5, 3, 0.25)
+    assert tokenizer.build(dataclasses.replace(CFG, kind="product")).slices is not None
+    assert isinstance(tokenizer.build(dataclasses.replace(CFG, kind="library")), LibraryVQ)
 
 
-def test_mutual_information_by_hand_and_symmetric():
-    # Joint shares 1/2, 1/4, 1/4 of (0, 0), (1, 0), (1, 1).
-    a, b = np.array([0, 0, 1, 1], np.int16), np.array([0, 0, 0, 1], np.int8)
-    expected = math.log(2) + (0.75 * math.log(4 / 3) + 0.25 * math.log(4)) - 1.5 * math.log(2)
-    assert mutual_information(a, b) == pytest.approx(expected)
-    assert mutual_information(b, a) == pytest.approx(expected)
+def test_codes_come_much_closer_to_the_rows_than_their_mean(embeddings):
+    model, record = fitted(embeddings)
+    assert not model.training and len(record["history"]) == CFG.num_steps
+    with torch.no_grad():
+        error = (torch.from_numpy(embeddings) - model(torch.from_numpy(embeddings)).quantized)
+    assert error.pow(2).sum(1).mean() < 0.5 * embeddings.var(0).sum()
 
 
-def test_mutual_information_does_not_overflow_the_type_of_the_codes():
-    a = np.arange(256, dtype=np.int16).repeat(2)
-    b = np.arange(512, dtype=np.int16)
-    assert mutual_information(a, b) == pytest.approx(math.log(256))
+def test_what_is_held_out_teaches_nothing(embeddings):
+    is_train = np.arange(N) % 3 > 0
+    model, _ = fitted(embeddings, is_train)
+    changed = np.where(is_train[:, None], embeddings, -7.0).astype(np.float32)
+    again, _ = fitted(changed, is_train)
+    assert torch.equal(model.codebooks, again.codebooks)
+    other = np.where(is_train[:, None], -embeddings, embeddings)
+    assert not torch.equal(model.codebooks, fitted(other, is_train)[0].codebooks)
 
 
-def metric(rows, name):
-    (found,) = [row for row in rows if row["metric"] == name]
-    return found["value"], found["baseline"]
+def test_the_same_seed_gives_the_same_codebooks_and_another_does_not(embeddings):
+    first, again, other = (fitted(embeddings, seed=seed)[0].codebooks for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_usage_and_perplexity_are_shares_and_effective_numbers_of_codes():
-    chosen, random = np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3])
-    rows = tokenizer._usage_rows(chosen, random, "pong", 1, 8)
-    assert metric(rows, "l1_usage") == (0.25, 0.5)
-    assert metric(rows, "l1_perplexity") == pytest.approx((2.0, 4.0))
+# ---- codebooks that trained together with an encoder
 
 
-def test_reconstruction_is_measured_after_each_level_against_the_mean_embedding():
-    model = ResidualVQ(2, 2, 2).eval()
-    model.codebooks.copy_(torch.tensor([[[2.0, 0.0], [-2.0, 0.0]], [[1.0, 0.0], [-1.0, 0.0]]]))
-    rows = tokenizer._reconstruction_rows(
-        model, np.array([[3.0, 0.0], [-3.0, 0.0]], np.float32), "all"
-    )
-    assert metric(rows, "l0_variance_explained") == pytest.approx((1 - 1 / 9, 0.0))
-    assert metric(rows, "l1_variance_explained") == pytest.approx((1.0, 0.0))
-    assert metric(rows, "l0_cosine")[0] == pytest.approx(1.0)
+def test_adopted_codebooks_are_those_of_the_source_to_the_bit_and_its_own(embeddings):
+    source = fitted(embeddings)[0].train()
+    kept = {name: value.clone() for name, value in source.state_dict().items()}
+    model = tokenizer.adopted(CFG, source)
+    assert not model.training and model.state_dict().keys() == kept.keys()
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in kept.items())
+    rows = torch.from_numpy(embeddings)
+    assert torch.equal(model.encode(rows), source.eval().encode(rows))
+    source.codebooks.zero_()
+    assert torch.equal(model.codebooks, kept["codebooks"])
+
+
+@pytest.mark.parametrize("fields, shape", [
+    ({"num_codes": 8}, "(2, 8, 384)"),
+    ({"num_levels": 1, "commitment_costs": (0.1,)}, "(1, 16, 384)"),
+    ({"project_dim": 32}, "(2, 16, 32)"),
+])
+def test_codebooks_of_another_shape_are_refused_in_one_line(fields, shape):
+    message = refusal(tokenizer.adopted, dataclasses.replace(CFG, **fields), ResidualVQ(
+        L, K, D, commitment_costs=(0.1, 0.2)))
+    assert "trained codebooks of shape (2, 16, 384)" in message
+    assert message.endswith(f"the tokenizer's config asks for {shape}")
+
+
+# ---- all rows
+
+
+def test_all_rows_are_encoded_in_pieces_as_at_once(embeddings, monkeypatch):
+    model, _ = fitted(embeddings)
+    expected = model.encode(torch.from_numpy(embeddings)).numpy()
+    monkeypatch.setattr(tokenizer, "ENCODE_ROWS", 250)
+    found = tokenizer.encode_all(model, embeddings)
+    assert found.dtype == np.int16 and found.shape == (N, L)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_codes_of_any_shape_become_their_vectors(embeddings):
+    model, _ = fitted(embeddings)
+    codes = np.array([[[3, 0], [15, 7]]], np.int16)
+    found = tokenizer.quantized(model, codes)
+    assert found.shape == (1, 2, D) and found.dtype == np.float32
+    expected = model.codebooks[0, [3, 15]] + model.codebooks[1, [0, 7]]
+    np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-6)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import refusal
 from torch import nn
 
 from hd.config import InputError, WorldModelConfig
 from hd.run import runs, storage, training
-from hd.run.training import Loss, NonFiniteLoss, warmup_cosine
+from hd.run.training import Loss, NonFiniteLoss, Unkept, warmup_cosine
 
 SECRET = "c0ffee-secret-that-must-not-leak"
 NUM_STEPS = 23
@@ -61,6 +62,11 @@ def start(stage="encoder", *, time_limit=None, **fields):
     return runs.start(stage, profile="smoke", overrides=overrides, time_limit=time_limit)
 
 
+def train(model, make_batches, run, **settings):
+    """Train with the run's own config; returns the record."""
+    return training.train(model, make_batches, run.cfg, run, **settings)
+
+
 def result(run):
     """What must be the same however often a run was interrupted."""
     digest = storage.sha256_of(run.folder / "model.safetensors")
@@ -71,7 +77,7 @@ def train_in_pieces(run, make_batches=batches, **settings):
     """Train, and start again after every stop at the time limit; returns the number of stops."""
     for stops in range(1000):
         try:
-            training.train(Line(), make_batches, run, **settings)
+            train(Line(), make_batches, run, **settings)
             return stops
         except runs.TimeLimitReached as stop:
             assert "the same command continues" in str(stop)
@@ -86,7 +92,7 @@ def uninterrupted(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HD_ARTIFACTS", str(tmp_path_factory.mktemp("reference")))
             run = start(**settings)
-            training.train(Line(), batches, run)
+            train(Line(), batches, run)
             return result(run)
 
     return reference
@@ -145,7 +151,7 @@ def by_the_textbook(cfg, optimizer, num_batches=1):
 
 def trained_weight(run):
     model = Line(dropout=0.0)
-    training.train(model, batches, run)
+    train(model, batches, run)
     return model.linear.weight
 
 
@@ -195,7 +201,7 @@ def test_decay_is_kept_from_vectors():
 
 def test_every_batch_is_made_once_and_in_order():
     counted = frozen(batches)
-    training.train(Line(), counted, start("world_model", accumulate=2))
+    train(Line(), counted, start("world_model", accumulate=2))
     assert counted.calls == list(range(2 * NUM_STEPS))
 
 
@@ -217,7 +223,7 @@ def test_batches_of_any_nesting_move_to_the_device():
 
 def test_it_learns_and_at_learning_rate_zero_it_does_not():
     def last_loss(lr):
-        history = training.train(Line(0.0), batches, start(num_steps=150, lr=lr))["history"]
+        history = train(Line(0.0), batches, start(num_steps=150, lr=lr))["history"]
         return sum(entry["loss"] / entry["size"] ** 2 for entry in history[-20:]) / 20
 
     assert last_loss(0.05) < 0.1 * last_loss(0.0)
@@ -232,7 +238,7 @@ class Told(Line):
 
 def test_a_record_is_the_mean_over_its_steps():
     run = start(num_steps=400)
-    history = training.train(Told(), lambda i: torch.tensor(float(i)), run)["history"]
+    history = train(Told(), lambda i: torch.tensor(float(i)), run)["history"]
     assert [entry["step"] for entry in history] == list(range(2, 401, 2))
     assert [entry["loss"] for entry in history] == [i + 0.5 for i in range(0, 400, 2)]
     assert history[3]["double"] == 2 * history[3]["loss"]
@@ -245,7 +251,7 @@ def test_a_model_is_evaluated_every_so_often_and_at_the_end_without_gradients():
         modes.append((model.training, torch.is_grad_enabled()))
         return {"val_loss": float(len(modes))}
 
-    record = training.train(Line(), batches, start(num_steps=12, eval_every=5), evaluate=evaluate)
+    record = train(Line(), batches, start(num_steps=12, eval_every=5), evaluate=evaluate)
     scored = {e["step"]: e["val_loss"] for e in record["history"] if "val_loss" in e}
     # Powers of two before the first, when most changes.
     assert scored == {1: 1.0, 2: 2.0, 4: 3.0, 5: 4.0, 10: 5.0, 12: 6.0}
@@ -254,7 +260,7 @@ def test_a_model_is_evaluated_every_so_often_and_at_the_end_without_gradients():
 
 def test_evaluation_does_not_change_what_is_learned(uninterrupted):
     run = start(eval_every=3)
-    training.train(Line(), batches, run, evaluate=lambda model: {"draw": torch.rand(()).item()})
+    train(Line(), batches, run, evaluate=lambda model: {"draw": torch.rand(()).item()})
     assert result(run)[0] == uninterrupted()[0]
 
 
@@ -265,7 +271,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(uninterr
     digest, history = uninterrupted()
     assert (digest, history) == uninterrupted()
     other = dataclasses.replace(start(), seed=1)
-    training.train(Line(), batches, other)
+    train(Line(), batches, other)
     assert result(other)[0] != digest  # dropout is drawn from the seed
 
 
@@ -302,7 +308,7 @@ def test_moments_of_weights_that_lie_channels_last_survive_a_stop(stage, root, m
         while True:
             model = Picture()
             try:
-                training.train(model, noise, run)
+                train(model, noise, run)
                 return model.layers[0].weight
             except runs.TimeLimitReached:
                 pass
@@ -316,9 +322,9 @@ def test_moments_of_weights_that_lie_channels_last_survive_a_stop(stage, root, m
 def test_what_was_gathered_between_two_records_survives_a_stop():
     run = start(num_steps=400, time_limit=1e-3)
     with pytest.raises(runs.TimeLimitReached):
-        training.train(Told(), lambda i: torch.tensor(float(i)), run)
+        train(Told(), lambda i: torch.tensor(float(i)), run)
     again = dataclasses.replace(run, deadline=None)
-    history = training.train(Told(), lambda i: torch.tensor(float(i)), again)["history"]
+    history = train(Told(), lambda i: torch.tensor(float(i)), again)["history"]
     assert history[0] == {"step": 2, "loss": 0.5, "double": 1.0}
 
 
@@ -330,7 +336,7 @@ def test_a_time_limit_is_kept():
     began = time.monotonic()
     run = start(num_steps=100_000, time_limit=1.6)
     with pytest.raises(runs.TimeLimitReached, match="encoder stopped at step "):
-        training.train(Line(), slow, run)
+        train(Line(), slow, run)
     assert time.monotonic() - began < 1.6
     assert runs.load_checkpoint(run)[1]["step"] > 1
 
@@ -338,7 +344,7 @@ def test_a_time_limit_is_kept():
 def test_checkpoints_are_written_only_where_the_stage_allows_them(uninterrupted):
     run = start(time_limit=1e-3)
     with pytest.raises(runs.TimeLimitReached, match="step 5 of 23"):
-        training.train(Line(), batches, run, checkpoint_every=5)
+        train(Line(), batches, run, checkpoint_every=5)
     assert train_in_pieces(run, checkpoint_every=5) == 3
     assert result(run) == uninterrupted()
 
@@ -360,9 +366,9 @@ def test_a_run_that_breaks_off_anywhere_ends_the_same_when_it_is_repeated(
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     run = start()
     with pytest.raises(type(error)):
-        training.train(Line(), interrupting(when, error), run)
+        train(Line(), interrupting(when, error), run)
     counted = frozen(batches)
-    training.train(Line(), counted, run)
+    train(Line(), counted, run)
     assert result(run) == uninterrupted()
     assert counted.calls[0] == max(0, when)  # nothing done before is done again
 
@@ -376,7 +382,7 @@ def child():
         return batches(i)
 
     print("training", flush=True)
-    training.train(Line(), slow, start(num_steps=60))
+    train(Line(), slow, start(num_steps=60))
 
 
 CHILD = "import sys; sys.path.insert(0, sys.argv[1]); import test_training; test_training.child()"
@@ -407,9 +413,9 @@ def test_a_process_killed_at_random_instants_ends_as_one_that_was_not(uninterrup
 
 def test_a_finished_stage_is_loaded_and_not_trained_again():
     run, counted = start(), frozen(batches)
-    first = training.train(Line(), batches, run)
+    first = train(Line(), batches, run)
     model = Line()
-    assert training.train(model, counted, run) == first
+    assert train(model, counted, run) == first
     assert counted.calls == []
     assert not model.training
     expected = runs.load_model(run, Line())
@@ -417,19 +423,19 @@ def test_a_finished_stage_is_loaded_and_not_trained_again():
 
 
 def test_a_changed_config_is_trained_anew():
-    training.train(Line(), batches, start())
+    train(Line(), batches, start())
     counted = frozen(batches)
-    training.train(Line(), counted, start(lr=0.01))
+    train(Line(), counted, start(lr=0.01))
     assert len(counted.calls) == NUM_STEPS
 
 
 def test_a_config_edited_after_an_interruption_never_meets_the_old_checkpoint():
     run = start(time_limit=1e-3)
     with pytest.raises(runs.TimeLimitReached):
-        training.train(Line(), batches, run)
+        train(Line(), batches, run)
     before = {path.name: storage.sha256_of(path) for path in run.folder.glob("checkpoint*")}
     counted = frozen(batches)
-    training.train(Line(), counted, start(lr=0.01))
+    train(Line(), counted, start(lr=0.01))
     assert counted.calls == list(range(NUM_STEPS))
     assert before == {path.name: storage.sha256_of(path)
                       for path in run.folder.glob("checkpoint*")}  # fmt: skip
@@ -442,13 +448,13 @@ def test_a_damaged_checkpoint_is_named_and_training_starts_afresh(
 ):
     run = start(time_limit=1e-3)
     with pytest.raises(runs.TimeLimitReached):
-        training.train(Line(), batches, run)
+        train(Line(), batches, run)
     path = next(run.folder.glob(name))
     content = path.read_bytes()
     middle = len(content) // 2
     path.write_bytes(content[:middle] + (b"" if truncated else b"#" + content[middle + 1 :]))
     counted = frozen(batches)
-    training.train(Line(), counted, dataclasses.replace(run, deadline=None))
+    train(Line(), counted, dataclasses.replace(run, deadline=None))
     assert "checkpoint.json is damaged: starting this stage afresh" in capsys.readouterr().err
     assert counted.calls == list(range(NUM_STEPS))
     assert result(run) == uninterrupted()
@@ -456,10 +462,10 @@ def test_a_damaged_checkpoint_is_named_and_training_starts_afresh(
 
 def test_a_damaged_model_is_named_and_made_again(uninterrupted, capsys):
     run = start()
-    training.train(Line(), batches, run)
+    train(Line(), batches, run)
     path = run.folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"#")
-    training.train(Line(), batches, run)
+    train(Line(), batches, run)
     assert "model.safetensors is damaged" in capsys.readouterr().err
     assert result(run) == uninterrupted()
 
@@ -479,7 +485,7 @@ def broken_from(step, value=float("nan")):
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(value):
     run = start()
     with pytest.raises(NonFiniteLoss) as caught:
-        training.train(Line(), broken_from(4, value), run)
+        train(Line(), broken_from(4, value), run)
     message = str(caught.value)
     assert isinstance(caught.value, InputError) and len(message.splitlines()) == 1
     assert all(word in message for word in ("encoder", "step 5", "no checkpoint yet", "encoder.lr"))
@@ -490,7 +496,7 @@ def test_the_last_good_checkpoint_is_named_and_good(monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     run = start(num_steps=400)  # recorded every second step, checkpointed after every one
     with pytest.raises(NonFiniteLoss) as caught:
-        training.train(Line(), broken_from(10), run)
+        train(Line(), broken_from(10), run)
     assert "step 11" in str(caught.value) and "checkpoint.json" in str(caught.value)
     tensors, state = runs.load_checkpoint(run)
     assert state["step"] == 10
@@ -507,8 +513,64 @@ class Steep(Line):
 def test_weights_that_are_not_finite_are_never_kept():
     run = start(num_steps=1)
     with pytest.raises(NonFiniteLoss, match="weight is not finite"):
-        training.train(Steep(), batches, run)
+        train(Steep(), batches, run)
     assert not list(run.folder.glob("*.safetensors"))
+
+
+# ---- without a run
+
+
+def files(root):
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def trained_without_a_run(run, make_batches=batches, *, stage=None, seed=None, **settings):
+    """(weights, record) of the same training for someone who has no run."""
+    model = Line()
+    free = Unkept(stage or run.stage, run.seed if seed is None else seed)
+    record = training.train(model, make_batches, run.cfg, free, **settings)
+    assert not model.training
+    return model.state_dict(), record
+
+
+@pytest.mark.parametrize("stage", ["encoder", "world_model"])
+def test_without_a_run_it_ends_with_the_same_weights_and_writes_nothing(stage, root, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.delenv("WANDB_MODE")
+    run = start(stage, num_steps=11, eval_every=4)
+    watch = {"evaluate": lambda model: {"val_size": model.linear.weight.abs().sum().item()}}
+    weights, record = trained_without_a_run(run, **watch)
+    assert files(root) == []
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    kept = Line()
+    expected = train(kept, batches, run, **watch)
+    assert record.keys() == {"history", "wall_seconds"}
+    assert record["history"] == expected["history"] and record["wall_seconds"] > 0
+    for name, value in kept.state_dict().items():
+        assert torch.equal(weights[name], value), name
+
+
+@pytest.mark.parametrize("other", [{"stage": "decoder"}, {"seed": 1}])
+def test_without_a_run_the_draws_depend_on_stage_and_seed(other):
+    run = start(num_steps=3)
+    weights, _ = trained_without_a_run(run)
+    assert not torch.equal(weights["linear.weight"],
+                           trained_without_a_run(run, **other)[0]["linear.weight"])
+
+
+def test_without_a_run_a_time_limit_stops_and_promises_nothing(root):
+    free = Unkept("encoder", deadline=time.monotonic())
+    with pytest.raises(runs.TimeLimitReached, match=r"^encoder stopped at step 1 of 23$"):
+        training.train(Line(), batches, start().cfg, free)
+    assert files(root) == []
+
+
+def test_without_a_run_a_loss_that_is_not_finite_is_refused_in_one_line(root):
+    message = refusal(training.train, Line(), broken_from(4), start().cfg, Unkept("encoder"))
+    assert "encoder: the loss or a weight is not finite at or before step 5" in message
+    steep = refusal(training.train, Steep(), batches, start(num_steps=1).cfg, Unkept("encoder"))
+    assert "weight is not finite" in steep
+    assert files(root) == []
 
 
 # ---- tracking
@@ -550,7 +612,7 @@ def tracked(root, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", SECRET[:20] * 2)
     monkeypatch.setenv("HD_TEST_SECRET", SECRET)
-    record = training.train(Line(), batches, start(num_steps=7))
+    record = train(Line(), batches, start(num_steps=7))
     return record, next(root.rglob("run-*.wandb"))
 
 
@@ -593,7 +655,7 @@ def test_a_full_disk_under_the_tracker_is_one_line(when, root, monkeypatch):
     monkeypatch.setattr(wandb if when == "init" else wandb.Run, when, full)
     loud = logging.raiseExceptions
     with pytest.raises(InputError) as refused:
-        training.train(Line(), batches, start(num_steps=3))
+        train(Line(), batches, start(num_steps=3))
     assert str(refused.value).startswith(
         "cannot write $HD_ARTIFACTS/smoke/wandb: No space left on device; free space")
     assert logging.raiseExceptions == loud
@@ -608,6 +670,6 @@ def test_a_run_that_breaks_off_is_closed_for_tracking_too(error, root, monkeypat
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(type(error)):
-        training.train(Line(), interrupting(3, error), start())
+        train(Line(), interrupting(3, error), start())
     assert wandb.run is None  # else the next stage would be tracked under this one's name
     assert capsys.readouterr().err == ""

@@ -138,6 +138,28 @@ class PlainEyes:
         return Dreamt("pong", SimpleNamespace(tokens=tokens), cls.codes[rows], None, rows)
 
 
+def episode_rows(lengths):
+    """The episode of each row of episodes of these lengths."""
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def write_game(folder, game, lengths, **changes):
+    """Files as hd.collection leaves them; frame i of a game shows the number i (and the game)."""
+    num_steps = sum(lengths)
+    frames = np.zeros((num_steps, 84, 84), np.uint8)
+    frames[:, 0, 0], frames[:, 83, 83] = np.arange(num_steps), len(game)
+    columns = {"actions": np.arange(num_steps, dtype=np.int8) % 18,
+               "rewards": np.arange(num_steps, dtype=np.float32),
+               "continues": np.ones(num_steps, np.float32),
+               "ram": np.full((num_steps, 128), len(game), np.uint8),
+               "lives": np.zeros(num_steps, np.uint8), "source": np.zeros(num_steps, np.int8),
+               "episode_ids": episode_rows(lengths).astype(np.int32)}
+    np.save(folder / f"frames-{game}.npy", changes.pop("frames", frames))
+    columns = {name: column for name, column in {**columns, **changes}.items()
+               if column is not None}
+    np.savez(folder / f"steps-{game}.npz", **columns)
+
+
 class TinyReplay:
     """Three episodes of two games; a row's frames are filled with its number."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hd.atari import GAMES, AtariGame, GameState, ball_in_play
-from hd.config import EntropyFloorConfig, FramesConfig, InputError
+from hd.config import EntropyFloorConfig, FramesConfig
 from hd.encoder import AtariEncoder, embed
 from hd.quantization import ResidualVQ
 from hd.run.machine import device
@@ -37,15 +37,7 @@ def rows_of(windows: Windows, encode: Callable, cfg: EntropyFloorConfig,
 
     encode: stacks (M, 4, 84, 84) uint8 -> codes (M, L) int64, as the stored steps have them, see
     encoder_to_codes; frames: how the stored steps were played.
-
-    Raises InputError for no states, fewer than 2 branches, a sticky that is no probability below
-    one, or a context below one step.
     """
-    if (cfg.num_states < 1 or cfg.num_branches < 2 or not 0 <= cfg.sticky < 1
-            or min(cfg.contexts, default=1) < 1):
-        raise InputError(f"entropy_floor needs num_states >= 1, num_branches >= 2, 0 <= sticky < 1 "
-                         f"and contexts of at least 1 step; got {cfg.num_states}, "
-                         f"{cfg.num_branches}, {cfg.sticky}, {cfg.contexts}")
     rows = []
     for game in windows.data.games:
         states, found = branched(game, cfg, frames, windows.seed)
