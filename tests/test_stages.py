@@ -7,12 +7,15 @@ import pandas as pd
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from tiny import refusal
 
-from hd import collection, config, decoder, encoder, play, replay, stages, tokenizer, windows
+from hd import collection, config, play, stages
 from hd.collection import SOURCES
 from hd.config import InputError
-from hd.measure import evaluation
-from hd.report import figures
+from hd.measure import dreams
+from hd.play import random_act
+from hd.quantization import ResidualVQ
+from hd.report import figures, pictures
 from hd.run import runs, storage
 from hd.run.runs import COLUMNS
 from hd.run.storage import sha256_of
@@ -60,7 +63,7 @@ def test_the_chain_of_one_game_trains_the_policy_on_that_game(chain):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # advice on bounds and on a missing spec
 def test_anyones_agent_can_act_in_a_trained_dream(chain):
     run, _ = chain["imagination"]
-    env = evaluation.dream_env(run, "breakout", horizon=5)
+    env = stages.dream_env(run, "breakout", horizon=5)
     check_env(env)
     (first, _), (again, info) = env.reset(seed=3), env.reset(seed=3)
     assert (first == again).all() and info["tokens"].shape == (3,)
@@ -69,27 +72,27 @@ def test_anyones_agent_can_act_in_a_trained_dream(chain):
         assert np.isfinite(seen).all() and np.isfinite(reward) and is_over == (step == 4)
     assert env.render().shape == (84, 84, 3) and env.render().dtype == np.uint8
     with pytest.raises(InputError, match="unknown game 'pong'; allowed: breakout"):
-        evaluation.dream_env(run, "pong")
+        stages.dream_env(run, "pong")
 
 
 def test_the_same_dreams_are_dreamed_once_and_never_from_a_missing_model(chain, monkeypatch):
     run, _ = chain["imagination"]
-    first, times = evaluation.dream(run, "breakout"), []
-    monkeypatch.setattr(evaluation, "imagine", lambda *inputs, **settings: times.append(1))
-    assert evaluation.dream(run, "breakout")[0] is first[0] and not times
+    first, times = stages.dreams_of(run, "breakout"), []
+    monkeypatch.setattr(dreams, "imagine", lambda *inputs, **settings: times.append(1))
+    assert stages.dreams_of(run, "breakout") is first and not times
     model = run.at("world_model").folder / "model.safetensors"
     model.rename(model.with_suffix(".aside"))
     try:
         with pytest.raises(InputError):
-            evaluation.dream(run, "breakout")
+            stages.dreams_of(run, "breakout")
     finally:
         model.with_suffix(".aside").rename(model)
 
 
 def test_a_dream_starts_from_held_out_steps_of_its_game(chain):
     run, _ = chain["imagination"]
-    tokens, actions = evaluation.dream_env(run, "breakout").contexts
-    data, codes = replay.open_run(run), tokenizer.tokens(run)
+    tokens, actions = stages.dream_env(run, "breakout").contexts
+    data, codes = stages.load(run.at("frames")), stages.tokens_of(run)
     starts = data.window_starts(run.cfg.context, ~data.is_train)
     assert tokens.shape == (len(starts), 4, 3) and actions.shape == (len(starts), 3)
     assert (tokens[-1].numpy() == codes[starts[-1]:starts[-1] + 4]).all()
@@ -120,14 +123,14 @@ def test_unknown_ablations_and_no_seeds_are_refused_before_any_work():
 
 def steps_in(found, starts):
     """All stored rows that windows starting there hold."""
-    return set((starts[:, None] + range(found.run.cfg.max_steps)).ravel().tolist())
+    return set((starts[:, None] + range(found.cfg.max_steps)).ravel().tolist())
 
 
 @pytest.mark.parametrize(("variant", "is_shared"), [("base", False), ("split.windows", True)])
 def test_only_the_seeds_split_holds_out_steps_that_training_has_seen(chain, variant, is_shared):
     run = runs.start("world_model", profile="smoke", games=["breakout"], variant=variant,
                      overrides=TINY)
-    found = windows.Windows(run)
+    found = stages.windows_of(run)
     held_out, training = found.held_out(), found.training_starts(0)
     assert not set(held_out.tolist()) & set(training.tolist())
     seen = steps_in(found, training)
@@ -169,8 +172,8 @@ def test_the_trained_policy_collects_the_same_on_any_number_of_processes(chain, 
     assert len(str(caught.value).splitlines()) == 1
     stages.make(runs.start("policy", profile="smoke", variant="hi-dreamer", games=["breakout"]))
     stages.make(run)
-    assert SOURCES.index("agent") in replay.open_run(run).source
-    agent = play._agent(run.upstream[0])
+    assert SOURCES.index("agent") in stages.load(run).source
+    agent = stages._agent(run.upstream[0])
     assert run.upstream[0].profile.policy.features == "hidden"
     again = run.folder.with_name("again")
     collection.collect_game("breakout", run.cfg, folder=again, agent=agent, num_workers=1)
@@ -197,8 +200,8 @@ def test_codebooks_that_train_with_the_encoder_are_the_tokenizers(chain):
     joint = {"encoder.commitment_costs": (0.05, 0.25, 0.60), "encoder.batch_size": 100}
     run = started("tokenizer", overrides=joint)
     stages.make(run)
-    own = encoder.load(run).quantizer
-    assert own.is_initialised and torch.equal(tokenizer.load(run).codebooks, own.codebooks)
+    own = stages.load(run.at("encoder")).quantizer
+    assert own.is_initialised and torch.equal(stages.load(run).codebooks, own.codebooks)
     assert run.at("encoder").folder != chain["encoder"][0].folder
 
 
@@ -222,7 +225,7 @@ def test_the_further_stages_of_an_ablation_get_tables_too(chain, monkeypatch):
 
 
 def test_dreams_are_shown_from_the_best_to_the_worst_by_rank(chain):
-    share, frames = evaluation.ranked_dreams(chain["imagination"][0], "breakout", count=2)
+    share, frames = pictures.ranked_dreams(chain["imagination"][0], "breakout", count=2)
     assert len(share) == 2 and share[0] >= share[1]
     assert set(frames) == {"real game", "its codes", "dream"}
     assert len({film.shape for film in frames.values()}) == 1
@@ -232,7 +235,7 @@ def test_dreams_are_shown_from_the_best_to_the_worst_by_rank(chain):
 
 def test_the_most_shared_codes_come_with_each_games_nearest_frame(chain):
     run = chain["decoder"][0]
-    found = decoder.most_shared_codes(run, count=2)
+    found = stages.shared_codes(run, count=2)
     assert [set(one["nearest"]) for one in found] == [{"breakout"}] * 2
     assert found[0]["shares"].min() >= found[1]["shares"].min() > 0
     assert len(figures.shared_codes(found).axes) == 2 * 2
@@ -248,3 +251,105 @@ def test_no_window_crosses_an_end_though_many_cut_anywhere_would(chain):
     table = chain["frames"][1]
     row = table[table["metric"] == "boundary_violations"].iloc[0]
     assert row["value"] == 0 and row["baseline"] > 0
+
+
+# ---- what is refused in one line
+
+@pytest.mark.parametrize("stage", ["entropy_floor", "transfer"])
+def test_a_stage_that_makes_only_a_table_has_nothing_to_load(chain, stage):
+    assert refusal(stages.load, started(stage)) == (
+        f"stage {stage} makes a table and nothing to load")
+
+
+def test_making_a_stage_that_only_measures_makes_what_it_needs_and_leaves_no_record(chain):
+    for stage in ("imagination", "entropy_floor"):
+        assert stages.make(chain[stage][0]) == {}
+        assert not chain[stage][0].folder.exists()
+
+
+def test_dreams_are_of_the_world_model_that_they_load(chain):
+    dreamer, model = (stages.load(chain[stage][0]) for stage in ("imagination", "world_model"))
+    assert all(torch.equal(value, dreamer.state_dict()[name])
+               for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("levels", "codes"), [(4, 256), (1, 256), (3, 128)])
+def test_a_tokenizer_with_other_levels_or_codes_is_refused_by_name_and_hash(
+        monkeypatch, levels, codes):
+    run = runs.start("world_model", profile="smoke", overrides={
+        "tokenizer.num_levels": levels, "tokenizer.num_codes": codes})
+    vq = ResidualVQ(levels, codes, 4, commitment_costs=[0.1] * levels)
+    load = stages.load
+    monkeypatch.setattr(stages, "load",
+                        lambda run: vq if run.stage == "tokenizer" else load(run))
+    for use in (stages.load, stages.STAGES["world_model"].make):
+        assert refusal(use, run) == (
+            f"the tokenizer base-seed0 ({run.at('tokenizer').identity[:10]}) has {levels} levels "
+            f"of {codes} codes; the world model base-seed0 ({run.identity[:10]}) reads 3 levels of "
+            "256 codes")
+
+
+# ---- players that are played once
+
+@pytest.fixture
+def policy_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    return runs.start("policy", profile="smoke")
+
+
+def counting(calls, made):
+    def make():
+        calls.append(1)
+        return made
+    return make
+
+
+def test_a_player_is_played_once_for_all_arms_and_gives_the_same_rows(policy_run):
+    protocol = {"game": "breakout", "num_episodes": 1, "seed": 3, "sticky": 0.25}
+    first = stages.remembered(policy_run, "random", protocol,
+                              lambda: play.play(random_act("breakout"), **protocol))
+    assert first == play.play(random_act("breakout"), **protocol)
+    arm = runs.start("policy", profile="smoke", variant="policy.ppo")
+    again = stages.remembered(arm, "random", protocol, lambda: pytest.fail("played again"))
+    assert again == first
+    assert [list(map(type, r.values())) for r in again] == [list(map(type, r.values()))
+                                                            for r in first]
+
+
+def test_another_setting_player_version_or_code_is_played_afresh(policy_run, monkeypatch, tmp_path):
+    calls = []
+    stages.remembered(policy_run, "random", {"seed": 1}, counting(calls, [1]))
+    stages.remembered(policy_run, "random", {"seed": 2}, counting(calls, [2]))
+    stages.remembered(policy_run, "tracker", {"seed": 1}, counting(calls, [3]))
+    code = tmp_path / "code.py"
+    for text in ("one", "another"):
+        code.write_text(text)
+        stages.remembered(policy_run, "random", {"seed": 1}, counting(calls, [4]), code=[code])
+    version = stages.importlib.metadata.version
+    monkeypatch.setattr(stages.importlib.metadata, "version",
+                        lambda name: "0.0" if name == "ale-py" else version(name))
+    stages.remembered(policy_run, "random", {"seed": 1}, counting(calls, [5]))
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("damage", [
+    lambda text: text[:-30], lambda text: text.replace("1.5", "9.5"), lambda text: "{}",
+    lambda text: ""])
+def test_a_damaged_file_is_played_again(policy_run, damage):
+    calls, settings = [], {"seed": 1, "widths": (2, 3)}
+    stages.remembered(policy_run, "random", settings, counting(calls, [1.5]))
+    path, = (policy_run.root / "players").glob("*.json")
+    path.write_text(damage(path.read_text()))
+    assert stages.remembered(policy_run, "random", settings, counting(calls, [1.5])) == [1.5]
+    assert len(calls) == 2
+    assert stages.remembered(policy_run, "random", settings, counting(calls, [1.5])) == [1.5]
+    assert len(calls) == 2, "a file that is whole is believed, tuples in its settings or not"
+
+
+def test_a_file_of_other_settings_under_the_same_name_is_not_believed(policy_run):
+    stages.remembered(policy_run, "random", {"seed": 1}, lambda: [1])
+    one, = (policy_run.root / "players").glob("*.json")
+    stages.remembered(policy_run, "random", {"seed": 2}, lambda: [2])
+    other, = set((policy_run.root / "players").glob("*.json")) - {one}
+    one.write_text(other.read_text())
+    assert stages.remembered(policy_run, "random", {"seed": 1}, lambda: [3]) == [3]
