@@ -116,14 +116,13 @@ def run_notebook(args) -> None:
 
 def make_report(args) -> None:
     """Run the chain, stage the book and build it."""
-    from hd.book import building as book
-    from hd.book import notebooks
+    from hd.book import building, notebooks
     chosen = _choices(args)
     if not args.no_run:
         notebooks.execute_all(**chosen, time_limit=args.time_limit)
-    staged = book.stage_book(**chosen)
+    staged = building.stage_book(**chosen)
     print("building the book", flush=True)
-    index = book.build_book(staged)
+    index = building.build_book(staged)
     print(f"the book is ready: {index}")
 
 

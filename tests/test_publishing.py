@@ -7,7 +7,7 @@ from tiny import commit, git, write_benchmark, write_table
 
 from hd.book import publishing
 from hd.config import InputError
-from hd.report import benchmarks as benchmark_table
+from hd.report import benchmarks
 from hd.report import tables as report
 from hd.run.runs import row
 
@@ -180,7 +180,7 @@ def test_publishing_the_benchmark_copies_every_device_with_its_provenance(checko
                for path in publishing.publish_benchmark(root=checkout)]
     assert written == [f"results/benchmark/{name}" for name in (
         "cpu-profile.csv", "cpu.csv", "cpu.json", "gpu-profile.csv", "gpu.csv", "gpu.json")]
-    found = benchmark_table.published(checkout / "results" / "benchmark")
+    found = benchmarks.published(checkout / "results" / "benchmark")
     assert found["kind"].tolist() == ["cpu"] * 3 + ["gpu"] * 3
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from hd.config import GAMES, InputError
-from hd.report import benchmarks as benchmark_table
+from hd.report import benchmarks
 from hd.run import machine
 from hd.run.runs import COLUMNS
 from hd.run.storage import sha256_of
@@ -66,15 +66,15 @@ def write_benchmark(folder, kind="cpu", dirty=False):
                            "ratio_min": ratio / 2, "ratio_max": ratio * 2, **fixed}
                           for stage, bar, met, ratio in rows])
     profile = pd.DataFrame([("reading", "theirs", "replay._gather", 0.625, 12)],
-                           columns=list(benchmark_table.PROFILE_COLUMNS))
+                           columns=list(benchmarks.PROFILE_COLUMNS))
     path = folder / f"{kind}.csv"
-    table[list(benchmark_table.COLUMNS)].to_csv(path, index=False)
-    profile.to_csv(benchmark_table.profile_beside(path), index=False)
+    table[list(benchmarks.COLUMNS)].to_csv(path, index=False)
+    profile.to_csv(benchmarks.profile_beside(path), index=False)
     path.with_suffix(".json").write_text(json.dumps({
         "git": {"commit": "abc1234567", "dirty": dirty}, "device": "Test CPU", "threads": 2,
         "processes": 2, "packages": {"torch": "2.0"}, "wall_seconds": 400.0,
         "sha256": sha256_of(path),
-        "profile_sha256": sha256_of(benchmark_table.profile_beside(path))}))
+        "profile_sha256": sha256_of(benchmarks.profile_beside(path))}))
     return path
 
 

@@ -15,7 +15,7 @@ from hd import config
 from hd.audit import claims
 from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
-from hd.report import benchmarks as benchmark_table
+from hd.report import benchmarks
 from hd.report.benchmarks import KINDS, fresh_folder, profile_beside
 from hd.report.tables import (
     TITLES,
@@ -168,7 +168,7 @@ def publish_benchmark(*, root: Path = ROOT) -> list[Path]:
     if not (paths := [path for path in paths if path.exists()]):
         raise InputError(f"no benchmark below {shown(fresh_folder())}; make it: python -m hd bench")
     for path in paths:
-        record = benchmark_table.load_with_record(path)[2]
+        record = benchmarks.load_with_record(path)[2]
         if record["git"]["dirty"] is not False:
             raise InputError(f"{shown(path)} was not made from a clean commit; commit, then make "
                              f"it again: python -m hd bench")
