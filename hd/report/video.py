@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import functools
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import imageio.v2 as imageio
-import imageio_ffmpeg
 import numpy as np
 import torch
 
@@ -26,16 +26,18 @@ from hd.run.storage import ROOT, write_atomically
 PLAYERS = ("recorded", "random", "agent", "tracker")
 VIDEO_BYTES = 8_000_000  # what a page may hold
 MAX_STEPS = 3000  # of a video
+NO_FFMPEG = "a video needs the package imageio-ffmpeg, which is not installed"
 
 
 def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, fps: int = 15,
                        scale: int = 3, notes: Sequence[str] | None = None,
-                       marks: Mapping[str, np.ndarray] | None = None) -> Path:
+                       marks: Mapping[str, np.ndarray] | None = None) -> Path | None:
     """Write an mp4 (h264, yuv420p: plays in any browser) of videos beside each other.
 
     columns: name, written on top, -> (T, 84, 84) uint8, all of the same T. notes: T texts for the
     line below the names. marks: name -> (T, 2) column and row to be circled, NaN for none.
-    Returns the path. Raises InputError for unequal shapes, and when the disk is full.
+    Returns the path; None, after a line that says so, without the package imageio-ffmpeg. Raises
+    InputError for unequal shapes, and when the disk is full.
     """
     shapes = {np.shape(frames) for frames in columns.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or not shape[0]:
@@ -43,6 +45,9 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
                          f"{ {name: np.shape(frames) for name, frames in columns.items()} }")
     for frames in columns.values():
         check_frames(frames, shape[1:])
+    if not can_write_videos():
+        print(f"{Path(path).name} is not written: {NO_FFMPEG}")
+        return None
     path = Path(path)
 
     def write(aside):
@@ -61,8 +66,14 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
     return path
 
 
+def can_write_videos() -> bool:
+    """Whether the package is there that brings ffmpeg; it is large, and some machines lack it."""
+    return find_spec("imageio_ffmpeg") is not None
+
+
 def _check_whole(path: Path, num_frames: int) -> None:
     """Raise OSError unless all frames can be read back: imageio drops ffmpeg's error of writing."""
+    import imageio_ffmpeg
     try:
         found = imageio_ffmpeg.count_frames_and_secs(str(path))[0]
     except RuntimeError:
@@ -94,11 +105,14 @@ def _titled(columns: Mapping[str, np.ndarray], scale: int, note: str,
     return picture
 
 
-def embed_video(path: Path | str):
+def embed_video(path: Path | str | None):
     """The mp4 as IPython HTML holding the video itself: the built book needs no other file.
 
-    The bytes depend on the ffmpeg version: tag the cell nbval-ignore-output.
+    None for the video that could not be written. The bytes depend on the ffmpeg version: tag the
+    cell nbval-ignore-output.
     """
+    if path is None:
+        return None
     from IPython.display import HTML
     content = Path(path).read_bytes()
     if len(content) > VIDEO_BYTES:
@@ -138,6 +152,8 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
     config.allowed("policy", policy, PLAYERS)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise InputError(f"steps must be a whole number from 1 to {MAX_STEPS}; got {steps!r}")
+    if not can_write_videos():
+        raise InputError(NO_FFMPEG)
     run = runs.start("imagination", profile=profile, variant=variant, seed=seed)
     play = _recorded if policy == "recorded" else functools.partial(_played, policy)
     frames, ram, tokens, actions = play(run, game, run.cfg.context + steps)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 from tqdm import tqdm
@@ -272,13 +273,24 @@ def _evaluate(model, evaluate) -> dict:
     return metrics
 
 
+class Untracked:
+    """A tracker that keeps nothing."""
+
+    def log(self, entry: dict, *, step: int) -> None:
+        """As wandb's."""
+
+
 @contextlib.contextmanager
 def tracker_for(run: Run):
     """A wandb run below the profile's folder: offline unless WANDB_MODE says otherwise.
 
     Closed whatever happens: wandb would give a run left open to the next stage. Raises InputError
-    when its files cannot be written.
+    when its files cannot be written. Without the package nothing is tracked, which a line says.
     """
+    if find_spec("wandb") is None:
+        print(f"{run.stage} is not tracked: the package wandb is not installed", flush=True)
+        yield Untracked()
+        return
     import wandb  # late: it takes a second, and most commands never train
 
     settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False,
