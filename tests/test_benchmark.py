@@ -1,9 +1,14 @@
 """hd.bench.benchmark and its parts: fair opponents, counted operations, ratios beside bars."""
 
+import dataclasses
+import functools
+import os
+
 import numpy as np
 import pytest
 import torch
-from tiny import write_benchmark
+import torch.nn.functional as F
+from tiny import refusal, write_benchmark
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,40 +16,44 @@ from hd.bench import (
     benchmark,
     emulators,
     flops,
+    gpu,
     opponents,
+    sharing,
+    sizes,
+    steps,
     synthetic,
+    timed_stages,
     timing,
 )
-from hd.bench import (
-    timed_stages as benchmark_stages,
-)
-from hd.bench.timing import Duel
-from hd.config import EncoderConfig, InputError, WorldModelConfig
+from hd.bench.timing import Comparison
+from hd.config import PROFILES, EncoderConfig, InputError, WorldModelConfig
 from hd.encoder import AtariEncoder
 from hd.imagination import imagine
 from hd.replay import Replay
 from hd.report import benchmarks, figures
-from hd.world_model import WorldModel
+from hd.run import training
+from hd.run.machine import device
+from hd.world_model import WorldModel, hierarchical_mask
 
 SMALL = WorldModelConfig(num_layers=2, dim=24, num_heads=3, ffn_dim=40, max_steps=7, num_codes=11,
                          dropout=0.0, attention_dropout=0.0)
 
 
-def duel(ours, theirs, **settings):
-    return Duel("a stage", "images/s", iter(ours).__next__, iter(theirs).__next__, "theirs",
+def comparison(ours, theirs, **settings):
+    return Comparison("a stage", "images/s", iter(ours).__next__, iter(theirs).__next__, "theirs",
                 **settings)
 
 
 # ---- timing
 
 def test_a_ratio_is_the_median_of_pairs_that_follow_each_other_without_the_warm_up():
-    found = timing.measure(duel([99, 2, 30, 8], [1, 1, 10, 2], bar=">= 3"), pairs=3)
+    found = timing.measure(comparison([99, 2, 30, 8], [1, 1, 10, 2], bar=">= 3"), pairs=3)
     assert (found["ratio"], found["ratio_min"], found["ratio_max"]) == (3, 2, 4)
     assert (found["ours"], found["theirs"], found["pairs"], found["met"]) == (8, 2, 3, True)
 
 
 def test_long_work_takes_fewer_pairs_and_no_warm_up_when_it_says_so():
-    found = timing.measure(duel([6, 8], [2, 2], max_pairs=2, warm_up=False), pairs=5)
+    found = timing.measure(comparison([6, 8], [2, 2], max_pairs=2, warm_up=False), pairs=5)
     assert (found["ratio"], found["pairs"], found["met"]) == (3.5, 2, None)
 
 
@@ -60,13 +69,14 @@ def slow_part():
 
 
 def test_the_profile_names_the_parts_that_take_the_time():
-    rows = timing.where_time_goes(duel([], [], profiled=slow_part))
+    rows = timing.where_time_goes(comparison([], [], profiled=slow_part))
     assert any(row["part"].startswith("test_benchmark.") for row in rows[:2])
     assert rows == sorted(rows, key=lambda row: -row["share"]) and rows[0]["share"] <= 1
     rows = torch.randn(200, 200)
-    product = Duel("a", "images/s", lambda: rows @ rows, None, "b")
+    product = Comparison("a", "images/s", lambda: rows @ rows, None, "b")
     assert "aten::mm" in {row["part"] for row in timing.where_time_goes(product)}
-    assert timing.where_time_goes(Duel("a", "MB", None, None, "b")) == []
+    assert timing.where_time_goes(Comparison("a", "MB", None, None, "b")) == []
+    assert timing.where_time_goes(Comparison("a", "ms/step", None, None, "b", elsewhere=True)) == []
 
 
 # ---- opponents do the same work
@@ -135,6 +145,25 @@ def test_full_forward_passes_dream_the_codes_that_the_cache_dreams():
     assert torch.equal(torch.stack(codes, -1), dream.tokens[:, 1])
 
 
+def test_dreams_by_the_usual_means_are_the_dreams_of_the_cache():
+    cfg = dataclasses.replace(PROFILES["smoke"].policy, context=3, horizon=4)
+    profile = dataclasses.replace(PROFILES["smoke"], world_model=SMALL, policy=cfg)
+    model = steps.network("policy", profile)
+    with torch.no_grad():  # so sure of every code and action that sampling has no choice
+        for weight in model.dream_in.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.3)
+        for head in (*model.dream_in.code_heads, model.actor.layers[-1]):
+            head.weight.mul_(1e4)
+    model.actor.uniform_mix = 0.0
+    tokens, actions = torch.randint(11, (5, 3, 3)), torch.randint(18, (5, 2))
+    ours, plain = model.dream(tokens, actions), opponents.dream(model, tokens, actions)
+    assert len(ours.tokens.unique()) > 5
+    for name in ("tokens", "actions"):
+        assert torch.equal(getattr(plain, name), getattr(ours, name))
+    for name in ("features", "rewards", "continues"):  # attention rounds in another order
+        assert torch.allclose(getattr(plain, name), getattr(ours, name), atol=1e-4)
+
+
 def test_a_loader_gives_as_many_batches_as_asked_each_time():
     columns = {"tokens": torch.arange(20)[:, None].expand(20, 3), "rewards": torch.arange(20.0)}
     feed = opponents.LoaderFeed(opponents.StepWindows(columns, 4), batch_size=5, count=2)
@@ -189,7 +218,7 @@ def test_operations_of_a_dream_are_those_that_torch_counts():
     model.mask.fill_(False)  # attention apart: with a cache it reads what the mask allows
     tokens, actions = torch.randint(11, (2, 3, 3)), torch.randint(18, (2, 2))
     assert flops.imagination(model, 2, 3, 4) == counted(
-        lambda: imagine(model, tokens, actions, benchmark_stages._stand_still, horizon=4,
+        lambda: imagine(model, tokens, actions, timed_stages._stand_still, horizon=4,
                         generator=torch.Generator()), without_attention=True)
 
 
@@ -214,6 +243,109 @@ def test_made_up_embeddings_are_unit_vectors_in_clusters():
     assert cosines.median().abs() < 0.1
 
 
+# ---- beside a busy process
+
+def test_the_small_transformer_reads_32_windows_of_64_tokens_in_4_layers_of_128():
+    cfg = sharing.small_transformer().world_model
+    read = synthetic.batches(sharing.small_transformer())["world_model"]["tokens"]
+    assert (cfg.num_layers, cfg.dim, cfg.accumulate) == (4, 128, 1)
+    assert read.shape == (32, 16, 3)  # the action is the fourth token of a step
+
+
+def test_only_the_process_with_torchs_own_threads_starts_without_settings(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    started = []
+
+    class Started(sharing.Steps):
+        def __init__(self, program, environment):
+            started.append((program.split(";")[0], environment))
+
+        def close(self):
+            pass
+    monkeypatch.setattr(sharing, "Steps", Started)
+    beside, alone = sharing.beside_a_busy_process(sizes.sizes_for("cpu"))
+    assert (beside.bar, alone.bar) == ("<= 2.5", "<= 1.1")
+    (ours, mine), (torchs, untouched) = started
+    assert ours.startswith("from hd.") and torchs == "import torch"
+    assert mine.items() - untouched.items() == {("OMP_WAIT_POLICY", "PASSIVE"),
+                                                ("GOMP_SPINCOUNT", "7")} | {
+        pair for pair in os.environ.items() if pair[0].startswith(("OMP_", "MKL_", "KMP_"))}
+
+
+def test_a_process_that_ended_is_named_in_one_line():
+    process = sharing.Steps("raise SystemExit(3)", dict(os.environ))
+    with pytest.raises(RuntimeError, match="that makes the steps ended with exit code 3"):
+        process.milliseconds()
+    process.close()
+
+
+# ---- what a GPU offers
+
+def test_attention_by_blocks_is_attention_under_the_mask(monkeypatch):
+    monkeypatch.setattr(gpu, "compiled", lambda function: function)
+    parts = torch.randn(3, 2, 3, 160, 16)  # two blocks of 128, the second partly filled
+    mask = hierarchical_mask(40, "seed")
+    dense, other = (functools.partial(F.scaled_dot_product_attention, attn_mask=allowed)
+                    for allowed in (mask, hierarchical_mask(40, "causal")))
+    by_blocks = gpu.flexible_attention(mask)
+    assert gpu.largest_difference(dense, by_blocks, parts) < gpu.AGREE_WITHIN[torch.float32]
+    assert gpu.largest_difference(other, by_blocks, parts) > 0.1
+
+
+def test_ways_of_attending_that_differ_only_backwards_are_told_apart():
+    parts = torch.randn(3, 2, 3, 7, 5).requires_grad_()
+
+    def without_keys(queries, keys, values):
+        return F.scaled_dot_product_attention(queries, keys.detach(), values)
+    assert gpu.largest_difference(F.scaled_dot_product_attention, without_keys, parts) > 0.1
+
+
+def test_a_row_that_fails_is_a_line_and_the_rest_goes_on(capsys):
+    def sound(sizes):
+        yield comparison([4, 4], [2, 2])
+
+    def broken(sizes):
+        yield comparison([], [])
+        raise RuntimeError("no such\nkernel")
+    measured = benchmark._Measured(0.0)
+    for one in benchmark._guarded(None, (broken, sound)):
+        measured.add(one, 1)
+    assert [row["ratio"] for row in measured.rows] == [2]
+    failed, left_out, _ = capsys.readouterr().out.splitlines()
+    assert failed.endswith("a stage, against theirs, failed: StopIteration")
+    assert left_out == "broken is left out: no such kernel"
+
+
+def test_a_row_of_the_cpu_that_fails_ends_the_benchmark():
+    with pytest.raises(StopIteration):
+        benchmark._Measured(0.0).add(comparison([], []), 1)
+
+
+def test_the_gpus_part_is_refused_without_a_gpu_before_any_work(monkeypatch):
+    monkeypatch.setenv("HD_DEVICE", "cpu")
+    assert refusal(benchmark.main, gpu_only=True) == (
+        "the GPU's part of the benchmark needs a GPU: torch sees none")
+
+
+def test_what_a_gpu_is_for_is_measured_until_the_time_is_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setattr(benchmark, "device_kind", lambda: "gpu")
+    monkeypatch.setattr(gpu, "compiled", lambda function: function)
+    monkeypatch.setattr(timing, "LONG_ENOUGH", 0.01)
+    assert benchmark.main(pairs=1, quick=True, gpu_only=True, seconds=60) == 0
+    table = benchmarks.load_with_record(tmp_path / "benchmark" / "gpu-quick.csv")[0]
+    stages = "\n".join(table["stage"])
+    for part in ("a training step of encoder", "a training step of world model", "policy update",
+                 "imagination"):
+        assert part in stages
+    if device().type == "cpu":  # flex_attention has no backward pass there
+        assert "flex_attention, failed: FlexAttention does not support backward on CPU" in (
+            capsys.readouterr().out)
+    assert benchmark.main(pairs=1, quick=True, gpu_only=True, seconds=0) == 0
+    assert "the time is over, 1 rows are measured" in capsys.readouterr().out
+
+
 # ---- all of it
 
 @pytest.fixture(scope="module")
@@ -232,10 +364,12 @@ def measured(tmp_path_factory):
 def test_the_benchmark_measures_every_stage_and_leaves_only_its_tables(measured):
     table, profile, record = benchmarks.load_with_record(measured)
     stages = table["stage"].to_list()
-    for word in ("matrix product", "collecting", "reading", "encoder training", "share of peak",
+    if training.precision(EncoderConfig(), device()) is not None:
+        assert stages[0].startswith("matrix product")
+    for word in ("collecting", "reading", "encoder training", "share of peak",
                  "world-model training", "attention under the mask", "residual VQ", "error left",
-                 "imagination", "stored steps", "memory", "disk", "a step of encoder",
-                 "a step of world model", "a step of policy"):
+                 "imagination", "policy update", "beside a busy process", "stored steps", "memory",
+                 "disk", "a step of encoder", "a step of world model", "a step of policy"):
         assert any(word in stage for stage in stages)
     assert (table[["ours", "theirs", "ratio"]] > 0).all(axis=None)
     beside_peak = {stage for stage in stages if stage.endswith("share of peak")}

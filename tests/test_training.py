@@ -673,3 +673,14 @@ def test_a_run_that_breaks_off_is_closed_for_tracking_too(error, root, monkeypat
         train(Line(), interrupting(3, error), start())
     assert wandb.run is None  # else the next stage would be tracked under this one's name
     assert capsys.readouterr().err == ""
+
+
+def test_without_wandb_training_goes_on_untracked_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    run = runs.start("tokenizer", profile="smoke")
+    with training.tracker_for(run) as tracker:
+        tracker.log({"loss": 1.0}, step=3)
+    assert capsys.readouterr().out == (
+        "tokenizer is not tracked: the package wandb is not installed\n")
+    assert not (tmp_path / "smoke" / "wandb").exists()

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import sys
 from types import SimpleNamespace
 
 import imageio.v2 as imageio
@@ -270,3 +271,15 @@ def test_a_video_that_cannot_be_made_is_refused_in_one_line(untrained, wrong, me
     with pytest.raises(InputError, match=re.escape(message)) as error:
         video.play_video(**{"game": "pong", "profile": "smoke", **wrong})
     assert "\n" not in str(error.value)
+
+
+def test_without_ffmpeg_pages_have_no_video_and_play_says_what_it_needs(tmp_path, monkeypatch,
+                                                                       capsys):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # as where it is not installed
+    path = tmp_path / "dream.mp4"
+    written = video.side_by_side_video({"real": np.zeros((2, 84, 84), np.uint8)}, path)
+    needs = "a video needs the package imageio-ffmpeg, which is not installed"
+    assert capsys.readouterr().out == f"dream.mp4 is not written: {needs}\n"
+    assert written is video.embed_video(written) is None and not path.exists()
+    assert refusal(video.play_video, game="pong") == needs

@@ -107,6 +107,19 @@ def test_shards_are_small_and_together_everything(made, monkeypatch):
     runs.load_model(run, AtariEncoder(run.cfg))
 
 
+def test_stored_weights_restore_elsewhere_and_say_that_their_tree_was_not_clean(made, monkeypatch):
+    run, model, root = made
+    monkeypatch.setattr(machine, "git_state", lambda: {"commit": None, "dirty": None})
+    runs.save_model(run, model, wall_seconds=3.0)
+    with pytest.raises(InputError, match="not made from a clean commit"):
+        weights.publish(run, root=root)
+    stored = weights.store(run, root=root)
+    assert sorted(path.name for path in stored) == ["encoder-0.safetensors", "encoder.json"]
+    shutil.rmtree(run.folder)
+    assert weights.restore(run, root=root) == ["encoder"]
+    assert runs.finished(run)["made_by"] == {"commit": None, "dirty": None}
+
+
 def test_weights_of_another_configuration_are_refused_by_name_and_hash(made):
     run, _, root = made
     weights.publish(run, root=root)

@@ -8,22 +8,22 @@ the time goes are written below the artefact folder; hd.book.publishing publishe
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from hd.bench import memory as benchmark_memory
-from hd.bench import timed_stages as benchmark_stages
-from hd.bench.timed_stages import GAMES, OF_PEAK, Sizes
-from hd.bench.timing import Duel, matrix_products, measure, where_time_goes
+from hd.bench import gpu, memory, sharing, timed_stages
+from hd.bench.sizes import GAMES, Sizes, sizes_for
+from hd.bench.timing import Comparison, matrix_products, measure, named, where_time_goes
 from hd.collection import collect_game
-from hd.config import PROFILES, EncoderConfig, FramesConfig, InputError, Profile
+from hd.config import EncoderConfig, FramesConfig, InputError
 from hd.replay import Replay
 from hd.report.benchmarks import COLUMNS, PROFILE_COLUMNS, fresh_folder, profile_beside
 from hd.run import training
@@ -32,67 +32,129 @@ from hd.run.runs import seed_everything
 from hd.run.storage import exclusive, sha256_of, shown, write_atomically, write_json
 
 LIBRARY = "vector-quantize-pytorch"
+NOTHING_MEASURED = 1  # exit code
 
 
-def main(*, pairs: int = 5, quick: bool = False) -> int:
-    """Run every duel, print each as it ends, store the tables; returns 0.
+def main(*, pairs: int = 5, quick: bool = False, gpu_only: bool = False,
+         seconds: float | None = None) -> int:
+    """Measure every comparison, print each as it ends, store the tables; returns the exit code.
 
-    quick: tiny sizes, only to see that everything runs. Raises InputError before any work where
-    the library to compare with is missing.
+    quick: tiny sizes, only to see that everything runs. gpu_only: what a GPU is for, without the
+    rows that time games, disks and loaders. seconds: nothing more is begun after them, and what
+    is measured is stored at once, should something end this earlier.
+    Raises InputError before any work where the library to compare with, or the GPU, is missing.
     """
-    if not find_spec(LIBRARY.replace("-", "_")):
+    if gpu_only and device_kind() == "cpu":
+        raise InputError("the GPU's part of the benchmark needs a GPU: torch sees none")
+    if not gpu_only and not find_spec(LIBRARY.replace("-", "_")):
         raise InputError(f"the benchmark needs the package {LIBRARY}: install the dev extra")
-    target = fresh_folder() / f"{device_kind()}{'-quick' * quick}.csv"
+    sizes = sizes_for(device_kind(), quick=quick)
+    target = fresh_folder() / (f"{device_kind()}-quick.csv" if quick else f"{device_kind()}.csv")
+    measured = _Measured(time.monotonic())
     with exclusive(target), _scratch(target) as scratch:
         seed_everything(0)
-        began, rows, profiles = time.monotonic(), [], []
-        with contextlib.closing(duels(sizes_for(device_kind(), quick=quick), scratch)) as all_of:
-            for duel in all_of:
-                rows.append(measure(duel, pairs))
-                print(in_a_line(rows[-1], time.monotonic() - began), flush=True)
-                if rows[-1]["met"] is False or duel.stage.endswith(OF_PEAK):
-                    profiles += where_time_goes(duel)
-        _store(target, rows, profiles, wall_seconds=time.monotonic() - began)
+        chosen = on_gpu(sizes) if gpu_only else comparisons(sizes, scratch)
+        with contextlib.closing(chosen):
+            for comparison in chosen:
+                measured.add(comparison, pairs)
+                if seconds is not None and measured.rows:
+                    _store(target, measured)
+                if seconds is not None and measured.elapsed > seconds:
+                    print(f"the time is over, {len(measured.rows)} rows are measured", flush=True)
+                    break
+        if not measured.rows:
+            return NOTHING_MEASURED
+        _store(target, measured)
     print(f"written: {shown(target)}")
     return 0
 
 
-def duels(sizes: Sizes, folder: Path) -> Iterator[Duel]:
-    """Every duel, in order. Stored steps go below folder."""
-    fast = training.precision(EncoderConfig(), device())
-    if fast is not None:
-        yield Duel(f"matrix product, {benchmark_stages.named(fast)}", "GFLOP/s",
-                   matrix_products(fast, sizes.product),
-                   matrix_products(torch.float32, sizes.product), "float32")
-    yield from benchmark_memory.fitting(sizes)
-    yield from benchmark_stages.collecting(sizes)
+def comparisons(sizes: Sizes, folder: Path) -> Iterator[Comparison]:
+    """Every comparison of this device, in order. Stored steps go below folder."""
+    yield from _peaks(sizes)
+    yield from memory.fitting(sizes)
+    yield from timed_stages.collecting(sizes)
     cfg = FramesConfig(num_steps=sizes.frames, sources={"random": 1.0})
     collect_game(GAMES[0], cfg, folder=folder / "frames", num_workers=1)
     data = Replay.open(folder / "frames", GAMES, val_share=0.0, seed=0)
-    yield from benchmark_stages.encoding(sizes, data)
-    yield from benchmark_stages.world_modelling(sizes, data)
-    yield from benchmark_stages.masking(sizes)
-    yield from benchmark_stages.quantizing(sizes)
-    yield from benchmark_stages.imagining(sizes)
-    yield from benchmark_memory.growing(sizes, folder)
+    yield from timed_stages.encoding(sizes, data)
+    yield from timed_stages.world_modelling(sizes, data)
+    yield from timed_stages.masking(sizes)
+    yield from timed_stages.quantizing(sizes)
+    yield from timed_stages.imagining(sizes)
+    yield from timed_stages.updating(sizes)
+    if device_kind() == "cpu":
+        yield from sharing.beside_a_busy_process(sizes)
+    else:
+        yield from _guarded(sizes, gpu.MEASURED)
+    yield from memory.growing(sizes, folder)
 
 
-def sizes_for(kind: str, *, quick: bool = False) -> Sizes:
-    """kind: "cpu" or "gpu". A GPU times the models of paper, a CPU those of desk."""
-    if quick:
-        tiny = _resized(PROFILES["smoke"], anchors=8, windows=2)
-        return Sizes(tiny, tiny, episode=20, frames=60, encoder_steps=1, steps=1, batches=1,
-                     rows=1200, dreams=(3,), horizon=2, growth=(100, 300), product=64, tokens={})
-    if kind == "gpu":
-        return Sizes(_resized(PROFILES["paper"], anchors=256, windows=32), encoder_steps=40,
-                     steps=20, batches=20, product=8192, tokens={})
-    return Sizes(_resized(PROFILES["desk"], anchors=256, windows=16))
+def on_gpu(sizes: Sizes) -> Iterator[Comparison]:
+    """What a GPU is for, in the order of what is wanted first; needs no game and no library."""
+    yield from _guarded(sizes, (_peaks, *gpu.MEASURED, timed_stages.updating,
+                                timed_stages.imagining))
 
 
-def _resized(profile: Profile, *, anchors: int, windows: int) -> Profile:
-    return dataclasses.replace(
-        profile, encoder=dataclasses.replace(profile.encoder, batch_size=anchors),
-        world_model=dataclasses.replace(profile.world_model, batch_size=windows, accumulate=1))
+def _peaks(sizes: Sizes) -> Iterator[Comparison]:
+    """Matrix products in the type that training uses, where that is not float32."""
+    fast = training.precision(EncoderConfig(), device())
+    if fast is not None:
+        yield Comparison(f"matrix product, {named(fast)}", "GFLOP/s",
+                         matrix_products(fast, sizes.product),
+                         matrix_products(torch.float32, sizes.product), "float32")
+
+
+def _guarded(sizes: Sizes, makers: tuple[Callable, ...]) -> Iterator[Comparison]:
+    """The comparisons of each maker, all of which may fail; so may making one, in a line."""
+    for make in makers:
+        try:
+            for comparison in make(sizes):
+                yield comparison.that_may_fail()
+        except Exception as error:
+            print(f"{make.__name__.strip('_')} is left out: {_in_short(error)}",
+                  flush=True)
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@dataclass
+class _Measured:
+    """What was measured so far; began is a time.monotonic()."""
+
+    began: float
+    rows: list[dict] = field(default_factory=list)
+    profiles: list[dict] = field(default_factory=list)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.began
+
+    def add(self, comparison: Comparison, pairs: int) -> None:
+        """Measure, print and keep a comparison; what may fail and does is printed only."""
+        try:
+            row = measure(comparison, pairs)
+        except Exception as error:
+            if not comparison.may_fail:
+                raise
+            print(f"{self.elapsed:4.0f} s  {comparison.stage}, against {comparison.against}, "
+                  f"failed: {_in_short(error)}", flush=True)
+            return
+        self.rows.append(row)
+        print(in_a_line(row, self.elapsed), flush=True)
+        if row["met"] is False or comparison.stage.endswith(timed_stages.OF_PEAK):
+            self.profiles += where_time_goes(comparison)
+
+
+def in_a_line(row: dict, elapsed: float) -> str:
+    """A row as it is printed while the benchmark runs."""
+    bar = {None: "", True: f", bar {row['bar']}: met", False: f", bar {row['bar']}: NOT met"}
+    return (f"{elapsed:4.0f} s  {row['stage']}: {row['ours']:,.4g} {row['unit']}, "
+            f"{row['ratio']:.3g} x {row['against']} ({row['theirs']:,.4g}; {row['ratio_min']:.3g} "
+            f"to {row['ratio_max']:.3g}, {row['pairs']} pairs){bar[row['met']]}")
 
 
 @contextlib.contextmanager
@@ -106,23 +168,23 @@ def _scratch(target: Path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def in_a_line(row: dict, elapsed: float) -> str:
-    """A row as it is printed while the benchmark runs."""
-    bar = {None: "", True: f", bar {row['bar']}: met", False: f", bar {row['bar']}: NOT met"}
-    return (f"{elapsed:4.0f} s  {row['stage']}: {row['ours']:,.4g} {row['unit']}, "
-            f"{row['ratio']:.3g} x {row['against']} ({row['theirs']:,.4g}; {row['ratio_min']:.3g} "
-            f"to {row['ratio_max']:.3g}, {row['pairs']} pairs){bar[row['met']]}")
-
-
-def _store(target: Path, rows: list[dict], profiles: list[dict], *, wall_seconds: float) -> None:
+def _store(target: Path, measured: _Measured) -> None:
     """The table, what was profiled, and their provenance with the sha256 of both."""
-    made = circumstances(wall_seconds, (*PACKAGES, LIBRARY))
-    table = pd.DataFrame(rows).assign(device=made["device"], threads=made["threads"],
-                                      **git_state())
-    found = pd.DataFrame(profiles, columns=list(PROFILE_COLUMNS))
+    packages = (*PACKAGES, LIBRARY) if _is_installed(LIBRARY) else PACKAGES
+    made = circumstances(measured.elapsed, packages)
+    table = pd.DataFrame(measured.rows).assign(device=made["device"], threads=made["threads"],
+                                               **git_state())
+    found = pd.DataFrame(measured.profiles, columns=list(PROFILE_COLUMNS))
     for path, part in ((target, table[list(COLUMNS)]), (profile_beside(target), found)):
         write_atomically(path, lambda aside, part=part: part.to_csv(
             aside, index=False, float_format="%.4g"))
     write_json(target.with_suffix(".json"), {
         **made, "processes": cpu_count(), "sha256": sha256_of(target),
         "profile_sha256": sha256_of(profile_beside(target))})
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False

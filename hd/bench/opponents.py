@@ -7,10 +7,12 @@ workers, a full forward pass for every dreamed token.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from hd.encoder import AtariEncoder
+from hd.imagination import Rollout
 from hd.world_model import PREDICTED_AT, WorldModel
 
 NUM_WORKERS = 2
@@ -137,3 +139,78 @@ def next_code(model, tokens, actions, level: int):
     """
     hidden = model.hidden(tokens, actions)
     return model.code_heads[level](hidden[:, -1, PREDICTED_AT[level]])
+
+
+def dream(actor_critic, tokens, actions) -> Rollout:
+    """hd.policy.ActorCritic.dream by the usual means: a cache that grows by torch.cat, torch's
+    attention kernel, torch.multinomial. Under autocast keys and values are as it makes them."""
+    model, cfg = actor_critic.dream_in, actor_critic.cfg
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    with torch.no_grad():
+        return _Dream(model, tokens, actions, generator).roll(actor_critic.actor.act, cfg.horizon)
+
+
+class _Dream:
+    """A world model's dream under the policy's codes: its cache, a pair of tensors a block."""
+
+    def __init__(self, model, tokens, actions, generator):
+        """tokens (B, T, 3), actions (B, T-1)."""
+        self.model, self.generator, self.length = model, generator, 0
+        self.cache: list[tuple | None] = [None] * len(model.transformer.blocks)
+        self.tokens, filled = tokens[:, -1], F.pad(actions, (0, 1))
+        # The last L2 is fed together with the action that is chosen for it.
+        self._extend(model.embed(tokens, filled)[:, :4 * tokens.shape[1] - 2])
+
+    def roll(self, act, horizon: int) -> Rollout:
+        """horizon steps under act(features, generator) -> ids."""
+        steps, outcomes = [self.tokens], []
+        for _ in range(horizon):
+            chosen = act(self.model.features(self.tokens), self.generator)
+            outcomes.append((chosen, *self._step(chosen)))
+            steps.append(self.tokens)
+        seen = torch.stack(steps, 1)
+        return Rollout(seen, self.model.features(seen),
+                       *(torch.stack(column, 1) for column in zip(*outcomes)))
+
+    def _step(self, actions):
+        """Feed (B,) actions; returns reward and continue, and stands at the next step."""
+        model, codes = self.model, []
+        fed = torch.cat([self._token(2, self.tokens[:, 2]), self._token(3, actions)], 1)
+        hidden = self._extend(fed)
+        _, reward, keep = model.outcome(hidden)
+        for level in range(3):
+            shares = model.code_heads[level](hidden).float().softmax(-1).to(self.generator.device)
+            drawn = torch.multinomial(shares, 1, generator=self.generator)[:, 0]
+            codes.append(drawn.to(hidden.device))
+            if level < 2:
+                hidden = self._extend(self._token(level, codes[level]))
+        self.tokens = torch.stack(codes, -1)
+        return reward, keep.float().sigmoid()
+
+    def _token(self, slot: int, ids):
+        """(B,) ids of slot 0, 1, 2 (codes) or 3 (action) -> (B, 1, dim), at the next position."""
+        tables = (*self.model.code_embeddings, self.model.action_embedding)
+        return (tables[slot](ids) + self.model.level_embedding.weight[slot])[:, None]
+
+    def _extend(self, x):
+        """(B, n, dim) behind what is there -> the transformer's output at the last, (B, dim)."""
+        model, end = self.model, self.length + x.shape[1]
+        if self.length:  # the context comes with its positions
+            x = x + model.position_embedding.weight[self.length:end]
+        mask = model.mask[self.length:end, :end]
+        for layer, block in enumerate(model.transformer.blocks):
+            x = self._attended(layer, block, x, mask)
+            x = x + block.ffn_out(F.gelu(block.ffn_in(block.ffn_norm(x))))
+        self.length = end
+        return model.transformer.norm(x)[:, -1]
+
+    def _attended(self, layer: int, block, x, mask):
+        B, n, dim = x.shape
+        qkv = block.attention_in(block.attention_norm(x))
+        queries, keys, values = qkv.view(B, n, 3, block.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if self.cache[layer] is not None:
+            keys, values = (torch.cat([old, new], 2)
+                            for old, new in zip(self.cache[layer], (keys, values)))
+        self.cache[layer] = (keys, values)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        return x + block.attention_out(mixed.transpose(1, 2).reshape(B, n, dim))

@@ -6,6 +6,7 @@ The ratio is taken pair by pair, so it holds when the machine's speed drifts.
 from __future__ import annotations
 
 import cProfile
+import dataclasses
 import operator
 import os
 import pstats
@@ -24,12 +25,13 @@ BARS = {">=": operator.ge, "<=": operator.le}
 
 
 @dataclass(frozen=True)
-class Duel:
+class Comparison:
     """Ours beside theirs: each call does its work and returns a value in `unit`.
 
     bar: what ours / theirs must be, such as ">= 3"; empty where it is only reported. max_pairs:
     for work that takes long. profiled: work in this process for Python's profiler, where torch's
-    would see nothing of ours.
+    would see nothing of ours. elsewhere: our side works in another process, where no profiler
+    sees it. may_fail: what goes wrong is reported and the benchmark goes on.
     """
 
     stage: str
@@ -41,11 +43,17 @@ class Duel:
     max_pairs: int | None = None
     warm_up: bool = True
     profiled: Callable[[], object] | None = None
+    elsewhere: bool = False
+    may_fail: bool = False
 
     @property
     def is_timed(self) -> bool:
         """Whether the values are rates or times."""
         return self.unit.endswith("/s") or self.unit.startswith("ms/")
+
+    def that_may_fail(self) -> Comparison:
+        """The same, on a device where it may not work."""
+        return dataclasses.replace(self, may_fail=True)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -86,19 +94,24 @@ def matrix_products(dtype: torch.dtype, size: int) -> Callable[[], float]:
     return per_second(lambda: multiply(times), 2e-9 * size**3 * times)
 
 
-def measure(duel: Duel, pairs: int) -> dict:
+def named(dtype: torch.dtype) -> str:
+    """As a table shows it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def measure(comparison: Comparison, pairs: int) -> dict:
     """Median values of both sides; median, least and largest of ours / theirs, pair by pair."""
-    pairs = min(pairs, duel.max_pairs or pairs)
-    if duel.warm_up:
-        duel.ours(), duel.theirs()
-    values = [(duel.ours(), duel.theirs()) for _ in range(pairs)]
+    pairs = min(pairs, comparison.max_pairs or pairs)
+    if comparison.warm_up:
+        comparison.ours(), comparison.theirs()
+    values = [(comparison.ours(), comparison.theirs()) for _ in range(pairs)]
     ratios = [ours / theirs for ours, theirs in values]
     ours, theirs = map(statistics.median, zip(*values))
     ratio = statistics.median(ratios)
-    return {"stage": duel.stage, "unit": duel.unit, "ours": ours, "theirs": theirs,
-            "against": duel.against, "ratio": ratio, "ratio_min": min(ratios),
-            "ratio_max": max(ratios), "pairs": pairs, "bar": duel.bar,
-            "met": is_met(ratio, duel.bar)}
+    return {"stage": comparison.stage, "unit": comparison.unit, "ours": ours, "theirs": theirs,
+            "against": comparison.against, "ratio": ratio, "ratio_min": min(ratios),
+            "ratio_max": max(ratios), "pairs": pairs, "bar": comparison.bar,
+            "met": is_met(ratio, comparison.bar)}
 
 
 def is_met(ratio: float, bar: str) -> bool | None:
@@ -109,16 +122,16 @@ def is_met(ratio: float, bar: str) -> bool | None:
     return BARS[sign](ratio, float(limit))
 
 
-def where_time_goes(duel: Duel, top: int = 8) -> list[dict]:
+def where_time_goes(comparison: Comparison, top: int = 8) -> list[dict]:
     """The parts of our side that take the most time themselves: stage, against, part, share of
-    all time, calls. Nothing for values that are no times."""
-    if not duel.is_timed:
+    all time, calls. Nothing for values that are no times, or work that is done elsewhere."""
+    if comparison.elsewhere or not comparison.is_timed:
         return []
-    look = _look_at_python if duel.profiled else _look_at_torch
-    spent = sorted(look(duel.profiled or duel.ours), reverse=True)
+    look = _look_at_python if comparison.profiled else _look_at_torch
+    spent = sorted(look(comparison.profiled or comparison.ours), reverse=True)
     total = sum(taken for taken, _, _ in spent) or 1.0
-    return [{"stage": duel.stage, "against": duel.against, "part": part, "share": taken / total,
-             "calls": calls} for taken, part, calls in spent[:top]]
+    return [{"stage": comparison.stage, "against": comparison.against, "part": part,
+             "share": taken / total, "calls": calls} for taken, part, calls in spent[:top]]
 
 
 def _look_at_torch(work) -> list[tuple]:

@@ -111,7 +111,7 @@ def not_met(table: pd.DataFrame) -> None:
 
 
 def where_time_goes(table: pd.DataFrame) -> pd.DataFrame | None:
-    """The parts of our side that take most of the time, for each comparison that was profiled."""
+    """The parts of our side that take the most time themselves, for each profiled comparison."""
     profile = table.attrs.get("profile")
     if profile is None or profile.empty:
         return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import functools
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import imageio.v2 as imageio
-import imageio_ffmpeg
 import numpy as np
 import torch
 
@@ -29,17 +29,18 @@ from hd.run.storage import write_atomically
 PLAYERS = ("recorded", "random", "agent", "tracker")
 VIDEO_BYTES = 8_000_000  # what a page may hold
 MAX_STEPS = 3000  # of a video
+NO_FFMPEG = "a video needs the package imageio-ffmpeg, which is not installed"
 
 
 def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, fps: int = 15,
                        scale: int = 3, notes: Sequence[str] | None = None,
-                       marks: Mapping[str, np.ndarray] | None = None) -> Path:
+                       marks: Mapping[str, np.ndarray] | None = None) -> Path | None:
     """Write an mp4 (h264, yuv420p: plays in any browser) of videos beside each other.
 
     columns: name, written on top, -> (T, 84, 84) uint8, all of the same T. notes: T texts for the
     line below the names. marks: name -> (T, 2) column and row to be circled, NaN for none.
-    Returns the path. Raises InputError for unequal shapes or lengths, another ending than .mp4,
-    and when the disk is full.
+    Returns the path; None, after a line that says so, without the package imageio-ffmpeg. Raises
+    InputError for unequal shapes or lengths, another ending than .mp4, and when the disk is full.
     """
     path = _mp4(path)
     shapes = {np.shape(frames) for frames in columns.values()}
@@ -52,6 +53,9 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
         if len(along) != shape[0]:
             raise InputError(f"{name} must have one entry for each of the {shape[0]} frames; got "
                              f"{len(along)}")
+    if not can_write_videos():
+        print(f"{Path(path).name} is not written: {NO_FFMPEG}")
+        return None
 
     def write(aside):
         # One thread and no version tags: the same frames give the same bytes.
@@ -69,8 +73,14 @@ def side_by_side_video(columns: Mapping[str, np.ndarray], path: Path | str, *, f
     return path
 
 
+def can_write_videos() -> bool:
+    """Whether the package is there that brings ffmpeg; it is large, and some machines lack it."""
+    return find_spec("imageio_ffmpeg") is not None
+
+
 def _check_whole(path: Path, num_frames: int) -> None:
     """Raise OSError unless all frames can be read back: imageio drops ffmpeg's error of writing."""
+    import imageio_ffmpeg
     try:
         found = imageio_ffmpeg.count_frames_and_secs(str(path))[0]
     except RuntimeError:
@@ -102,11 +112,14 @@ def _titled(columns: Mapping[str, np.ndarray], scale: int, note: str,
     return picture
 
 
-def embed_video(path: Path | str):
+def embed_video(path: Path | str | None):
     """The mp4 as IPython HTML holding the video itself: the built book needs no other file.
 
-    The bytes depend on the ffmpeg version: tag the cell nbval-ignore-output.
+    None for the video that could not be written. The bytes depend on the ffmpeg version: tag the
+    cell nbval-ignore-output.
     """
+    if path is None:
+        return None
     from IPython.display import HTML
     content = Path(path).read_bytes()
     if len(content) > VIDEO_BYTES:
@@ -152,6 +165,8 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
         raise InputError(f"steps must be a whole number from 1 to {MAX_STEPS}; got {steps!r}")
     if out:
         _mp4(out)
+    if not can_write_videos():
+        raise InputError(NO_FFMPEG)
     run = runs.start("imagination", profile=profile, variant=variant, seed=seed)
     watch = _recorded if policy == "recorded" else functools.partial(_played, policy)
     frames, ram, tokens, actions = watch(run, game, run.cfg.context + steps)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 from tqdm import tqdm
@@ -305,9 +306,11 @@ def _evaluate(model, evaluate) -> dict:
     return metrics
 
 
-class _NoTracker:
+class Untracked:
+    """A tracker that keeps nothing."""
+
     def log(self, entry: dict, *, step: int) -> None:
-        pass
+        """As wandb's."""
 
 
 @contextlib.contextmanager
@@ -315,10 +318,14 @@ def tracker_for(run: Run | Unkept, cfg: TrainedStage):
     """A wandb run below the profile's folder: offline unless WANDB_MODE says otherwise.
 
     Closed whatever happens: wandb would give a run left open to the next stage. Raises InputError
-    when its files cannot be written.
+    when its files cannot be written. Without the package nothing is tracked, which a line says.
     """
     if isinstance(run, Unkept):
-        yield _NoTracker()
+        yield Untracked()
+        return
+    if find_spec("wandb") is None:
+        print(f"{run.stage} is not tracked: the package wandb is not installed", flush=True)
+        yield Untracked()
         return
     import wandb  # late: it takes a second, and most commands never train
 

@@ -1,6 +1,6 @@
 """Weights worth keeping: published small, restored into the folders of runs.
 
-results/<profile>/checkpoints/<variant>/ holds <stage>-<k>.safetensors in shards of at most 15 MB
+results/<profile>/checkpoints/<variant>/ holds <stage>-<k>.safetensors in shards of at most 14 MB
 and <stage>.json with provenance; a fresh clone restores them and can probe, dream and play. They
 are in half precision; what only training reads is left out, and the decoder's large matrix, which
 only draws, has a byte a weight.
@@ -20,7 +20,7 @@ from hd.run import runs
 from hd.run.runs import Run
 from hd.run.storage import ROOT, sha256_of, shown, write_atomically, write_json
 
-SHARD_BYTES, TREE_BYTES = 15_000_000, 10_000_000
+SHARD_BYTES, TREE_BYTES = 14_000_000, 10_000_000
 LEFT_OUT = {  # by what its names start with; the world model's codebooks are the tokenizer's
     "encoder": ("predictors.",), "tokenizer": ("counts", "sums"), "world_model": ("codebooks",),
     "policy": ("critic.", "slow_critic.", "num_ranges", "return_range")}
@@ -39,17 +39,36 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
     They replace the variant's older ones. Raises InputError when nothing is finished, a stage was
     made from a dirty tree, or all published weights together would be over 10 MB.
     """
-    made = {stage: record for stage in TRAINED if (record := runs.finished(run.at(stage)))}
-    if not made:
-        raise InputError(f"no trained stage is finished; make one: {run.at('encoder').command}")
+    made = _finished_stages(run)
     for stage, record in made.items():
         if record["git"]["dirty"] is not False:
             raise InputError(f"{stage} was not made from a clean commit; its weights are not "
                              f"published")
-    folder, files = folder_of(run, root), []
-    shards = {stage: _shards(_packed(stage, load_file(run.at(stage).folder / runs.MODEL)))
-              for stage in made}
+    folder, shards = folder_of(run, root), {stage: _shards(run.at(stage)) for stage in made}
     _check_size(root, folder, shards)
+    files = _write(folder, made, shards)
+    for old in set(folder.glob("*")) - set(files):
+        old.unlink()
+    return files
+
+
+def store(run: Run, *, root: Path) -> list[Path]:
+    """As publish, below another root and from any tree: what a machine hands back. The record of
+    each stage says from which tree it was made."""
+    made = _finished_stages(run)
+    return _write(folder_of(run, root), made, {stage: _shards(run.at(stage)) for stage in made})
+
+
+def _finished_stages(run: Run) -> dict[str, dict]:
+    """The record of each trained stage that is finished; raises InputError for none."""
+    made = {stage: record for stage in TRAINED if (record := runs.finished(run.at(stage)))}
+    if not made:
+        raise InputError(f"no trained stage is finished; make one: {run.at('encoder').command}")
+    return made
+
+
+def _write(folder: Path, made: dict[str, dict], shards: dict[str, list[dict]]) -> list[Path]:
+    files = []
     for stage, record in made.items():
         names = {}
         for k, tensors in enumerate(shards[stage]):
@@ -61,8 +80,6 @@ def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
                "in_bytes": IN_BYTES.get(stage, ())}
         write_json(folder / f"{stage}.json", {**kept, **how, "files": names})
         files += [*(folder / name for name in names), folder / f"{stage}.json"]
-    for old in set(folder.glob("*")) - set(files):
-        old.unlink()
     return files
 
 
@@ -114,10 +131,11 @@ def _unpacked(packed: dict) -> dict:
                       for name, scale in scales.items()}
 
 
-def _shards(tensors: dict) -> list[dict]:
-    """The tensors in groups of at most SHARD_BYTES; one larger tensor stands alone."""
+def _shards(run: Run) -> list[dict]:
+    """What is published of a finished stage's tensors, in groups of at most SHARD_BYTES; one larger
+    tensor stands alone."""
     shards, size = [{}], 0
-    for name, tensor in tensors.items():
+    for name, tensor in _packed(run.stage, load_file(run.folder / runs.MODEL)).items():
         if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
