@@ -186,7 +186,8 @@ def test_a_kernel_that_cannot_start_is_named_with_its_own_words(book, monkeypatc
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
     with pytest.raises(NotebookError) as failed:
         notebooks.execute("02_encoder", profile="smoke")
-    assert "its kernel died or did not start (ModuleNotFoundError: No module named 'encodings')" in str(failed.value)
+    assert ("its kernel died or did not start (ModuleNotFoundError: No module named 'encodings')"
+            in str(failed.value))
     assert "out of memory" not in str(failed.value)
 
 
