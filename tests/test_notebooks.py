@@ -307,7 +307,7 @@ def test_report_pages_read_the_fresh_tables_or_stay_as_published(book, ran, tmp_
     def run(job, deadline, cwd, said):
         if job.source.stem == "dynamics":
             raise InputError("no table of stage world_model")
-        return replaced(job, deadline, cwd)
+        return replaced(job, deadline, cwd, said)
     monkeypatch.setattr(notebooks, "_run", run)
     hd.book.building.stage_book("smoke")
     given, = (job.parameters["results_dir"] for job, _ in ran)
