@@ -183,7 +183,7 @@ def _action_id(action) -> int:
     except (TypeError, ValueError):
         found = -1
     if not 0 <= found < len(ACTION_MEANINGS):
-        raise InputError(f"unknown action {action!r}; allowed: ALE ids 0 to 17")
+        raise InputError(f"unknown action {action}; allowed: ALE ids 0 to 17")
     return found
 
 

@@ -58,7 +58,7 @@ def ran(monkeypatch):
     """Replaces the kernel: the jobs that would have run, with the seconds each had left."""
     jobs = []
 
-    def run(job, deadline, cwd):
+    def run(job, deadline, cwd, said):
         jobs.append((job, deadline and deadline - time.monotonic()))
         notebook = nbformat.read(job.source, 4)
         notebook.metadata["papermill"] = {"input_path": "a", "output_path": "b", "duration": 1.0}
@@ -180,6 +180,33 @@ def test_a_notebook_that_overruns_its_time_limit_is_stopped(book, tmp_path, monk
     assert executed(tmp_path) == ["02_encoder.partial.ipynb"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a Python without its library says so elsewhere too")
+def test_a_kernel_that_cannot_start_is_named_with_its_own_words(book, monkeypatch):
+    write_notebook(book / "02_encoder.ipynb")
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(NotebookError) as failed:
+        notebooks.execute("02_encoder", profile="smoke")
+    assert ("its kernel died or did not start (ModuleNotFoundError: No module named 'encodings')"
+            in str(failed.value))
+    assert "out of memory" not in str(failed.value)
+
+
+def test_a_kernel_that_was_killed_may_have_lacked_memory(book):
+    write_notebook(book / "02_encoder.ipynb", "import os, signal\nos.kill(os.getpid(), 9)")
+    with pytest.raises(NotebookError, match=r"did not start \(out of memory\?\): "):
+        notebooks.execute("02_encoder", profile="smoke")
+
+
+def test_a_closed_pipe_is_not_taken_for_a_full_disk(book, monkeypatch):
+    def refuse(*words, **settings):
+        raise BrokenPipeError
+    write_notebook(book / "02_encoder.ipynb")
+    plan = notebooks.plan("02_encoder", profile="smoke")
+    monkeypatch.setattr("papermill.execute_notebook", refuse)
+    with pytest.raises(BrokenPipeError):
+        notebooks.run_job(plan)
+
+
 # ---- what is not run again
 
 def test_an_unchanged_notebook_is_not_run_again(book, ran, capsys):
@@ -272,10 +299,10 @@ def test_report_pages_read_the_fresh_tables_or_stay_as_published(book, ran, tmp_
     runs.save_table(runs.start("encoder", profile="smoke"), [runs.row("m", 1.0)])
     replaced = notebooks._run
 
-    def run(job, deadline, cwd):
+    def run(job, deadline, cwd, said):
         if job.source.stem == "dynamics":
             raise InputError("no table of stage world_model")
-        return replaced(job, deadline, cwd)
+        return replaced(job, deadline, cwd, said)
     monkeypatch.setattr(notebooks, "_run", run)
     hd.book.building.stage_book("smoke")
     given, = (job.parameters["results_dir"] for job, _ in ran)

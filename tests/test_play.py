@@ -83,9 +83,8 @@ def test_play_refuses_what_it_cannot_do_in_one_line(game, episodes, message):
 ])
 def test_a_policy_that_does_not_choose_one_action_for_each_episode_is_refused(chosen, message):
     # Fewer actions than episodes once left the others standing for ever.
-    found = refusal(play, lambda seen, generator: chosen, "pong", num_episodes=2, seed=0,
-                    sticky=0.0)
-    assert message in found.replace("np.int64(18)", "18").replace("tensor(-1)", "-1")
+    assert message in refusal(play, lambda seen, generator: chosen, "pong", num_episodes=2, seed=0,
+                              sticky=0.0)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
