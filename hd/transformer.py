@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+FEW_QUERIES = 8  # at once: up to here a CPU attends faster by plain products
 CACHED_ROWS = 1024  # positions that a CPU takes through all blocks at once: they fit its cache
 
 
@@ -60,15 +61,15 @@ class KVCache:
     """Keys and values of the positions seen so far, for every layer; preallocated.
 
     mask (S, S) bool, True = row may attend to column: all S positions that there is room for.
-    On a CPU they keep the precision of the weights, also under autocast: its fused kernel and its
-    bfloat16 products are slow for the few queries that are asked at a time.
+    On a CPU they keep the precision of the weights, also under autocast, and few queries at a time
+    are answered by plain products: its fused kernel is slow for those, and slower in bfloat16.
     """
 
     def __init__(self, transformer: Transformer, batch_size: int, mask):
         blocks = transformer.blocks
         weight, heads = blocks[0].attention_in.weight, blocks[0].num_heads
-        self.is_fused, dtype = weight.device.type != "cpu", weight.dtype
-        if self.is_fused and torch.is_autocast_enabled(weight.device.type):
+        self.is_on_cpu, dtype = weight.device.type == "cpu", weight.dtype
+        if not self.is_on_cpu and torch.is_autocast_enabled(weight.device.type):
             dtype = torch.get_autocast_dtype(weight.device.type)
         self.memory = torch.empty(len(blocks), 2, batch_size, heads, len(mask),
                                   transformer.dim // heads, device=weight.device, dtype=dtype)
@@ -95,16 +96,17 @@ class KVCache:
         """Queries (B, n, heads, width) of the last n positions before `end` -> (B, n, dim)."""
         (B, n, heads, width), rows = queries.shape, slice(end - queries.shape[1], end)
         keys, values = self.memory[layer, :, :, :, :end]
-        if self.is_fused:
-            mixed = F.scaled_dot_product_attention(queries.transpose(1, 2).to(keys.dtype), keys,
-                                                   values, attn_mask=self.mask[rows, :end])
-            return mixed.transpose(1, 2).reshape(B, n, -1)
-        queries = queries.transpose(1, 2).reshape(B * heads, n, width).to(keys.dtype)
-        with torch.autocast("cpu", enabled=False):
-            scores = torch.baddbmm(self.added[rows, :end], queries, keys.flatten(0, 1).mT,
-                                   alpha=width ** -0.5)
-            mixed = scores.softmax(-1) @ values.flatten(0, 1)
-        return mixed.view(B, heads, n, width).transpose(1, 2).reshape(B, n, -1)
+        queries = queries.transpose(1, 2).to(keys.dtype)
+        if self.is_on_cpu and n <= FEW_QUERIES:
+            with torch.autocast("cpu", enabled=False):
+                scores = torch.baddbmm(self.added[rows, :end], queries.flatten(0, 1),
+                                       keys.flatten(0, 1).mT, alpha=width ** -0.5)
+                mixed = (scores.softmax(-1) @ values.flatten(0, 1)).view(B, heads, n, width)
+        else:
+            with torch.autocast(keys.device.type, enabled=False):
+                mixed = F.scaled_dot_product_attention(queries, keys, values,
+                                                       attn_mask=self.mask[rows, :end])
+        return mixed.transpose(1, 2).reshape(B, n, -1)
 
 
 class Block(nn.Module):
