@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from tiny import TinyReplay, long_table, record_of, write_table
 
-from hd import replay
 from hd.config import InputError
-from hd.measure import game_state, probes
+from hd.measure import frames, game_state, probes
 from hd.report import tables
-from hd.run import metrics, runs
+from hd.run import metrics
 from hd.run.intervals import interval
 from hd.run.runs import row
 from hd.run.storage import ROOT
@@ -32,13 +31,17 @@ COMPOSED = {
     "f'{metric}[{name}]'": ["temporal_consistency[dinov2]", "f1_overall[thinned]",
                             "seed_state_correlation[columns][dinov2]"],
     "prefix + metric": ["l0_accuracy", "l2_changed_accuracy", "l1_cross_entropy",
-                        "l0_changed_cross_entropy"],
+                        "l0_changed_cross_entropy", "transfer_l2_accuracy",
+                        "transfer_l0_changed_accuracy[one_level]", "transfer_l1_cross_entropy",
+                        "transfer_l1_changed_cross_entropy"],
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],
     "f'l{level}_{name}'": ["l0_usage", "l2_perplexity"],
     "f'l{level}_{name}[from {threshold:g}]'": ["l0_shared_frames[from 0]",
                                                "l2_shared_codes[from 0.001]"],
     "f'transfer_l0_gain{suffix}'": ["transfer_l0_gain[one_level]"],
     "f'dream_error_{name}{suffix}'": ["dream_error_ball_x", "dream_error_player_x[re-encoded]"],
+    "f'dream_error_{name}'": ["dream_error_ball_x"],
+    "f'dream_turn_recall_{name}'": ["dream_turn_recall_ball_y"],
     "f'dream_reward_{name}'": ["dream_reward_recall", "dream_reward_precision"],
     "f'dream_turn_recall_{name}{suffix}'": ["dream_turn_recall_ball_x[re-encoded]"],
     "f'dreams_with_turn_{name}'": ["dreams_with_turn_ball_y"],
@@ -67,6 +70,8 @@ def sample_names(argument):
     source = ast.unparse(argument)
     if source in COMPOSED:
         return COMPOSED[source]
+    if isinstance(argument, ast.Call) and ast.unparse(argument.func) in ("named", "metrics.named"):
+        return sample_names(argument.args[0])  # brackets do not change what a metric means
     if isinstance(argument, ast.Constant):
         return [argument.value]
     if isinstance(argument, ast.JoinedStr):
@@ -88,9 +93,8 @@ def test_every_metric_that_the_package_writes_is_explained():
             assert metrics.key_of(metric) in metrics.METRICS
 
 
-def test_what_is_counted_about_the_stored_frames_is_explained(monkeypatch):
-    monkeypatch.setattr(replay, "open_run", lambda run: TinyReplay())
-    rows = replay.measure(runs.start("frames", profile="smoke"))
+def test_what_is_counted_about_the_stored_frames_is_explained():
+    rows = frames.rows_of(TinyReplay(), asked={"random": 1.0}, length=24)
     names = {entry["metric"] for entry in rows}
     assert {metrics.key_of(name) for name in names} <= set(metrics.METRICS)
     assert names == {"boundary_violations", *COMPOSED["name"]}

@@ -52,7 +52,7 @@ def _network(run: Run) -> torch.nn.Module:
     model = WorldModel(run.at("world_model").cfg, torch.randn(3, codes, 384))
     if run.stage == "world_model":
         return model
-    return policy.build(run, model.to(device()).eval().requires_grad_(False))
+    return policy.build(run.cfg, model.to(device()).eval().requires_grad_(False))
 
 
 def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
@@ -66,7 +66,8 @@ def growing(sizes: Sizes, folder: Path) -> Iterator[Duel]:
         data = Replay.open(folders[n], GAMES, val_share=0.0, seed=0)
         windows, length = windows_of(world_model, data), world_model.cfg.max_steps
         starts = data.window_starts(length)[:world_model.cfg.batch_size]
-        return encoder.frames_to_compare(run, data), lambda: windows.batch(starts, length)
+        return (encoder.frames_to_compare(run.cfg, data, run.seed),
+                lambda: windows.batch(starts, length))
 
     def training_step(batches):
         count = 2 * sizes.steps

@@ -105,8 +105,8 @@ class Training:
     def steps(self, feed, count: int) -> None:
         """feed.next() gives a batch."""
         for _ in range(count):
-            training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype, self.run,
-                              self.done)
+            training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype,
+                              self.run.cfg, self.run, self.done)
             self.done += 1
 
     def rate(self, feed, count: int, amount: float) -> float:
@@ -200,7 +200,7 @@ def encoding(sizes: Sizes, data: Replay) -> Iterator[Duel]:
                                 count=sizes.encoder_steps + 1, collate=opponents.triples_to_batch)
     yield from _training_duels(sizes, Contest(
         "encoder training", "images/s", 3 * size, sizes.encoder_steps, Training(run, model),
-        encoder.frames_to_compare(run, data),
+        encoder.frames_to_compare(run.cfg, data, run.seed),
         Training(run, opponents.PlainEncoder(run.cfg), plain=True), feed,
         "the same network in float32, NCHW, DataLoader of 2 workers",
         flops.encoder_training(model, 3 * size), ">= 3" if on_cpu else "", ""))
@@ -229,7 +229,7 @@ def world_modelling(sizes: Sizes, data: Replay) -> Iterator[Duel]:
 def windows_of(run: Run, data: Replay) -> Windows:
     """The windows of played steps, with random codes."""
     codes = np.random.default_rng(0).integers(0, run.cfg.num_codes, (len(data), 3), np.int16)
-    return Windows(run, data=data, tokens=codes)
+    return Windows(run.cfg, data, codes, seed=run.seed)
 
 
 def masking(sizes: Sizes) -> Iterator[Duel]:
@@ -282,7 +282,7 @@ def quantizing(sizes: Sizes) -> Iterator[Duel]:
         return rate
     library = "vector-quantize-pytorch ResidualVQ"
     yield Duel("residual VQ, fitting and encoding", "rows/s",
-               side("ours", lambda: tokenizer.build(run)),
+               side("ours", lambda: tokenizer.build(cfg)),
                side("theirs", lambda: LibraryVQ(cfg.num_levels, cfg.num_codes, decay=cfg.decay)),
                library, ">= 2")
     # The errors of the very runs that were timed, one after the other.
