@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from hd import atari, collection, config, stages
-from hd.measure import evaluation
+from hd.play import play as play_episodes
 from hd.run import runs, training
 
 LOOK_SECONDS = 0.25
@@ -29,7 +29,7 @@ def training_of(stage):
         run = runs.start(stage, profile="smoke", overrides={
             f"{stage}.num_steps": 10**7, f"{stage}.eval_every": 50})
         try:
-            stages.MAKE[stage](dataclasses.replace(run, deadline=deadline))
+            stages.make(dataclasses.replace(run, deadline=deadline))
         except runs.TimeLimitReached:
             return
         raise AssertionError(f"{stage} came to an end")
@@ -48,7 +48,7 @@ def collect(deadline):
 
 def dream(deadline):
     """Act at random in the dream."""
-    env = evaluation.dream_env(interrupted.run_of("imagination"), "pong", horizon=5)
+    env = stages.dream_env(interrupted.run_of("imagination"), "pong", horizon=5)
     rng = np.random.default_rng(0)
     while time.monotonic() < deadline:
         env.reset(seed=int(rng.integers(2**31)))
@@ -60,7 +60,7 @@ def dream(deadline):
 def play(deadline):
     """The trained policy in the real game, cut off when the time is up."""
     run = interrupted.run_of("policy")
-    act = evaluation.policy_act(run)
+    act = stages.act_of(run)
 
     def until(seen, generator):
         if time.monotonic() > deadline:
@@ -69,7 +69,7 @@ def play(deadline):
 
     with contextlib.suppress(TimeoutError):
         for seed in itertools.count():
-            evaluation.play(until, run.cfg.game, num_episodes=2, seed=seed, sticky=0.25)
+            play_episodes(until, run.cfg.game, num_episodes=2, seed=seed, sticky=0.25)
 
 
 ACTIVITIES = {"frames": collect, **{stage: training_of(stage) for stage in config.TRAINED},

@@ -213,9 +213,8 @@ def test_report_runs_the_chain_then_builds_the_book(called, words, steps):
 
 def test_check_prints_what_holds_and_fails_when_something_does_not(monkeypatch, capsys):
     from hd import stages
-    from hd.measure import evaluation
     monkeypatch.setattr(stages, "make", lambda run: None)
-    monkeypatch.setattr(evaluation, "check", lambda run: [("a", True, "5"), ("b", False, "6")])
+    monkeypatch.setattr(stages, "check", lambda run: [("a", True, "5"), ("b", False, "6")])
     assert main(["check"]) == 1
     assert capsys.readouterr().out == "holds  a: 5\nFAILS  b: 6\n"
 

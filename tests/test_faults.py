@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tiny import refusal, without_speeds
 
-from hd import encoder, replay, stages, tokenizer
+from hd import stages
 from hd.__main__ import main
 from hd.config import ABLATIONS, GAMES, PROFILES, UPSTREAM, InputError
 from hd.run import runs, storage
@@ -39,8 +39,8 @@ def made(tmp_path_factory):
         patch.setenv("WANDB_MODE", "disabled")
         run = start("tokenizer")
         stages.make(run)
-        encoder.embeddings(run)
-        tokenizer.tokens(run)
+        stages.embeddings_of(run)
+        stages.tokens_of(run)
         runs.save_table(run, [runs.row("usage", 0.5, game="breakout")])
     return root
 
@@ -132,13 +132,17 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(root, monkey
     assert "cannot write" in captured.err and "HD_ARTIFACTS" in captured.err
 
 
-@pytest.mark.parametrize("stage", [stage for stage in stages.MAKE if UPSTREAM[stage]])
+# Imagination and the entropy floor have nothing to make.
+MADE = [stage for stage in stages.STAGES if stage not in ("imagination", "entropy_floor")]
+
+
+@pytest.mark.parametrize("stage", [stage for stage in MADE if UPSTREAM[stage]])
 def test_a_stage_whose_input_is_missing_names_the_command_that_makes_it(stage, root):
     run = start(stage)
     if stage == "transfer":  # it refuses fewer than three games before it looks for anything
         run = dataclasses.replace(run, games=GAMES)
-    message = refusal(stages.MAKE[stage], run)
-    earlier = list(stages.MAKE)[: list(stages.MAKE).index(stage)]
+    message = refusal(stages.STAGES[stage].make, run)
+    earlier = MADE[: MADE.index(stage)]
     assert any(run.at(needed).command in message for needed in earlier)
     assert not list(run.folder.rglob("*.safetensors"))
 
@@ -202,13 +206,13 @@ def changed(run):
 @pytest.mark.parametrize(
     ("stage", "name", "use"),
     [
-        ("frames", "frames-breakout.npy", replay.open_run),
-        ("frames", "steps-breakout.npz", replay.open_run),
-        ("frames", "finished.json", replay.open_run),
-        ("encoder", "model.safetensors", encoder.load),
-        ("encoder", "finished.json", encoder.embeddings),
-        ("tokenizer", "model.safetensors", tokenizer.load),
-        ("tokenizer", "finished.json", tokenizer.tokens),
+        ("frames", "frames-breakout.npy", stages.load),
+        ("frames", "steps-breakout.npz", stages.load),
+        ("frames", "finished.json", stages.load),
+        ("encoder", "model.safetensors", stages.load),
+        ("encoder", "finished.json", stages.embeddings_of),
+        ("tokenizer", "model.safetensors", stages.load),
+        ("tokenizer", "finished.json", stages.tokens_of),
     ],
 )
 def test_a_damaged_artefact_is_never_used_and_its_command_makes_the_same_again(
@@ -228,7 +232,7 @@ def test_a_damaged_artefact_is_never_used_and_its_command_makes_the_same_again(
 @HARMS
 @pytest.mark.parametrize(
     ("stage", "name", "use"),
-    [("encoder", "embeddings", encoder.embeddings), ("tokenizer", "tokens", tokenizer.tokens)],
+    [("encoder", "embeddings", stages.embeddings_of), ("tokenizer", "tokens", stages.tokens_of)],
 )
 def test_a_damaged_derived_array_is_made_again_and_the_same(stage, name, use, harm, copy):
     run = start(stage)
@@ -256,7 +260,7 @@ def test_an_edited_config_never_meets_an_old_artefact(copy):
     before = changed(old)
     edited = start("tokenizer", **{"encoder.lr": 1e-5})
     assert edited.at("frames").folder == old.at("frames").folder
-    assert "stage encoder is missing" in refusal(tokenizer.train, edited)
+    assert "stage encoder is missing" in refusal(stages.STAGES["tokenizer"].make, edited)
     assert changed(old) == before
 
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hd.report import published
-from hd.run.runs import BESIDE
+from hd.run.runs import TABLE_COMPANIONS
 from hd.run.weights import TREE_BYTES
 
 if sys.version_info >= (3, 11):
@@ -181,7 +181,7 @@ def test_every_published_figure_is_shown_and_every_table_beside_another_is_read(
     figures = {path for path in project_files() if path.is_relative_to(published.FIGURES)}
     assert figures == published.shown()
     beside = [f"{path.parent.name}/{path.name}" for path in (ROOT / "results").rglob("*.csv")
-              if path.stem.endswith(BESIDE)]
+              if path.stem.endswith(TABLE_COMPANIONS)]
     assert beside and [place for place in beside if not published.is_read_beside(place)] == []
 
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from tiny import TinyReplay, long_table, record_of, write_table
 
-from hd import replay
 from hd.config import InputError
-from hd.measure import game_state, probes
+from hd.measure import frames, game_state, probes
 from hd.report import tables
-from hd.run import metrics, runs
+from hd.run import metrics
 from hd.run.intervals import interval
 from hd.run.runs import row
 from hd.run.storage import ROOT
@@ -32,7 +31,9 @@ COMPOSED = {
     "f'{metric}[{name}]'": ["temporal_consistency[dinov2]", "f1_overall[thinned]",
                             "seed_state_correlation[columns][dinov2]"],
     "prefix + metric": ["l0_accuracy", "l2_changed_accuracy", "l1_cross_entropy",
-                        "l0_changed_cross_entropy"],
+                        "l0_changed_cross_entropy", "transfer_l2_accuracy",
+                        "transfer_l0_changed_accuracy[one_level]", "transfer_l1_cross_entropy",
+                        "transfer_l1_changed_cross_entropy"],
     "f'{prefix}{metric}[{name}]'": ["l0_accuracy[repeat_last]", "l1_changed_accuracy[frequency]"],
     "f'l{level}_{name}'": ["l0_usage", "l2_perplexity"],
     "f'l{level}_{name}[from {threshold:g}]'": ["l0_shared_frames[from 0]",
@@ -92,9 +93,8 @@ def test_every_metric_that_the_package_writes_is_explained():
             assert metrics.key_of(metric) in metrics.METRICS
 
 
-def test_what_is_counted_about_the_stored_frames_is_explained(monkeypatch):
-    monkeypatch.setattr(replay, "open_run", lambda run: TinyReplay())
-    rows = replay.measure(runs.start("frames", profile="smoke"))
+def test_what_is_counted_about_the_stored_frames_is_explained():
+    rows = frames.rows_of(TinyReplay(), asked={"random": 1.0}, length=24)
     names = {entry["metric"] for entry in rows}
     assert {metrics.key_of(name) for name in names} <= set(metrics.METRICS)
     assert names == {"boundary_violations", *COMPOSED["name"]}

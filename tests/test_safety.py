@@ -20,7 +20,7 @@ import yaml
 from safetensors.torch import save_file
 from tiny import refusal
 
-from hd import encoder, replay, stages
+from hd import stages
 from hd.book import notebooks
 from hd.run import runs, storage
 
@@ -149,29 +149,29 @@ def pickled_weights(path, bomb):
     torch.save({"bomb": bomb}, path)
 
 
-@pytest.mark.parametrize(("stage", "name", "write", "use"), [
-    ("frames", "frames-breakout.npy", pickled_array, replay.open_run),
-    ("frames", "steps-breakout.npz", pickled_columns, replay.open_run),
-    ("encoder", "model.safetensors", pickled_weights, encoder.load),
+@pytest.mark.parametrize(("stage", "name", "write"), [
+    ("frames", "frames-breakout.npy", pickled_array),
+    ("frames", "steps-breakout.npz", pickled_columns),
+    ("encoder", "model.safetensors", pickled_weights),
 ])
 def test_a_pickle_in_an_artefacts_place_is_refused_in_one_line_and_never_runs(
-        stage, name, write, use, root):
+        stage, name, write, root):
     run = start(stage)
     write(run.folder / name, Bomb(root / "exploded"))
     signed_again(run)
-    assert name in refusal(use, start("encoder"))
+    assert name in refusal(stages.load, run)
     assert not (root / "exploded").exists()
 
 
 def test_a_pickle_in_a_derived_arrays_place_is_made_again_and_never_runs(root):
     run = start("encoder")
-    whole = np.array(encoder.embeddings(run))
+    whole = np.array(stages.embeddings_of(run))
     path = run.folder / "embeddings.npy"
     pickled_array(path, Bomb(root / "exploded"))
     storage.write_json(path.with_suffix(".json"), {
         "source": storage.sha256_of(run.folder / "finished.json"),
         "sha256": storage.sha256_of(path)})
-    assert np.array_equal(encoder.embeddings(run), whole)
+    assert np.array_equal(stages.embeddings_of(run), whole)
     assert not (root / "exploded").exists()
 
 
@@ -192,7 +192,7 @@ def test_another_models_weights_are_refused_in_one_line(root):
     run = start("encoder")
     save_file({"other": torch.ones(2, 3)}, run.folder / "model.safetensors")
     signed_again(run)
-    message = refusal(encoder.load, run)
+    message = refusal(stages.load, run)
     assert "model.safetensors" in message and "does not fit" in message and run.command in message
 
 

@@ -1,4 +1,5 @@
-"""hd.measure.transfer: a tiny run of all rotations, what parts share, how they stop."""
+"""hd.measure.transfer and its stage: a tiny run of all rotations, what parts share, how they stop.
+"""
 
 import math
 import shutil
@@ -7,14 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import stored_steps
 
-from hd import config, stages, tokenizer, world_model
-from hd.config import InputError
-from hd.measure import transfer
-from hd.measure.transfer import LEVELS, STARTS, Rotation
+from hd import config, stages, world_model
+from hd.config import InputError, WorldModelConfig
+from hd.measure import predictions, transfer
+from hd.measure.transfer import LEVELS, STARTS
 from hd.quantization import ResidualVQ
 from hd.report import figures
 from hd.run import runs
+from hd.run.machine import device
+from hd.stages import Rotation
+from hd.windows import Windows
+from hd.world_model import WorldModel
 
 TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
         "encoder.num_steps": 1, "encoder.batch_size": 8, "tokenizer.num_steps": 1,
@@ -73,7 +79,7 @@ def value(table, metric, *, game="pong", step=100, column="value"):
 @pytest.mark.parametrize("games", ["pong", "pong,breakout"])
 def test_fewer_than_three_games_are_refused_in_one_line(games):
     with pytest.raises(InputError, match="two source games and a target: three games; got pong"):
-        transfer.train(start(games=games))
+        stages.STAGES["transfer"].make(start(games=games))
 
 
 # Five episodes of 3, 5, 2, 4, 6 steps; the second is held out.
@@ -106,6 +112,33 @@ def test_level_0_of_three_is_exactly_a_tokenizer_of_one_level():
     assert torch.equal(*books)
 
 
+def test_arrays_and_models_are_enough_for_the_rows_of_a_target():
+    data = stored_steps({"pong": (30, 20, 30)}, held_out=(1,))
+    cfg = WorldModelConfig(num_codes=7, num_layers=1, dim=12, num_heads=2, ffn_dim=20, max_steps=5,
+                           batch_size=4)
+    codes = np.random.default_rng(0).integers(0, 7, (len(data), 3)).astype(np.int16)
+    windows = {levels: Windows(cfg, data, transfer.first_levels(codes, levels), seed=0,
+                               only=transfer.within_budget(data, 25)) for levels in LEVELS}
+    models = {}
+    for levels, start_ in ((levels, start_) for levels in LEVELS for start_ in STARTS):
+        torch.manual_seed(len(models))
+        models[levels, start_] = WorldModel(cfg).to(device()).eval()
+    rows = transfer.rows_of(windows, lambda *chosen: models[chosen], budget=25)
+    found = {row["metric"]: (row["value"], row["baseline"]) for row in rows}
+    assert {(row["game"], row["step"]) for row in rows} == {("pong", 25)}
+    assert found["transfer_steps"][0] == 30, "whole episodes"
+    starts = windows[3].held_out()
+    for levels, word in ((3, ""), (1, "[one_level]")):
+        with torch.no_grad():
+            nats = [predictions.score_windows(models[levels, start_], windows[levels], starts)[0]
+                    .nats.mean() for start_ in STARTS]
+        assert found[f"transfer_l0_cross_entropy{word}"] == pytest.approx(tuple(nats))
+        assert found[f"transfer_l0_gain{word}"] == pytest.approx((nats[1] - nats[0], 0))
+        assert nats[0] != nats[1]
+    counted = predictions.baselines(windows[3], "pong", 2, starts)["ngram"]
+    assert found["transfer_l2_accuracy[ngram]"][0] == counted.is_right.mean()
+
+
 # ---- what decides a part
 
 def test_the_sources_encoder_and_codes_are_those_of_a_run_without_the_target():
@@ -119,7 +152,7 @@ def test_the_sources_encoder_and_codes_are_those_of_a_run_without_the_target():
 def test_every_part_has_a_folder_of_its_own():
     run = start()
     folders = [part.folder for target in config.GAMES
-               for _, part, _ in transfer._parts(Rotation(run, target))]
+               for _, part, _ in Rotation(run, target).parts()]
     assert len(set(folders)) == len(folders) == 3 * (3 + 2 + 2 * 2 * 2)
 
 
@@ -151,17 +184,17 @@ def test_a_variant_of_split_and_shares_still_holds_out_whole_episodes():
 
 def test_a_part_that_was_stopped_ends_as_one_that_was_not(made):
     part = stopped_inside(made[0])
-    stopped = world_model.load(part).state_dict()
+    stopped = stages.load(part).state_dict()
     shutil.rmtree(part.folder)
-    transfer._adapt(Rotation(made[0], "pong"), 3, 900, "pretrained")
+    Rotation(made[0], "pong")._adapt(3, 900, "pretrained")
     assert all(torch.equal(stopped[key], value)
-               for key, value in world_model.load(part).state_dict().items())
+               for key, value in stages.load(part).state_dict().items())
     assert runs.finished(made[0])["wall_seconds"] > 0
 
 
 def test_the_source_games_are_not_played_again(made):
     run, _ = made
-    for rotation in transfer.rotations(run):
+    for rotation in stages.rotations(run):
         folder = rotation.source.at("frames").folder
         assert {path.name.split("-")[1].split(".")[0] for path in folder.glob("frames-*.npy")} == \
             set(rotation.source.games)
@@ -207,7 +240,7 @@ def test_the_gain_is_what_the_pretrained_model_saves_against_the_one_from_scratc
 
 def test_the_steps_used_reach_the_budget_or_are_all_there_are(made):
     run, table = made
-    for rotation in transfer.rotations(run):
+    for rotation in stages.rotations(run):
         used = value(table, "transfer_steps", game=rotation.target)
         assert used >= 100
         more = value(table, "transfer_steps", game=rotation.target, step=900)
@@ -224,22 +257,23 @@ def test_adapting_reads_only_the_budgets_steps_of_the_target_in_the_sources_code
     assert rotation.data.is_train[rows].all()
     assert not rotation.data.is_train[windows.held_out()].any()
     assert (rotation.codes[windows.held_out()] == windows.tokens[windows.held_out()]).all()
-    assert len(tokenizer.tokens(rotation.source)) != len(rotation.codes)
+    assert len(stages.tokens_of(rotation.source)) != len(rotation.codes)
 
 
 def test_both_models_of_a_pair_get_the_same_batches_and_only_the_first_weights_differ(
         made, monkeypatch):
     run, _ = made
     seen = []
-    monkeypatch.setattr(world_model, "train", lambda part, *, windows, start: seen.append(
-        (windows.batch(windows.batch_starts(2), 12), start.state_dict())))
+    monkeypatch.setattr(
+        world_model, "train", lambda cfg, windows, codebooks, run, *, start: seen.append(
+            (windows.batch(windows.batch_starts(2), 12), start.state_dict())))
     for start_ in STARTS:
-        transfer._adapt(Rotation(run, "pong"), 1, 100, start_)
+        Rotation(run, "pong")._adapt(1, 100, start_)
     (first, learned), (second, fresh) = seen
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(learned["code_heads.0.weight"], fresh["code_heads.0.weight"])
     assert (first["tokens"][..., 1:] == 0).all() and first["tokens"][..., 0].any()
-    trained = world_model.load(Rotation(run, "pong").pretraining(1)).state_dict()
+    trained = stages.load(Rotation(run, "pong").pretraining(1)).state_dict()
     assert all(torch.equal(learned[key], trained[key]) for key in trained)
 
 
@@ -247,19 +281,23 @@ def test_making_a_finished_run_again_trains_nothing_and_a_damaged_part_is_made_a
         made, monkeypatch, capsys):
     run, table = made
     made_again, train = [], world_model.train
-    monkeypatch.setattr(world_model, "train", lambda part, **chosen: made_again.append(
-        part.part) or train(part, **chosen))
-    transfer.train(run)
+    monkeypatch.setattr(
+        world_model, "train", lambda cfg, windows, codebooks, part, **chosen: made_again.append(
+            part.part) or train(cfg, windows, codebooks, part, **chosen))
+    stages.make(run)
     assert made_again == []
     part = Rotation(run, "breakout").adaptation(3, 900, "pretrained")
     weights = part.folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(InputError, match="rebuild it: python -m hd run 09_transfer"):
-        transfer.measure(run)
-    transfer.train(run)
+        stages.measure(run)
+    stages.make(run)
     assert made_again == [part.part]
     assert "does not match): making it again" in capsys.readouterr().err
-    again = [row for row in transfer._measure(Rotation(run, "breakout"), 900)
+    rotation = Rotation(run, "breakout")
+    seen = {levels: rotation.target_windows(levels, 900) for levels in LEVELS}
+    again = [row for row in transfer.rows_of(
+        seen, lambda levels, start: rotation.model(levels, 900, start), budget=900)
              if row["metric"] == "transfer_l2_cross_entropy"]
     assert again[0]["value"] == value(table, "transfer_l2_cross_entropy", game="breakout", step=900)
 

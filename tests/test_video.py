@@ -12,11 +12,12 @@ import pytest
 import torch
 from tiny import refusal
 
+from hd import stages
 from hd.config import InputError
 from hd.encoder import AtariEncoder
+from hd.quantization import ResidualVQ
 from hd.report import video
 from hd.run import runs
-from hd.tokenizer import ResidualVQ
 from hd.world_model import WorldModel
 
 
@@ -138,16 +139,15 @@ def untrained(monkeypatch, tmp_path):
     tokenizer = ResidualVQ().eval()
     tokenizer.codebooks.normal_(std=0.05)
     model = WorldModel(cfg, tokenizer.codebooks.clone()).eval()
+    made = {"encoder": AtariEncoder().eval(), "tokenizer": tokenizer, "imagination": model}
     drawn = []
 
-    def draw(run, tokens):
+    def draw(tokens):
         drawn.append(tokens)
         return tokens[..., 0, None, None].expand(*tokens.shape[:-1], 84, 84).numpy().astype("uint8")
 
-    monkeypatch.setattr(video.encoder, "load", lambda run: AtariEncoder().eval())
-    monkeypatch.setattr(video.tokenizer, "load", lambda run: tokenizer)
-    monkeypatch.setattr(video.world_model, "load", lambda run: model)
-    monkeypatch.setattr(video.decoder, "decode_tokens", draw)
+    monkeypatch.setattr(stages, "load", lambda run: made[run.stage])
+    monkeypatch.setattr(stages, "drawer_of", lambda run: draw)
     return drawn
 
 
@@ -185,10 +185,10 @@ def test_the_ball_is_circled_by_ram_and_as_each_columns_own_codes_say(
         clip(length), ram, tokens, torch.zeros(length)))
     monkeypatch.setattr(video, "_dreamed", lambda *inputs: (dreamed, [""] * 13))
     monkeypatch.setattr(video.runs, "finished", lambda run: {"stage": run.stage})
-    monkeypatch.setattr(video.replay, "open_run", lambda run: None)
-    monkeypatch.setattr(video.tokenizer, "quantized", lambda model, codes: codes.astype(float))
+    monkeypatch.setattr(stages, "load",
+                        lambda run: SimpleNamespace(decode=lambda codes: codes.double()))
     probe = SimpleNamespace(predict=lambda x: {"ball_x": x[:, 0], "ball_y": x[:, 2]})
-    monkeypatch.setattr(video.evaluation, "_coordinate_probe", lambda *inputs: probe)
+    monkeypatch.setattr(stages, "coordinate_probe", lambda *inputs: probe)
     video.play_video(game="pong", profile="smoke", steps=steps)
     names = ["real game (recorded)", "its codes, decoded", "dream"]
     assert list(drawn_with["columns"]) == list(drawn_with["marks"]) == names

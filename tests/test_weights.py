@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hd import decoder, encoder, policy, tokenizer, world_model
+from hd import stages
 from hd.config import TRAINED, InputError
 from hd.encoder import AtariEncoder
 from hd.run import machine, runs, weights
@@ -81,10 +81,10 @@ def test_the_published_weights_are_restored_and_every_stage_loads(tmp_path, monk
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
     run = runs.start("policy", profile="desk", variant="hi-dreamer")
     assert weights.restore(run) == list(TRAINED)
-    for stage in (encoder, tokenizer, decoder, world_model, policy):
-        assert not stage.load(run).training
-    codes = tokenizer.load(run).codebooks
-    assert torch.equal(world_model.load(run).codebooks, codes) and codes.std() > 0
+    for stage in TRAINED:
+        assert not stages.load(run.at(stage)).training
+    codes = stages.load(run.at("tokenizer")).codebooks
+    assert torch.equal(stages.load(run.at("world_model")).codebooks, codes) and codes.std() > 0
 
 
 def test_a_finished_stage_is_left_alone(made):

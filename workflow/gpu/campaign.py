@@ -84,9 +84,10 @@ class Work:
 
     def say(self, line: str) -> None:
         """Print a line and keep it in the log."""
-        for place, instead in ((self.artifacts, "$HD_ARTIFACTS"), (self.site.parent, "scratch"),
-                               (self.out, "out"), (ROOT, "."), (sys.prefix, "python"),
-                               (sys.base_prefix, "python"), (Path.home(), "~")):
+        places = {self.artifacts: "$HD_ARTIFACTS", self.site.parent: "scratch", self.out: "out",
+                  ROOT: ".", sys.prefix: "python", sys.base_prefix: "python", Path.home(): "~"}
+        # The longest first, as one place may lie in another.
+        for place, instead in sorted(places.items(), key=lambda one: -len(str(one[0]))):
             if len(str(place)) > 1:
                 line = line.replace(str(place), instead)
         print(line, flush=True)
