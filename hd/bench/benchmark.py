@@ -49,7 +49,7 @@ def main(*, pairs: int = 5, quick: bool = False, gpu_only: bool = False,
     if not gpu_only and not find_spec(LIBRARY.replace("-", "_")):
         raise InputError(f"the benchmark needs the package {LIBRARY}: install the dev extra")
     sizes = sizes_for(device_kind(), quick=quick)
-    target = fresh_folder() / (f"{device_kind()}-quick.csv" if quick else f"{device_kind()}.csv")
+    target = fresh_folder() / (f"{table_name()}-quick.csv" if quick else f"{table_name()}.csv")
     measured = _Measured(time.monotonic())
     with exclusive(target), _scratch(target) as scratch:
         seed_everything(0)
@@ -114,6 +114,13 @@ def _guarded(sizes: Sizes, makers: tuple[Callable, ...]) -> Iterator[Comparison]
         except Exception as error:
             print(f"{make.__name__.strip('_')} is left out: {_in_short(error)}",
                   flush=True)
+
+
+def table_name() -> str:
+    """One of hd.report.benchmarks.KINDS: CPUs without fast half precision have a table of their
+    own, as they train in another type."""
+    is_plain = device_kind() == "cpu" and training.precision(EncoderConfig(), device()) is None
+    return "cpu-float32" if is_plain else device_kind()
 
 
 def _in_short(error: Exception) -> str:

@@ -11,7 +11,7 @@ from hd.config import InputError
 from hd.report.tables import commit_of, number
 from hd.run.storage import ROOT, artifacts_root, sha256_of, shown
 
-KINDS = ("cpu", "gpu")
+KINDS = ("cpu", "cpu-float32", "gpu")  # see hd.bench.benchmark.table_name
 COLUMNS = ("stage", "unit", "ours", "theirs", "against", "ratio", "ratio_min", "ratio_max",
            "pairs", "bar", "met", "device", "threads", "commit", "dirty")
 PROFILE_COLUMNS = ("stage", "against", "part", "share", "calls")
