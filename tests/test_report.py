@@ -100,6 +100,15 @@ def test_what_is_counted_about_the_stored_frames_is_explained():
     assert names == {"boundary_violations", *COMPOSED["name"]}
 
 
+def test_the_share_of_a_source_that_was_asked_for_and_not_played_is_explained_too():
+    rows = frames.rows_of(TinyReplay(), asked={"random": 1.0, "tracker": 3.0}, length=24)
+    found = {(entry["metric"], entry["game"], entry["split"]): (entry["value"], entry["baseline"])
+             for entry in rows if metrics.key_of(entry["metric"]) == "source_share"}
+    assert found["source_share[random]", "all", "train"] == (1.0, 0.25)
+    assert found["source_share[tracker]", "pong", "val"] == (0.0, 0.75)
+    assert len(found) == 2 * 5, "Breakout has no held-out episode"
+
+
 def test_explaining_a_table_gives_one_row_per_kind_of_metric():
     table = long_table([row("l0_usage", 1), row("l1_usage", 1), row("diversity", 1)])
     assert list(tables.explain(table).index) == ["diversity", "l{level}_usage"]
