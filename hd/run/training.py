@@ -197,10 +197,7 @@ def _train(model, batches, cfg, run, evaluate, checkpoint_every) -> dict:
                 last_saved = time.monotonic()
                 slowest = max(slowest, last_saved - iteration)
                 if must_stop:
-                    raise runs.TimeLimitReached(
-                        f"{run.stage} stopped at step {done} of {cfg.num_steps} with a "
-                        f"checkpoint; the same command continues it" if is_kept else
-                        f"{run.stage} stopped at step {done} of {cfg.num_steps}")
+                    raise runs.TimeLimitReached(_stopped(run, done, cfg))
     wall = spent + time.monotonic() - began
     if not is_kept:
         _require_finite(model.eval(), {}, cfg.num_steps, run)
@@ -218,6 +215,13 @@ def _resumed(state: _State, run: Run) -> tuple[int, list[dict], dict[str, list],
     state.load(tensors, notes["scaler"])
     pending = {k: [torch.tensor(v) for v in values] for k, values in notes["pending"].items()}
     return notes["step"], notes["history"], pending, notes["wall_seconds"]
+
+
+def _stopped(run, done: int, cfg: TrainedStage) -> str:
+    """What a training says that the time limit stops."""
+    said = f"{run.stage} stopped at step {done} of {cfg.num_steps}"
+    kept = " with a checkpoint; the same command continues it"
+    return said if isinstance(run, Unkept) else said + kept
 
 
 class Feed:
