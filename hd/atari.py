@@ -237,8 +237,9 @@ class AtariGame(gymnasium.Env):
         """-> frame (84, 84), info with ram (128,) uint8 and lives. The seed decides everything."""
         super().reset(seed=seed)
         self._ale.reset_game()
-        for _ in range(self.np_random.integers(1, self.noop_max + 1) if self.noop_max else 0):
-            self._ale.act(NOOP)
+        if self.noop_max:
+            for _ in range(self.np_random.integers(1, self.noop_max + 1)):
+                self._ale.act(NOOP)
         self._held, self._steps = NOOP, 0
         self._ale.getScreenGrayscale(self._screens[0])
         self._screens[1] = 0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hd import atari, replay
+from hd.atari import GAMES
 from hd.collection import SOURCES
 from hd.config import PROFILES
 from hd.measure import game_state
@@ -155,7 +156,7 @@ def test_the_coordinate_probe_reads_places_and_never_saw_a_held_out_step():
     assert [picks.tolist() for picks in asked] == [list(range(data.num))]
     picks = np.flatnonzero(~data.is_train & atari.ball_in_play("pong", data.ram))
     read, true = probe.predict(ram[picks]), game_state.places_of("pong", data.ram[picks])
-    assert tuple(read) == game_state.COORDINATES["pong"]
+    assert tuple(read) == GAMES["pong"].coordinates
     for name, values in read.items():
         assert np.corrcoef(values, true[name])[0, 1] > 0.9, name
     changed = np.where(data.is_train[:, None], ram, 99.0).astype(np.float32)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny import TinyReplay, long_table, record_of, write_table
 
+from hd.atari import GAMES
 from hd.config import InputError
-from hd.measure import frames, game_state, probes
+from hd.measure import frames, probes
 from hd.report import tables
 from hd.run import metrics
 from hd.run.intervals import interval
@@ -20,7 +21,7 @@ COMPOSED = {
                      *(f"f1_{name}" for name in probes.CATEGORIES),
                      "rms_error_ball_x[at 70]",
                      *(f"{kind}_{name}[untrained]" for kind in ("r2", "error")
-                       for names in game_state.COORDINATES.values() for name in names)],
+                       for game in GAMES.values() for name in game.coordinates)],
     "key": ["r2_ball_x[source tracker]", "f1_overall[source agent]"],
     "prefix + metric + suffix": ["transfer_l2_accuracy", "transfer_l0_changed_accuracy[one_level]",
                                  "transfer_l1_cross_entropy", "transfer_l1_changed_cross_entropy"],

@@ -41,7 +41,8 @@ def publish(outcomes: Mapping[str, tuple[str, float]], *, collected: Iterable[st
             for name, (outcome, seconds) in outcomes.items()}
     collected = {*collected}
     files = {_file_of(name) for name in collected}
-    for row in pd.read_csv(path).to_dict("records") if path.exists() else ():
+    earlier = pd.read_csv(path).to_dict("records") if path.exists() else []
+    for row in earlier:
         file = _file_of(row["test"])
         if row["test"] in collected or (file not in files and (root / file).exists()):
             rows.setdefault(row["test"], row)

@@ -103,7 +103,7 @@ def _state_rows(codes, data, game: str, seed: int) -> list[dict]:
     picks = picks[atari.ball_in_play(game, data.ram[picks])]
     places = atari.labels(game, data.ram[picks])
     found = np.zeros((2, codes.shape[1]))
-    for name in game_state.COORDINATES[game]:
+    for name in atari.GAMES[game].coordinates:
         column = places[name].astype(float)
         edges = np.unique(np.quantile(column, np.linspace(0, 1, STATE_BINS + 1)[1:-1]))
         bins = np.searchsorted(edges, column, side="right")
@@ -111,7 +111,7 @@ def _state_rows(codes, data, game: str, seed: int) -> list[dict]:
         for level in range(codes.shape[1]):
             found[:, level] += [mutual_information(codes[picks, level], x)
                                 for x in (bins, shuffled)]
-    found /= len(game_state.COORDINATES[game])
+    found /= len(atari.GAMES[game].coordinates)
     return [row(f"l{level}_state_information", value, game=game, baseline=base)
             for level, (value, base) in enumerate(found.T)]
 

@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score
 from hd import atari
 from hd.config import ImaginationConfig, InputError
 from hd.imagination import Rollout, imagine, replayed
-from hd.measure.game_state import COORDINATES
 from hd.measure.probes import Probe
 from hd.quantization import ResidualVQ
 from hd.replay import Replay
@@ -96,7 +95,7 @@ def rows_of(dreamt: Dreamt, data: Replay, quantizer: ResidualVQ, probe: Probe) -
     """
     rows, game, truth = [], dreamt.game, dreamt.tokens
     dreamed = dreamt.rollout.tokens.cpu()
-    for step in (k for k in DREAM_STEPS if k < truth.shape[1]):
+    for step in _steps_within(truth.shape[1]):
         for level in range(truth.shape[2]):
             right = (dreamed[:, step, level] == truth[:, step, level]).float().mean()
             copied = (truth[:, 0, level] == truth[:, step, level]).float().mean()
@@ -105,6 +104,11 @@ def rows_of(dreamt: Dreamt, data: Replay, quantizer: ResidualVQ, probe: Probe) -
     rows += _coordinate_rows(dreamt, data, quantizer, probe)
     rows += _reward_rows(dreamt.rollout.rewards.cpu().numpy(), dreamt.rewards.numpy(), game)
     return [*rows, row("dreams", len(truth), game=game)]
+
+
+def _steps_within(length: int) -> list[int]:
+    """Of DREAM_STEPS those that dreams of `length` steps, the real first one included, have."""
+    return [step for step in DREAM_STEPS if step < length]
 
 
 def _reward_rows(dreamed, true, game: str) -> list[dict]:
@@ -146,12 +150,12 @@ def _coordinate_rows(dreamt: Dreamt, data: Replay, quantizer, probe) -> list[dic
                                   ("re-encoded", dreamt.tokens.numpy()))}
     read = {word: {name: values.reshape(stored.shape) for name, values in found.items()}
             for word, found in read.items()}
-    for step in (k for k in DREAM_STEPS if k < stored.shape[1]):
+    for step in _steps_within(stored.shape[1]):
         scored = in_play[:, 0] & in_play[:, step]
         rows.append(row("dreams_in_play", scored.sum(), game=game, step=step))
         if not scored.any():
             continue
-        for name in COORDINATES[game]:
+        for name in atari.GAMES[game].coordinates:
             last, true = (labels[name][scored, k] for k in (0, step))
             speed = last - earlier[name][scored].astype(np.float64)
             guesses = {word: found[name][scored, step] for word, found in read.items()}

@@ -47,7 +47,9 @@ def _source_rows(data: Replay, asked: Mapping[str, float]) -> list[dict]:
     shares = [asked.get(name, 0.0) / sum(asked.values()) for name in SOURCES]
     present = np.flatnonzero((np.bincount(data.source, minlength=len(SOURCES)) > 0)
                              | (np.array(shares) > 0))
-    for game in ("all", *data.games) if len(present) > 1 else ():
+    if len(present) < 2:
+        return []
+    for game in ("all", *data.games):
         for split, side in (("train", data.is_train), ("val", ~data.is_train)):
             picks = side & data.in_game(game)
             rows += [row(named("source_share", SOURCES[k]), (data.source[picks] == k).mean(),

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import entropy
 
 from hd import atari
+from hd.atari import GAMES
 from hd.config import ProbeConfig
 from hd.measure import probes
 from hd.measure.frames import of_source
@@ -19,19 +20,17 @@ from hd.replay import Replay, thin
 from hd.run.metrics import named, parsed
 from hd.run.runs import row
 
-COORDINATES = {name: game.coordinates for name, game in atari.GAMES.items()}
-
 PLACE_WIDTH = 20  # RAM units, of the places that ball_x is looked at in
-FEW = 10  # held-out rows, below which a place has no error of its own
+MIN_ROWS = 10  # held-out, below which a place has no error of its own
 
 
 def num_coordinates(games) -> int:
     """V: how many coordinates the games have together."""
-    return sum(len(COORDINATES[game]) for game in games)
+    return sum(len(GAMES[game].coordinates) for game in games)
 
 
 def coordinates(data, rows) -> np.ndarray:
-    """(n, V) float32 in RAM units at stored rows: every game's COORDINATES side by side.
+    """(n, V) float32 in RAM units at stored rows: every game's coordinates side by side.
 
     NaN in the columns of other games, and in a ball's while none is in play.
     """
@@ -41,10 +40,10 @@ def coordinates(data, rows) -> np.ndarray:
         here = np.flatnonzero(data.game_idx[rows] == index)
         ram = data.ram[rows[here]]
         labels, in_play = atari.labels(game, ram), atari.ball_in_play(game, ram)
-        for column, name in enumerate(COORDINATES[game], start=first):
+        for column, name in enumerate(GAMES[game].coordinates, start=first):
             is_known = in_play | (not name.startswith("ball_"))
             table[here, column] = np.where(is_known, labels[name], np.nan)
-        first += len(COORDINATES[game])
+        first += len(GAMES[game].coordinates)
     return table
 
 
@@ -98,7 +97,7 @@ def place_rows(data: Replay) -> list[dict]:
     PLACE_WIDTH named by its middle; the baseline is an equal share of all places."""
     rows = []
     for game in data.games:
-        if "ball_x" in COORDINATES[game]:
+        if "ball_x" in GAMES[game].coordinates:
             ram = data.ram[data.is_train & data.in_game(game)]
             column = atari.labels(game, ram)["ball_x"][atari.ball_in_play(game, ram)]
             places, counts = np.unique(_place(column), return_counts=True)
@@ -145,9 +144,9 @@ def probe_rows(data: Replay, representations: dict, *, baseline: str, cfg: Probe
 
 
 def places_of(game: str, ram: np.ndarray) -> dict[str, np.ndarray]:
-    """ram (..., 128) -> the game's COORDINATES by name, (...) each, in RAM units."""
+    """ram (..., 128) -> the game's coordinates by name, (...) each, in RAM units."""
     found = atari.labels(game, ram)
-    return {name: found[name] for name in COORDINATES[game]}
+    return {name: found[name] for name in GAMES[game].coordinates}
 
 
 def coordinate_probe(data: Replay, game: str, represent: Callable, *, cfg: ProbeConfig,
@@ -214,4 +213,5 @@ class _Judged:
         squared = (probe.predict(features[scored])["ball_x"] - truth) ** 2
         places = _place(truth)
         return {named("rms_error_ball_x", at=place): float(np.sqrt(squared[places == place].mean()))
-                for place, count in zip(*np.unique(places, return_counts=True)) if count >= FEW}
+                for place, count in zip(*np.unique(places, return_counts=True))
+                if count >= MIN_ROWS}

@@ -75,7 +75,8 @@ def parsed(name: str) -> Name:
     """A name in its parts: what named was given."""
     metric, _, inside = name.partition("[")
     found, words = {}, []
-    for part in re.split(r"\]\[|, ", inside.removesuffix("]")) if inside else ():
+    parts = re.split(r"\]\[|, ", inside.removesuffix("]")) if inside else []
+    for part in parts:
         if number := re.fullmatch(r"(at|sticky|from) ([\d.e+-]+)", part):
             found[NUMBERS[number[1]]] = float(number[2])
         elif part.startswith("source "):

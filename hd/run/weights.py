@@ -95,7 +95,9 @@ def restore(run: Run, *, root: Path = ROOT) -> list[str]:
         raise InputError(f"no weights are published for profile {run.profile.name}, variant "
                          f"{run.variant}; there are: {_published(root)}")
     restored = []
-    for stage in (stage for stage in TRAINED if folder / f"{stage}.json" in records):
+    for stage in TRAINED:
+        if folder / f"{stage}.json" not in records:
+            continue
         record, own = json.loads((folder / f"{stage}.json").read_text("utf-8")), run.at(stage)
         if record["identity"] != own.identity:
             raise InputError(f"the published weights of {stage} are of another configuration "
