@@ -88,14 +88,14 @@ atari.GAMES["boxing"] = atari.Game(
     ("player_x", "player_y", "enemy_x", "enemy_y"), atari.Place("player_x", "player_y", 0.0, 0.0))
 
 if __name__ == "__main__":  # processes that play import the lines above
-    from hd import replay, stages
+    from hd import stages
     from hd.measure import game_state
     from hd.report import tables
     from hd.run import runs
     run = runs.start("frames", profile="smoke", games="boxing", overrides={
         "frames.num_steps": 60, "frames.min_episodes": 2, "frames.sources": {"tracker": 1.0}})
     stages.make(run)
-    table, data = stages.measure(run), replay.open_run(run)
+    table, data = stages.measure(run), stages.load(run)
     print(tables.TITLES["boxing"], *sorted(set(table["game"])))
     print(game_state.coordinates(data, data.starts[:1]).shape, set(data.source.tolist()))
 """

@@ -9,10 +9,9 @@ import sys
 import pytest
 from test_notebooks import PARAMETERS, write_notebook
 
-import hd.book.building
 from hd import config
 from hd.__main__ import main
-from hd.book import notebooks
+from hd.book import building, notebooks
 from hd.run import runs, storage
 
 
@@ -33,8 +32,8 @@ def called(monkeypatch):
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *a, **k: calls.append(("execute", a, k)))
     monkeypatch.setattr(notebooks, "execute_all", lambda **k: calls.append(("execute_all", k)))
-    monkeypatch.setattr(hd.book.building, "stage_book", lambda **k: calls.append(("stage_book", k)))
-    monkeypatch.setattr(hd.book.building, "build_book",
+    monkeypatch.setattr(building, "stage_book", lambda **k: calls.append(("stage_book", k)))
+    monkeypatch.setattr(building, "build_book",
                         lambda source: calls.append(("build_book",)))
     return calls
 

@@ -30,7 +30,7 @@ def test_importing_hd_lets_waiting_threads_sleep():
 
 
 def test_the_openmp_that_torch_brings_reads_the_setting():
-    said = child("import hd.run.machine", OMP_DISPLAY_ENV="verbose").stderr
+    said = child("import hd, torch", OMP_DISPLAY_ENV="verbose").stderr
     if "GOMP_SPINCOUNT" not in said:
         pytest.skip("this torch does not use libgomp")
     assert "GOMP_SPINCOUNT = '1000'" in said

@@ -25,7 +25,7 @@ SMOKE = {"profile": "smoke", "variants": ["base"], "seeds": [0]}
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """A book with the whole chain, whose notebooks need no kernel; returns the folder."""
-    def run(job, deadline, cwd):
+    def run(job, deadline, cwd, said):
         import nbformat
         notebook = nbformat.read(job.source, 4)
         notebook.metadata["papermill"] = {}

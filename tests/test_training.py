@@ -679,7 +679,7 @@ def test_without_wandb_training_goes_on_untracked_and_says_so(tmp_path, monkeypa
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     run = runs.start("tokenizer", profile="smoke")
-    with training.tracker_for(run) as tracker:
+    with training.tracker_for(run, run.cfg) as tracker:
         tracker.log({"loss": 1.0}, step=3)
     assert capsys.readouterr().out == (
         "tokenizer is not tracked: the package wandb is not installed\n")
