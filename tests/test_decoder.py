@@ -1,4 +1,4 @@
-"""hd.decoder, and hd.measure.pictures on what it draws: pictures of codes, which teach nothing to
+"""hd.decoder, and hd.measure.decoded on what it draws: pictures of codes, which teach nothing to
 what made the codes."""
 
 import dataclasses
@@ -10,7 +10,7 @@ import torch
 from hd import decoder
 from hd.config import PROFILES, DecoderConfig
 from hd.decoder import MOVING_WEIGHT, Decoder, Pictures
-from hd.measure import pictures as measured
+from hd.measure import decoded
 from hd.quantization import ResidualVQ
 from hd.run import runs, training
 from hd.run.training import Unkept
@@ -192,7 +192,7 @@ def test_the_initial_weights_depend_on_the_seed_alone(stored):
 def test_held_out_errors_stand_beside_those_of_the_mean_picture(stored):
     model = train(stored, num_steps=40, width=8, lr=3e-3)
     stored.data.asked.clear()
-    rows = measured.rows_of(stored, model.eval(), max_rows=2000)
+    rows = decoded.rows_of(stored, model.eval(), max_rows=2000)
     assert stored.data.asked == set(np.flatnonzero(~stored.data.is_train).tolist())
     assert {(row["game"], row["metric"]) for row in rows} == {
         (game, metric)
