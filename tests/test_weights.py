@@ -80,8 +80,9 @@ def test_a_byte_a_weight_errs_by_half_a_step_of_its_row_and_keeps_a_row_of_zeros
 def test_the_published_weights_are_restored_and_every_stage_loads(tmp_path, monkeypatch):
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
     run = runs.start("policy", profile="desk", variant="hi-dreamer")
-    assert weights.restore(run) == list(TRAINED)
-    for stage in TRAINED:
+    published = TRAINED[:TRAINED.index("policy")]  # its policy plays no better than random
+    assert weights.restore(run) == list(published)
+    for stage in published:
         assert not stages.load(run.at(stage)).training
     codes = stages.load(run.at("tokenizer")).codebooks
     assert torch.equal(stages.load(run.at("world_model")).codebooks, codes) and codes.std() > 0
