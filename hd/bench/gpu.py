@@ -19,7 +19,7 @@ from hd.bench.timing import Comparison, milliseconds, named
 from hd.run import training
 from hd.run.machine import device
 from hd.run.training import to_device
-from hd.world_model import hierarchical_mask
+from hd.world_model import SLOTS, hierarchical_mask
 
 # Largest difference of two ways of attending, of the largest value: some roundings of the type.
 AGREE_WITHIN = {torch.bfloat16: 0.03, torch.float16: 0.005, torch.float32: 1e-4}
@@ -59,11 +59,11 @@ def attention_by_blocks(sizes: Sizes) -> Iterator[Comparison]:
     dtype = training.precision(cfg, device()) or torch.float32
     for num_steps in (cfg.max_steps, LONGER * cfg.max_steps):
         mask = hierarchical_mask(num_steps, cfg.mask).to(device())
-        shape = (3, cfg.batch_size, cfg.num_heads, 4 * num_steps, cfg.dim // cfg.num_heads)
+        shape = (3, cfg.batch_size, cfg.num_heads, len(SLOTS) * num_steps, cfg.dim // cfg.num_heads)
         parts = torch.randn(shape, device=device(), dtype=dtype).requires_grad_()
         dense = functools.partial(F.scaled_dot_product_attention, attn_mask=mask)
         by_blocks = flexible_attention(mask)
-        what = f"dense attention under the mask, {4 * num_steps} tokens"
+        what = f"dense attention under the mask, {len(SLOTS) * num_steps} tokens"
         yield Comparison(what, "ms/layer", _forward_and_back(dense, parts, sizes.steps),
                          _forward_and_back(by_blocks, parts, sizes.steps), "flex_attention")
         yield Comparison(f"{what}, largest difference", "of the largest value",

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from hd.encoder import AtariEncoder
 from hd.imagination import Rollout
-from hd.world_model import PREDICTED_AT, WorldModel
+from hd.world_model import PREDICTED_AT, SLOTS, WorldModel
 
 NUM_WORKERS = 2
 
@@ -159,7 +159,7 @@ class _Dream:
         self.cache: list[tuple | None] = [None] * len(model.transformer.blocks)
         self.tokens, filled = tokens[:, -1], F.pad(actions, (0, 1))
         # The last L2 is fed together with the action that is chosen for it.
-        self._extend(model.embed(tokens, filled)[:, :4 * tokens.shape[1] - 2])
+        self._extend(model.embed(tokens, filled)[:, :len(SLOTS) * tokens.shape[1] - 2])
 
     def roll(self, act, horizon: int) -> Rollout:
         """horizon steps under act(features, generator) -> ids."""

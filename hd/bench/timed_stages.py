@@ -40,7 +40,7 @@ from hd.run.machine import (
     resident_memory_mb,
 )
 from hd.transformer import attention
-from hd.world_model import hierarchical_mask
+from hd.world_model import SLOTS, hierarchical_mask
 
 OF_PEAK = ", share of peak"  # how such stages end
 CONTEXT = 16  # real steps before a dream
@@ -162,7 +162,8 @@ def world_modelling(sizes: Sizes, data: Replay) -> Iterator[Comparison]:
     feed = opponents.LoaderFeed(opponents.StepWindows(columns, cfg.max_steps),
                                 batch_size=cfg.batch_size, count=sizes.steps + 1)
     yield from _compare_trainings(sizes, Trainings(
-        "world-model training", "tokens/s", 4 * cfg.batch_size * cfg.max_steps, sizes.steps,
+        "world-model training", "tokens/s", len(SLOTS) * cfg.batch_size * cfg.max_steps,
+        sizes.steps,
         Training("world_model", profile, model),
         lambda i: windows.batch(windows.batch_starts(i), cfg.max_steps),
         Training("world_model", profile, opponents.PlainWorldModel(cfg), plain=True), feed,
@@ -175,7 +176,7 @@ def masking(sizes: Sizes) -> Iterator[Comparison]:
     """One layer's attention, forward and back, under the world model's mask, against torch's
     kernel: under the same mask, and causal without one, skipping all that lies ahead."""
     cfg = sizes.profile.world_model
-    dtype, length = training.precision(cfg, device()) or torch.float32, 4 * cfg.max_steps
+    dtype, length = training.precision(cfg, device()) or torch.float32, len(SLOTS) * cfg.max_steps
     shape = (3, cfg.batch_size, cfg.num_heads, length, cfg.dim // cfg.num_heads)
     parts = torch.randn(shape, device=device(), dtype=dtype).requires_grad_()
     mask = hierarchical_mask(cfg.max_steps, cfg.mask).to(device())

@@ -15,7 +15,7 @@ from hd.run.metrics import named
 from hd.run.runs import row
 from hd.run.training import to_device
 from hd.windows import Windows
-from hd.world_model import WorldModel
+from hd.world_model import SLOTS, WorldModel
 
 
 def exposures(windows: Windows) -> float:
@@ -72,7 +72,7 @@ def cost_rows(model: WorldModel, codebooks: torch.Tensor, *, wall_seconds: float
     codebooks: the tokenizer's; wall_seconds: that the training took.
     """
     cfg = model.cfg
-    trained = cfg.num_steps * cfg.accumulate * cfg.batch_size * cfg.max_steps * 4
+    trained = cfg.num_steps * cfg.accumulate * cfg.batch_size * cfg.max_steps * len(SLOTS)
     moved = (model.codebooks - codebooks).abs().max()
     seed_sizes = WorldModel(WorldModelConfig())
     sizes = [sum(p.numel() for p in one.parameters()) for one in (model, seed_sizes)]

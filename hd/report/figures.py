@@ -413,11 +413,12 @@ def ball_places(table: pd.DataFrame) -> Figure:
 def attention_masks(num_steps: int = 3) -> Figure:
     """The four masks side by side: row = query, column = key, dark = may attend."""
     names = ["L0", "L1", "L2", "a"] * num_steps
+    slots = len(world_model.SLOTS)
     fig, (axes,) = panels(1, len(world_model.MASKS), width=2.9, height=3.1)
     for ax, kind in zip(axes, world_model.MASKS):
         mask = world_model.hierarchical_mask(num_steps, kind).numpy()
         ax.imshow(mask, cmap="Blues", vmin=0, vmax=1.3)
-        for edge in range(4, 4 * num_steps, 4):
+        for edge in range(slots, slots * num_steps, slots):
             ax.axhline(edge - 0.5, color=GREY, lw=0.8)
             ax.axvline(edge - 0.5, color=GREY, lw=0.8)
         ax.set_xticks(range(len(names)), names, fontsize=7)
