@@ -12,11 +12,13 @@ from hd.run.runs import Run
 from hd.tokenizer import quantized
 
 
-def beside_truth(run: Run, rows) -> dict[str, np.ndarray]:
-    """Stored frames (..., 84, 84) uint8 of rows (...) and what their codes decode to, by name."""
+def beside_truth(run: Run, rows, dreamed=None) -> dict[str, np.ndarray]:
+    """Stored frames (..., 84, 84) uint8 of rows (...) and what their codes decode to, by name; with
+    dreamed (..., L) int64 also what these codes decode to, as "dream"."""
+    draw = stages.drawer_of(run)
     codes = torch.from_numpy(stages.tokens_of(run)[rows].astype(np.int64))
-    return {"real game": stages.load(run.at("frames")).newest(rows),
-            "its codes": stages.drawer_of(run)(codes)}
+    found = {"real game": stages.load(run.at("frames")).newest(rows), "its codes": draw(codes)}
+    return found if dreamed is None else {**found, "dream": draw(dreamed)}
 
 
 def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:
@@ -25,8 +27,7 @@ def dream_frames(run: Run, game: str) -> dict[str, np.ndarray]:
     Index 0 is the last real step.
     """
     dreamt = stages.dreams_of(run, game)
-    return {**beside_truth(run, dreamt.rows[0]),
-            "dream": stages.drawer_of(run)(dreamt.rollout.tokens[0])}
+    return beside_truth(run, dreamt.rows[0], dreamt.rollout.tokens[0])
 
 
 def dream_places(run: Run, game: str) -> dict[str, np.ndarray]:
@@ -59,5 +60,4 @@ def ranked_dreams(run: Run, game: str, *, count: int = 10) -> tuple[np.ndarray, 
     the last real step."""
     dreamt = stages.dreams_of(run, game)
     share, picks = dreams.ranked(dreamt, count)
-    return share, {**beside_truth(run, dreamt.rows[picks]),
-                   "dream": stages.drawer_of(run)(dreamt.rollout.tokens.cpu()[picks])}
+    return share, beside_truth(run, dreamt.rows[picks], dreamt.rollout.tokens.cpu()[picks])
