@@ -65,8 +65,9 @@ def make_parser() -> Parser:
 
     run = _add(commands, "run", run_notebook, "execute a notebook of book/pipeline, or all of them",
                needs_checkout=True)
-    run.add_argument("notebook", help="as in book/pipeline, or all")
+    run.add_argument("notebook", help="as in book/pipeline, with or without its number, or all")
     _add_choices(run)
+    run.add_argument("--game", help="one game alone, as --games with one name")
     _add_time_limit(run)
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="another parameter of the notebook")
@@ -119,17 +120,21 @@ def run_notebook(args) -> None:
     from hd.book import notebooks
     if args.with_parent:
         notebooks.end_with_parent()
+    if args.game is not None:
+        args.games = args.game
     settings = {**_choices(args), "time_limit": args.time_limit, "force": args.force}
     if args.notebook == "all":
         if args.p:
             raise InputError("-p needs one notebook, not all")
         notebooks.execute_all(**settings)
         return
-    config.allowed("notebook", args.notebook, [*notebooks.names(), "all"])
+    unnumbered = {name.partition("_")[2]: name for name in notebooks.names()}
+    notebook = unnumbered.get(args.notebook, args.notebook)
+    config.allowed("notebook", notebook, [*notebooks.names(), "all"])
     repeated = {name for name, _ in args.p if [pair[0] for pair in args.p].count(name) > 1}
     if repeated:
         raise InputError(f"parameter {', '.join(sorted(repeated))} is given twice")
-    notebooks.execute(args.notebook, **settings, parameters=dict(args.p))
+    notebooks.execute(notebook, **settings, parameters=dict(args.p))
 
 
 def make_report(args) -> None:

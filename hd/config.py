@@ -19,7 +19,7 @@ from hd.ablations import ABLATIONS, HI_DREAMER, HI_DREAMER_AT, Ablation
 
 GAMES = ("pong", "breakout", "ms_pacman")
 STAGES = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy",
-          "entropy_floor", "transfer")
+          "entropy_floor", "transfer", "agent")
 UPSTREAM = {
     "frames": (),
     "encoder": ("frames",),
@@ -30,8 +30,9 @@ UPSTREAM = {
     "policy": ("world_model",),
     "entropy_floor": ("world_model",),
     "transfer": ("frames",),
+    "agent": (),
 }
-BESIDE_CHAIN = ("entropy_floor", "transfer")  # stages that are made only when asked for
+BESIDE_CHAIN = ("entropy_floor", "transfer", "agent")  # stages that are made only when asked for
 TRAINED = ("encoder", "tokenizer", "decoder", "world_model", "policy")
 NOTEBOOKS = {  # of book/pipeline: the one that makes a stage
     "frames": "01_frames",
@@ -43,10 +44,12 @@ NOTEBOOKS = {  # of book/pipeline: the one that makes a stage
     "policy": "06_policy",
     "entropy_floor": "08_entropy_floor",
     "transfer": "09_transfer",
+    "agent": "10_agent",
 }
 CHAIN = tuple(dict.fromkeys(made_by for stage, made_by in NOTEBOOKS.items()
                             if stage not in BESIDE_CHAIN))  # notebooks that hd run all executes
-INSIDE = {"transfer": ("encoder", "tokenizer", "world_model")}  # what a stage trains by itself
+INSIDE = {"transfer": ("encoder", "tokenizer", "world_model"),
+          "agent": ("place_model", "agent_policy")}  # what a stage trains by itself
 
 
 # What fields may hold. Numbers are finite, and a whole number passes where a float is expected.
@@ -198,6 +201,69 @@ class PolicyConfig(TrainedStage):
     eval_episodes: Count = 100
     eval_sticky: BelowOne = 0.0
 
+    @property
+    def least_range(self) -> float:
+        """What the range of returns that scales the advantages counts as at least."""
+        return 1.0  # Hafner et al. 2023, eq. 7
+
+
+@dataclass(frozen=True)
+class PlaceModelConfig(TrainedStage):
+    """World model over tokens at places; num_steps is not used: the agent counts its updates."""
+
+    width: Count = 64  # numbers at each place
+    code_width: Count = 32  # of what stands for a code
+    num_blocks: Count = 2  # of two convolutions, before the action and again after it
+    steps: Annotated[int, Ge(1), Le(4)] = 4  # that it looks back, within a stack of frames
+    num_actions: Count = 18
+    code_weight: Positive = 0.1  # of a nat of codes, all places together, beside one of reward
+    batch_size: Count = 256
+    lr: PositiveOrZero = 1e-3
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class AgentPolicyConfig(PolicyConfig):
+    """The agent's actor-critic: as the policy's, tuned to returns that are signs of points."""
+
+    features: Literal[FEATURES] = "hidden"
+    hidden: Count = 256
+    gamma: Annotated[float, Gt(0), Le(1)] = 0.985
+    entropy: PositiveOrZero = 3e-3
+    loss: Literal["reinforce", "ppo"] = "ppo"
+    ppo_epochs: Count = 3
+    batch_size: Count = 128
+    smallest_range: Positive = 0.1  # of returns, that advantages are scaled by
+
+    @property
+    def least_range(self) -> float:
+        """What the range of returns that scales the advantages counts as at least."""
+        return self.smallest_range
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The online loop: a block of play with the present policy, then updates, again."""
+
+    num_steps: Count = 100_000  # agent steps in all, random prefill included
+    prefill: Count = 5000  # of them by chance, before anything is trained
+    block: Count = 256  # steps of all emulators together between updates
+    num_emulators: Count = 8
+    model_warmup: CountOrZero = 1000  # updates of the world model after the prefill
+    dreams_warmup: CountOrZero = 100  # batches of dreams that the policy learns from, then
+    model_updates: Count = 24  # a block
+    dreams: Count = 12
+    life_ends: bool = True  # a lost life ends the dream; the game itself goes on
+    recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
+    recent_share: Share = 0.5
+    patch: Count = 12  # pixels of a place's side; divides 84
+    num_levels: Count = 3
+    num_codes: Count = 256
+    kind: Literal["residual", "product"] = "residual"
+    sticky: BelowOne = 0.0
+    noop_max: CountOrZero = 30
+    eval_episodes: Count = 100
+
 
 @dataclass(frozen=True)
 class RamPolicyConfig:
@@ -257,6 +323,9 @@ class Profile:
     ram_policy: RamPolicyConfig = RamPolicyConfig()
     entropy_floor: EntropyFloorConfig = EntropyFloorConfig()
     transfer: TransferConfig = TransferConfig()
+    agent: AgentConfig = AgentConfig()
+    place_model: PlaceModelConfig = PlaceModelConfig()
+    agent_policy: AgentPolicyConfig = AgentPolicyConfig()
     probes: ProbeConfig = ProbeConfig()
 
 
@@ -280,6 +349,10 @@ PROFILES = {
         ram_policy=RamPolicyConfig(population=4, elites=2, generations=2, max_steps=200),
         entropy_floor=EntropyFloorConfig(num_states=8, num_branches=8),
         transfer=TransferConfig(budgets=(300, 600), source_steps=20, num_steps=10),
+        agent=AgentConfig(num_steps=768, prefill=512, block=64, num_emulators=4, model_warmup=20,
+                          dreams_warmup=4, model_updates=2, dreams=2, eval_episodes=2),
+        place_model=PlaceModelConfig(width=16, batch_size=32, precision="float32"),
+        agent_policy=AgentPolicyConfig(hidden=32, batch_size=16, precision="float32"),
         probes=ProbeConfig(max_rows=1000, epochs=5),
     ),
     "quick": Profile(
@@ -293,6 +366,7 @@ PROFILES = {
         policy=PolicyConfig(num_steps=250, eval_episodes=5),
         ram_policy=RamPolicyConfig(population=20, elites=5, generations=6, max_steps=400,
                                    eval_episodes=2),
+        agent=AgentConfig(num_steps=12_800, eval_episodes=10),
         probes=ProbeConfig(max_rows=4000, epochs=25),
     ),
     "audit": Profile(
@@ -306,6 +380,7 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
         transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=120),
+        agent=AgentConfig(num_steps=30_000, eval_episodes=30),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(

@@ -265,10 +265,8 @@ def embed_frames(model: AtariEncoder, frames) -> torch.Tensor:
     The one way from frames to embeddings when nothing trains: its precision is that of training
     (hd.run.training.precision), because lower bits decide which code is the nearest.
     """
-    where = device()
-    dtype = training.precision(model.cfg, where)
-    with torch.autocast(where.type, dtype=dtype, enabled=dtype is not None):
-        return model(torch.as_tensor(frames).to(where))
+    with training.autocast(model.cfg):
+        return model(torch.as_tensor(frames).to(device()))
 
 
 def embed(model: AtariEncoder, data: Replay, rows) -> np.ndarray:

@@ -16,8 +16,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from hd.config import InputError
-from hd.world_model import Dreamer, num_features
+from hd.world_model import check_ids, num_features
 
 
 @dataclass
@@ -25,27 +24,11 @@ class Rollout:
     """A batch of imagined trajectories; index h of actions, rewards, continues is what was done
     at tokens[:, h], what it brought, and whether the episode went on (a probability)."""
 
-    tokens: torch.Tensor  # (B, H+1, 3) int64; the first is the last real step
+    tokens: torch.Tensor  # (B, H+1, 3) or (B, H+1, L, G) int64; the first is the last real step
     features: torch.Tensor  # (B, H+1, F) float32
     actions: torch.Tensor  # (B, H) int64, ALE ids
     rewards: torch.Tensor  # (B, H) float32
     continues: torch.Tensor  # (B, H) float32 in [0, 1]
-
-
-def _check_ids(what: str, ids, shape: tuple, count: int) -> None:
-    """Raise InputError unless ids are whole numbers below count, of this shape; a letter in it
-    stands for any length."""
-    kind = getattr(ids, "dtype", type(ids).__name__)
-    found = tuple(getattr(ids, "shape", ()))
-    fits = len(found) == len(shape) and all(
-        isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, found))
-    if kind not in (torch.int64, torch.int32) or not fits:
-        raise InputError(f"{what} must be int64 of shape ({', '.join(map(str, shape))}); got "
-                         f"{kind} of shape {found}")
-    # On an accelerator looking at values would wait for it at every step; it refuses them itself.
-    if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < count:
-        raise InputError(f"{what} must be from 0 to {count - 1}; got {ids.min().item()} to "
-                         f"{ids.max().item()}")
 
 
 @torch.no_grad()
@@ -54,17 +37,18 @@ def imagine(world_model, tokens, actions, act: Callable, *, horizon: int,
     """tokens (B, T, 3), actions (B, T-1) real context -> Rollout of `horizon` imagined steps.
 
     act(features (B, F), generator) -> action ids (B,), features "codes" or "hidden".
-    T + horizon must fit cfg.max_steps. Raises InputError for codes or actions that the world model
+    For hd.world_model T + horizon must fit cfg.max_steps; hd.place_model reads tokens
+    (B, T, L, G) of T = cfg.steps steps. Raises InputError for codes or actions that the world model
     does not know, and when act returns anything but one id for each dream.
     """
-    _check_ids("codes", tokens, ("B", "T", 3), world_model.cfg.num_codes)
-    _check_ids("actions", actions, (len(tokens), "T-1"), world_model.cfg.num_actions)
-    dream = Dreamer(world_model, tokens, actions, horizon=horizon, features=features)
+    world_model.check_tokens(tokens)
+    check_ids("actions", actions, (len(tokens), "T-1"), world_model.cfg.num_actions)
+    dream = world_model.dreamer(tokens, actions, horizon=horizon, features=features)
     steps, seen = [dream.tokens], [dream.features()]
     outcomes: list[tuple] = []
     for _ in range(horizon):
         chosen = act(seen[-1], generator)
-        _check_ids("chosen actions", chosen, (len(tokens),), world_model.cfg.num_actions)
+        check_ids("chosen actions", chosen, (len(tokens),), world_model.cfg.num_actions)
         outcomes.append((chosen, *dream.step(chosen, generator, greedy)))
         steps.append(dream.tokens)
         seen.append(dream.features())
@@ -105,8 +89,8 @@ class DreamEnv(gymnasium.Env):
         pick = int(self.np_random.integers(len(self.contexts[0])))
         tokens, actions = (part[pick:pick + 1] for part in self.contexts)
         with torch.no_grad():
-            self.dream = Dreamer(self.world_model, tokens, actions, horizon=self.horizon,
-                                 features=self.features)
+            self.dream = self.world_model.dreamer(tokens, actions, horizon=self.horizon,
+                                                  features=self.features)
         self.steps = 0
         return self._observation(), self._info()
 

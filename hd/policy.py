@@ -22,6 +22,8 @@ from hd.run.training import Loss, Unkept
 from hd.two_hot import TwoHot
 from hd.world_model import WorldModel, draw, num_features
 
+PER_PLACE = 16  # numbers that a place's features are summed up to
+
 
 def lambda_returns(rewards, continues, values, *, gamma: float, lam: float):
     """G_t = r_t + gamma c_t ((1 - lam) v_{t+1} + lam G_{t+1}),  G_H = v_H.
@@ -38,12 +40,15 @@ def lambda_returns(rewards, continues, values, *, gamma: float, lam: float):
 
 
 class Actor(nn.Module):
-    """Features (..., F) -> log-probabilities (..., 18) over the legal ALE ids of one game."""
+    """Features (..., F) -> log-probabilities (..., 18) over the legal ALE ids of one game.
 
-    def __init__(self, cfg: PolicyConfig, num_features: int, legal_ids):
+    places: how many places the features speak of, one after the other; 0 for features of a whole.
+    """
+
+    def __init__(self, cfg: PolicyConfig, num_features: int, legal_ids, places: int = 0):
         super().__init__()
         self.uniform_mix = cfg.uniform_mix
-        self.layers = _mlp(num_features, cfg.hidden, 18)
+        self.layers = _mlp(num_features, cfg.hidden, 18, places)
         is_legal = torch.zeros(18, dtype=torch.bool)
         is_legal[list(legal_ids)] = True
         self.register_buffer("is_legal", is_legal)
@@ -63,10 +68,11 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Features (..., F) -> value (...), by two-hot bins or by one number (the seed's)."""
 
-    def __init__(self, cfg: PolicyConfig, num_features: int):
+    def __init__(self, cfg: PolicyConfig, num_features: int, places: int = 0):
         super().__init__()
         self.two_hot = TwoHot() if cfg.critic == "two_hot" else None
-        self.layers = _mlp(num_features, cfg.hidden, len(self.two_hot.bins) if self.two_hot else 1)
+        self.layers = _mlp(num_features, cfg.hidden, len(self.two_hot.bins) if self.two_hot else 1,
+                           places)
         for part in self.layers[-1].parameters():
             nn.init.zeros_(part)  # values start at zero, as in DreamerV3
 
@@ -74,22 +80,24 @@ class Critic(nn.Module):
         out = self.layers(features)
         return self.two_hot.decode(out) if self.two_hot else out.float().squeeze(-1)
 
-    def loss(self, features, targets):
-        """Negative log-likelihood of targets (...), in nats; half squared error if scalar."""
+    def loss(self, features, *targets):
+        """The sum, over the targets (...) given, of their negative log-likelihood, in nats; half
+        squared error if scalar."""
         out = self.layers(features)
         if self.two_hot:
-            return self.two_hot.loss(out, targets)
-        return 0.5 * (out.float().squeeze(-1) - targets).pow(2)
+            return sum(self.two_hot.loss(out, target) for target in targets)
+        return sum(0.5 * (out.float().squeeze(-1) - target).pow(2) for target in targets)
 
 
 class ActorCritic(nn.Module):
     """Actor, critic and the critic's slow copy; loss(batch) dreams and scores the dream."""
 
-    def __init__(self, cfg: PolicyConfig, dream_in, legal_ids, num_features: int):
+    def __init__(self, cfg: PolicyConfig, dream_in, legal_ids, num_features: int,
+                 places: int = 0):
         super().__init__()
         self.cfg = cfg
-        self.actor = Actor(cfg, num_features, legal_ids)
-        self.critic = Critic(cfg, num_features)
+        self.actor = Actor(cfg, num_features, legal_ids, places)
+        self.critic = Critic(cfg, num_features, places)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("return_range", torch.zeros(2))  # running 5th and 95th percentile
         self.register_buffer("num_ranges", torch.zeros(()))
@@ -101,14 +109,20 @@ class ActorCritic(nn.Module):
 
         Dreams under the present policy (PPO: under the policy of pass 0, then reused).
         """
-        if self.cfg.loss == "ppo" and batch["pass"] > 0:
-            rollout, old_log_probs, returns, weights = self._kept
+        if batch["pass"] % self.num_passes:
+            rollout, targets, old_log_probs = self._kept
         else:
             rollout = self.dream(batch["tokens"], batch["actions"])
-            returns, weights = self._targets(rollout)
-            old_log_probs = self._log_probs(rollout)[0].detach()
-            self._kept = (rollout, old_log_probs, returns, weights)
-        return self._score(rollout, old_log_probs, returns, weights)
+            targets, old_log_probs = self._targets(rollout), None
+        loss, log_probs = self._score(rollout, *targets, old_log_probs)
+        if not batch["pass"] % self.num_passes:
+            self._kept = (rollout, targets, log_probs.detach())
+        return loss
+
+    @property
+    def num_passes(self) -> int:
+        """How often a batch of dreams is learned from."""
+        return self.cfg.ppo_epochs if self.cfg.loss == "ppo" else 1
 
     @property
     def dream_in(self):
@@ -125,9 +139,10 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def _targets(self, rollout):
-        """Lambda-returns (B, H) and how probable it is that the dream still runs (B, H)."""
-        returns = lambda_returns(rollout.rewards, rollout.continues,
-                                 self.slow_critic(rollout.features),
+        """Lambda-returns, the slow critic's values, and how probable it is that the dream still
+        runs, (B, H) each."""
+        values = self.slow_critic(rollout.features)
+        returns = lambda_returns(rollout.rewards, rollout.continues, values,
                                  gamma=self.cfg.gamma, lam=self.cfg.lam)
         alive = torch.cat([torch.ones_like(rollout.continues[:, :1]),
                            rollout.continues[:, :-1]], 1).cumprod(1)
@@ -136,7 +151,7 @@ class ActorCritic(nn.Module):
         # A plain mean at first, then a moving average: the start at zero leaves no trace.
         share = max(1 / float(self.num_ranges), 1 - self.cfg.return_decay)
         self.return_range.lerp_(quantiles, share)
-        return returns, alive
+        return returns, values[:, :-1], alive
 
     def _log_probs(self, rollout):
         log_probs = self.actor(rollout.features[:, :-1])
@@ -144,23 +159,25 @@ class ActorCritic(nn.Module):
         entropy = -(log_probs.exp() * log_probs.clamp_min(-100)).sum(-1)
         return taken, entropy
 
-    def _score(self, rollout, old_log_probs, returns, weights) -> Loss:
+    def _score(self, rollout, returns, values, weights, old_log_probs=None):
+        """The loss, and the log-probabilities (B, H) of what was done; old_log_probs: those when
+        the dream was new, None if it is."""
         cfg, features = self.cfg, rollout.features[:, :-1]
         taken, entropy = self._log_probs(rollout)
-        values = self.slow_critic(features).detach()
-        scale = (self.return_range[1] - self.return_range[0]).clamp_min(1.0)
+        scale = (self.return_range[1] - self.return_range[0]).clamp_min(cfg.least_range)
         advantages = (returns - values) / scale
         if cfg.loss == "ppo":
+            old_log_probs = taken.detach() if old_log_probs is None else old_log_probs
             objective = ppo_objective(taken, old_log_probs, advantages, clip=cfg.ppo_clip)
         else:
             objective = taken * advantages
         actor_loss = -(weights * (objective + cfg.entropy * entropy)).mean()
-        critic_loss = (weights * self.critic.loss(features, returns)).mean()
         # The critic is also held near its slow copy, as in DreamerV3.
-        critic_loss = critic_loss + (weights * self.critic.loss(features, values)).mean()
+        critic_loss = (weights * self.critic.loss(features, returns, values)).mean()
         return Loss(actor_loss + critic_loss, {
             "actor": actor_loss, "critic": critic_loss, "entropy": entropy.mean(),
-            "imagined_return": returns[:, 0].mean(), "imagined_reward": rollout.rewards.mean()})
+            "imagined_return": returns[:, 0].mean(), "imagined_reward": rollout.rewards.mean()}
+        ), taken
 
     @torch.no_grad()
     def after_step(self):
@@ -175,8 +192,12 @@ def ppo_objective(log_probs, old_log_probs, advantages, *, clip: float):
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def _mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, hidden), nn.LayerNorm(hidden), nn.SiLU(),
+def _mlp(dim: int, hidden: int, out: int, places: int = 0) -> nn.Sequential:
+    """From features (..., dim); those of several places are first summed up place by place."""
+    summed_up = [nn.Unflatten(-1, (places, dim // places)), nn.Linear(dim // places, PER_PLACE),
+                 nn.Flatten(-2), nn.LayerNorm(places * PER_PLACE)] if places else []
+    return nn.Sequential(*summed_up, nn.Linear(places * PER_PLACE or dim, hidden),
+                         nn.LayerNorm(hidden), nn.SiLU(),
                          nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.SiLU(),
                          nn.Linear(hidden, out))
 
@@ -207,7 +228,9 @@ def train(cfg: PolicyConfig, dream_in: WorldModel, data: Replay, tokens: np.ndar
     if not len(starts):
         raise InputError(f"no training episode of {cfg.game} has {cfg.context} steps; "
                          f"lower policy.context or collect more frames")
-    passes = cfg.ppo_epochs if cfg.loss == "ppo" else 1
+    seed_everything(run.seed)  # so that no earlier stage decides the initial weights
+    model = build(cfg, dream_in)
+    passes = model.num_passes
 
     def batches(i: int):
         first = rng_for(run.seed, "policy", i // passes).choice(starts, cfg.batch_size)
@@ -216,7 +239,5 @@ def train(cfg: PolicyConfig, dream_in: WorldModel, data: Replay, tokens: np.ndar
                 "actions": torch.from_numpy(data.actions[rows[:, :-1]].astype(np.int64)),
                 "pass": i % passes}
 
-    seed_everything(run.seed)  # so that no earlier stage decides the initial weights
-    model = build(cfg, dream_in)
     record = training.train(model, batches, cfg, run, checkpoint_every=passes)
     return model, record

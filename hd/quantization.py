@@ -20,7 +20,8 @@ FAR = 16.0  # a codebook's mean is far from zero: its squared length over the co
 
 
 class Quantized(NamedTuple):
-    """quantized (..., D), straight-through; tokens (..., L) int64; loss, a scalar."""
+    """quantized (..., D), straight-through; tokens (..., L) int64, (..., L, G) where a level has
+    several groups; loss, a scalar."""
 
     quantized: torch.Tensor
     tokens: torch.Tensor
@@ -30,6 +31,8 @@ class Quantized(NamedTuple):
 class ResidualVQ(nn.Module):
     """Residual vector quantization with EMA codebooks; one level is plain VQ.
 
+    num_groups: the vector is cut into so many equal slices (of a picture: its places), each with a
+    code of its own on every level; a level has one codebook, which its groups share.
     kind "product" gives each level its own slice of the vector instead of what is left over.
     project_dim: quantize that many principal components (of the first batch) instead of the vector.
     Computes in float32, and stays in it when a model around it is cast (moving averages would stand
@@ -39,15 +42,19 @@ class ResidualVQ(nn.Module):
     def __init__(self, num_levels: int = 3, num_codes: int = 256, dim: int = 384, *,
                  commitment_costs=(0.05, 0.25, 0.60), decay: float = 0.99,
                  kmeans_iterations: int = 10, refill_below: float = 0.1,
-                 kind: str = "residual", project_dim: int = 0):
+                 kind: str = "residual", project_dim: int = 0, num_groups: int = 1):
         super().__init__()
         allowed("kind of quantization", kind, ("residual", "product"))
-        if min(num_levels, num_codes, dim) < 1:
-            raise InputError(f"num_levels, num_codes and dim must be at least 1; got {num_levels}, "
-                             f"{num_codes} and {dim}")
-        if not 0 <= project_dim <= dim:
-            raise InputError(f"project_dim must be from 0 to {dim}; got {project_dim}")
-        self.dim, dim = dim, project_dim or dim
+        if min(num_levels, num_codes, dim, num_groups) < 1:
+            raise InputError(f"num_levels, num_codes, dim and num_groups must be at least 1; got "
+                             f"{num_levels}, {num_codes}, {dim} and {num_groups}")
+        if dim % num_groups:
+            raise InputError(f"{dim} columns cannot be cut into {num_groups} equal groups")
+        self.dim, self.num_groups = dim, num_groups
+        group_dim = dim // num_groups
+        if not 0 <= project_dim <= group_dim:
+            raise InputError(f"project_dim must be from 0 to {group_dim}; got {project_dim}")
+        dim = project_dim or group_dim
         if kind == "product" and dim % num_levels:
             raise InputError(f"product quantization of {dim} columns needs a number of levels that "
                              f"divides it; got {num_levels}")
@@ -63,8 +70,8 @@ class ResidualVQ(nn.Module):
         self.register_buffer("is_initialised", torch.tensor(False))
         slices = torch.eye(num_levels).repeat_interleave(dim // num_levels, dim=1)
         self.register_buffer("slices", slices if kind == "product" else None, persistent=False)
-        self.register_buffer("basis", torch.zeros(dim, self.dim) if project_dim else None)
-        self.register_buffer("centre", torch.zeros(self.dim) if project_dim else None)
+        self.register_buffer("basis", torch.zeros(dim, group_dim) if project_dim else None)
+        self.register_buffer("centre", torch.zeros(group_dim) if project_dim else None)
 
     def forward(self, embeddings) -> Quantized:
         """embeddings (..., D) -> Quantized.
@@ -74,10 +81,9 @@ class ResidualVQ(nn.Module):
         loss: sum over levels of commitment cost x mean squared residual distance. Raises
         InputError for no rows at all, of which there is no mean, as for other wrong embeddings.
         """
-        flat = _flat(embeddings, self.dim)
+        flat = self._groups(embeddings)
         if not len(flat):
             raise InputError("embeddings hold no rows: there is nothing to quantize")
-        shape = embeddings.shape
         with torch.autocast(embeddings.device.type, enabled=False):
             if self.training and not self.is_initialised:
                 self._start(flat.detach())
@@ -96,23 +102,49 @@ class ResidualVQ(nn.Module):
             quantized = self._unproject(quantized)
         if flat.requires_grad:  # straight through: the difference is exactly zero
             quantized = quantized + (flat - flat.detach())
-        return Quantized(quantized.view(shape), _as_rows(tokens, shape), loss)
+        return Quantized(quantized.view(embeddings.shape), self._rows(tokens, embeddings.shape),
+                         loss)
 
     @torch.no_grad()
     def encode(self, embeddings):
-        """embeddings (..., D) -> tokens (..., L) int64; never changes state."""
-        flat, tokens = _flat(embeddings, self.dim), []
+        """embeddings (..., D) -> tokens (..., L) int64, or (..., L, G); never changes state."""
+        flat, tokens = self._groups(embeddings), []
         with torch.autocast(embeddings.device.type, enabled=False):
             residual = self._project(flat)
             for level, codebook in enumerate(self.codebooks):
                 tokens.append(nearest(self._part(residual, level), codebook))
                 if level + 1 < len(self.codebooks):
                     residual = residual - codebook[tokens[-1]]
-        return _as_rows(tokens, embeddings.shape)
+        return self._rows(tokens, embeddings.shape)
 
     def decode(self, tokens, per_level: bool = False):
-        """tokens (..., L) -> quantized (..., D), or each level's own vectors (..., L, D)."""
+        """tokens (..., L) or (..., L, G) -> quantized (..., D), or each level's own vectors
+        (..., L, D)."""
+        if self.num_groups > 1:
+            return self._decode_groups(tokens, per_level)
         _check_tokens(tokens, *self.codebooks.shape[:2])
+        return self._vectors(tokens, per_level)
+
+    def _decode_groups(self, tokens, per_level):
+        if tokens.ndim < 2 or tokens.shape[-1] != self.num_groups:
+            raise InputError(f"tokens must have {self.num_groups} groups on each level; got shape "
+                             f"{tuple(tokens.shape)}")
+        tokens = tokens.transpose(-1, -2)
+        _check_tokens(tokens, *self.codebooks.shape[:2])
+        found = self._vectors(tokens, per_level)  # (..., G, D / G) or (..., G, L, D / G)
+        return found.transpose(-2, -3).flatten(-2) if per_level else found.flatten(-2)
+
+    def _groups(self, embeddings):
+        """(..., D) -> a row for each group of each (N G, D / G), checked."""
+        return _flat(embeddings, self.dim).view(-1, self.dim // self.num_groups)
+
+    def _rows(self, tokens, shape):
+        """Each level's codes (N G,) -> (..., L), or (..., L, G), for embeddings (..., D)."""
+        if self.num_groups == 1:
+            return torch.stack(tokens, -1).view(*shape[:-1], len(tokens))
+        return torch.stack([codes.view(*shape[:-1], self.num_groups) for codes in tokens], -2)
+
+    def _vectors(self, tokens, per_level):
         vectors = [book[tokens[..., level]] for level, book in enumerate(self.codebooks)]
         if per_level:
             apart = [self._unproject(vector) for vector in vectors]
@@ -229,11 +261,6 @@ def _check_tokens(tokens, num_levels: int, num_codes: int) -> None:
     if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < num_codes:
         raise InputError(f"tokens must be from 0 to {num_codes - 1}; got {tokens.min().item()} to "
                          f"{tokens.max().item()}")
-
-
-def _as_rows(tokens, shape):
-    """Each level's codes (N,) -> (..., L), for embeddings of this shape (..., D)."""
-    return torch.stack(tokens, -1).view(*shape[:-1], len(tokens))
 
 
 def nearest(rows, codebook):

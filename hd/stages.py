@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 
 from hd import (
+    agent,
     atari,
     collection,
     config,
@@ -333,20 +334,29 @@ def _load_policy(run: Run) -> policy.ActorCritic:
 
 
 def _measure_policy(run: Run) -> list[dict]:
-    cfg, game = run.cfg, run.cfg.game
-    protocol = {"game": game, "num_episodes": cfg.eval_episodes, "seed": run.seed,
-                "sticky": cfg.eval_sticky}
-    played = {"policy": play.play(act_of(run), **protocol)}
+    played, protocol = _played(run, act_of(run), run.cfg.game, run.cfg.eval_episodes,
+                               run.cfg.eval_sticky)
+    played["ram_policy"], training_steps = _play_ram_policy(run, protocol)
+    _save_episodes(run, played)
+    return control.rows_of(played, training_steps, seed=run.seed)
+
+
+def _played(run: Run, act: Callable, game: str, num_episodes: int, sticky: float):
+    """Episodes by player, "policy" first, and the protocol that all of them follow."""
+    protocol = {"game": game, "num_episodes": num_episodes, "seed": run.seed, "sticky": sticky}
+    played = {"policy": play.play(act, **protocol)}
     players = {"random": play.random_act}
     if atari.GAMES[game].tracker:
         players["tracker"] = play.tracker_act
     for name, player in players.items():
         played[name] = remembered(run, name, protocol,
                                   lambda player=player: play.play(player(game), **protocol))
-    played["ram_policy"], training_steps = _play_ram_policy(run, protocol)
+    return played, protocol
+
+
+def _save_episodes(run: Run, played: dict[str, list[dict]]) -> None:
     runs.save_beside(run, "episodes", [{"player": name, **episode}
                                        for name, rows in played.items() for episode in rows])
-    return control.rows_of(played, training_steps, seed=run.seed)
 
 
 def _play_ram_policy(run: Run, protocol: dict) -> tuple[list[dict], int]:
@@ -551,6 +561,34 @@ def _measure_transfer(run: Run) -> list[dict]:
     return rows
 
 
+# ---- the online agent
+
+def game_of(run: Run) -> str:
+    """The one game of an agent's run; raises InputError where the run names several."""
+    if len(run.games) != 1:
+        raise InputError(f"an agent learns one game; got {', '.join(run.games)}: name one of them")
+    return run.games[0]
+
+
+def _train_agent(run: Run) -> dict:
+    return agent.train(run.cfg, run.profile.place_model, run.profile.agent_policy, game_of(run),
+                       run)[1]
+
+
+def _load_agent(run: Run) -> agent.Agent:
+    return runs.load_model(run, agent.Agent(run.cfg, run.profile.place_model,
+                                            run.profile.agent_policy, game_of(run)))
+
+
+def _measure_agent(run: Run) -> list[dict]:
+    game, record = game_of(run), runs.require(run)
+    played, _ = _played(run, load(run).act(), game, run.cfg.eval_episodes, run.cfg.sticky)
+    _save_episodes(run, played)
+    by_chance = float(np.mean([episode["return"] for episode in played["random"]]))
+    return (control.rows_of(played, seed=run.seed)
+            + control.curve_rows(record["history"], game=game, random_return=by_chance))
+
+
 # ---- the stages
 
 @dataclasses.dataclass(frozen=True)
@@ -587,6 +625,7 @@ STAGES = {
     "policy": Stage(_train_policy, _load_policy, _measure_policy),
     "entropy_floor": Stage(_nothing_to_make, _nothing_to_load, _measure_floor),
     "transfer": Stage(_train_transfer, _nothing_to_load, _measure_transfer),
+    "agent": Stage(_train_agent, _load_agent, _measure_agent),
 }
 
 

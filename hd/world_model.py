@@ -167,6 +167,14 @@ class WorldModel(nn.Module):
         parts += [self.codebooks[level][tokens[..., level]] for level in LEVELS]
         return torch.cat(parts, -1)
 
+    def check_tokens(self, tokens) -> None:
+        """Raise InputError in one line unless tokens are (B, T, 3) codes that this model knows."""
+        check_ids("codes", tokens, ("B", "T", len(LEVELS)), self.cfg.num_codes)
+
+    def dreamer(self, tokens, actions, *, horizon: int, features: str = "codes") -> Dreamer:
+        """A dream from real context, see Dreamer."""
+        return Dreamer(self, tokens, actions, horizon=horizon, features=features)
+
     def loss(self, batch) -> Loss:
         """batch: tokens (B, T, 3), actions, rewards, continues (B, T); codes weighted by level."""
         out = self(batch["tokens"], batch["actions"])
@@ -195,6 +203,22 @@ def _initialise(module: nn.Module) -> None:
 
 
 # ---- dreams
+
+def check_ids(what: str, ids, shape: tuple, count: int) -> None:
+    """Raise InputError unless ids are whole numbers below count, of this shape; a letter in it
+    stands for any length."""
+    kind = getattr(ids, "dtype", type(ids).__name__)
+    found = tuple(getattr(ids, "shape", ()))
+    fits = len(found) == len(shape) and all(
+        isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, found))
+    if kind not in (torch.int64, torch.int32) or not fits:
+        raise InputError(f"{what} must be int64 of shape ({', '.join(map(str, shape))}); got "
+                         f"{kind} of shape {found}")
+    # On an accelerator looking at values would wait for it at every step; it refuses them itself.
+    if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < count:
+        raise InputError(f"{what} must be from 0 to {count - 1}; got {ids.min().item()} to "
+                         f"{ids.max().item()}")
+
 
 class Dreamer:
     """The world model's state during a dream: its cache and the step it stands at."""

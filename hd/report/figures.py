@@ -225,6 +225,23 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
 
 
 @styled
+def agent_curves(histories: Mapping[str, list[dict]]) -> Figure:
+    """A line of panels per game: the return of the last training episodes over steps of the real
+    game and over minutes. histories: game -> points of an agent's record."""
+    fig, axes = panels(len(histories), 2, width=3.4)
+    for line, (game, history) in zip(axes, histories.items()):
+        points = [point for point in history if point["return"] is not None]
+        for ax, x, xlabel in zip(line, ("step", "minutes"), ("steps of the real game", "minutes")):
+            ax.plot([point[x] for point in points], [point["return"] for point in points],
+                    marker="." if len(points) < 15 else None)
+            ax.set(xlabel=xlabel, ylabel=f"{atari.GAMES[game].title}, return", xlim=(0, None))
+            if not points:
+                ax.text(0.5, 0.5, "no episode ended", ha="center", va="center",
+                        transform=ax.transAxes)
+    return fig
+
+
+@styled
 def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """A panel per metric: value beside baseline for each game; 95% interval over seeds, n."""
     columns = min(3, len(metrics))

@@ -61,6 +61,13 @@ def precision(cfg: TrainedStage, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
 
 
+def autocast(cfg: TrainedStage) -> torch.autocast:
+    """The context in which a model of this config computes, here as in training."""
+    where = runs.device()
+    dtype = precision(cfg, where)
+    return torch.autocast(where.type, dtype=dtype, enabled=dtype is not None)
+
+
 def make_optimizer(model: torch.nn.Module, cfg: TrainedStage) -> torch.optim.AdamW | None:
     """AdamW, weight decay on matrices only; plain Adam with coupled decay for a constant schedule.
 
@@ -77,7 +84,7 @@ def make_optimizer(model: torch.nn.Module, cfg: TrainedStage) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
 
 
-class _State:
+class State:
     """Model, optimizer and scaler as one flat dict of tensors, for checkpoints."""
 
     def __init__(self, model, optimizer, scaler):
@@ -154,13 +161,13 @@ def _train(model, batches, cfg, run, evaluate, checkpoint_every) -> dict:
     optimizer = make_optimizer(model, cfg)
     dtype = precision(cfg, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    state = _State(model, optimizer, scaler)
+    state = State(model, optimizer, scaler)
     first, history, pending, spent = _resumed(state, run) if is_kept else (0, [], {}, 0.0)
     began = last_saved = time.monotonic()
     slowest = 0.0  # seconds of the longest iteration, so that a time limit is kept, not overrun
 
     def checkpoint(step):
-        _require_finite(model, pending, step, run)
+        require_finite(model, pending, step, run)
         if not is_kept:
             return
         runs.save_checkpoint(run, state.tensors(), {
@@ -181,7 +188,7 @@ def _train(model, batches, cfg, run, evaluate, checkpoint_every) -> dict:
                 pending.setdefault(key, []).append(value)
             done = step + 1
             if _is_due(done, cfg):
-                _require_finite(model, pending, done, run)
+                require_finite(model, pending, done, run)
                 entry = _flush(pending, done)
                 if evaluate and _is_due(done, cfg, evaluation=True):
                     entry |= _evaluate(model, evaluate)
@@ -200,12 +207,12 @@ def _train(model, batches, cfg, run, evaluate, checkpoint_every) -> dict:
                     raise runs.TimeLimitReached(_stopped(run, done, cfg))
     wall = spent + time.monotonic() - began
     if not is_kept:
-        _require_finite(model.eval(), {}, cfg.num_steps, run)
+        require_finite(model.eval(), {}, cfg.num_steps, run)
         return {"history": history, "wall_seconds": wall}
     return runs.save_model(run, model.eval(), wall_seconds=wall, history=history)
 
 
-def _resumed(state: _State, run: Run) -> tuple[int, list[dict], dict[str, list], float]:
+def _resumed(state: State, run: Run) -> tuple[int, list[dict], dict[str, list], float]:
     """The step to go on from, what was recorded and gathered by then, and the seconds spent; state
     is put back to that step."""
     saved = runs.load_checkpoint(run)
@@ -272,7 +279,7 @@ def one_step(model, feed, optimizer, scaler, dtype, cfg, run, step) -> dict[str,
     return mean
 
 
-def _require_finite(model, pending, step, run) -> None:
+def require_finite(model, pending, step, run) -> None:
     """Raise NonFiniteLoss unless all losses gathered and all weights are finite numbers."""
     values = [*pending.get("loss", []), *model.state_dict().values()]
     if not all(value.isfinite().all() for value in values):

@@ -1,0 +1,508 @@
+"""The online loop: play a block with the present policy, store it, train, dream, again.
+
+After a prefill by chance the codec of places is fitted once; then the world model of places and the
+actor-critic learn by turns from all that was played, recent steps more often. The work is a list of
+chunks, and what happens in chunk k depends only on the seed, k and what was before: a run that is
+killed goes on from the chunk that was done last, and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from hd.atari import GAMES, NOOP, AtariGame
+from hd.config import AgentConfig, AgentPolicyConfig, InputError, PlaceModelConfig
+from hd.patches import PatchCodec
+from hd.place_model import PlaceModel
+from hd.play import Observation
+from hd.policy import ActorCritic
+from hd.run import runs, training
+from hd.run.machine import device, kept_memory
+from hd.run.runs import Run, rng_for, seed_everything
+from hd.run.storage import write_atomically
+from hd.run.training import Feed, Unkept
+
+STORED = ("frames", "ram", "actions", "rewards", "continues", "ends", "starts")  # of Store, in blocks
+WARMUP_CHUNK = 50  # updates between checkpoints before the first block
+CURVE_EVERY = 1024  # steps between points of the learning curve
+
+
+class Chunk(NamedTuple):
+    """Steps to play, all emulators together, then updates of the world model, and batches of
+    dreams that the policy learns from."""
+
+    steps: int
+    model_updates: int
+    dreams: int
+
+
+def chunks_of(cfg: AgentConfig) -> list[Chunk]:
+    """The whole work, in order. Raises InputError where the budget does not hold the prefill."""
+    if cfg.prefill + cfg.block > cfg.num_steps:
+        raise InputError(f"the agent's {cfg.num_steps} steps must hold its prefill of "
+                         f"{cfg.prefill} and a block of {cfg.block}")
+    if cfg.prefill % cfg.num_emulators or cfg.block % cfg.num_emulators:
+        raise InputError(f"prefill and block must be multiples of the {cfg.num_emulators} "
+                         f"emulators; got {cfg.prefill} and {cfg.block}")
+    warmup = [Chunk(0, min(WARMUP_CHUNK, cfg.model_warmup - done), 0)
+              for done in range(0, cfg.model_warmup, WARMUP_CHUNK)]
+    warmup += [Chunk(0, 0, min(WARMUP_CHUNK, cfg.dreams_warmup - done))
+               for done in range(0, cfg.dreams_warmup, WARMUP_CHUNK)]
+    blocks = (cfg.num_steps - cfg.prefill) // cfg.block
+    return [Chunk(cfg.prefill, 0, 0), *warmup,
+            *[Chunk(cfg.block, cfg.model_updates, cfg.dreams)] * blocks]
+
+
+class Agent(nn.Module):
+    """Codec, world model and policy of one game, as they are kept together."""
+
+    def __init__(self, cfg: AgentConfig, model_cfg: PlaceModelConfig,
+                 policy_cfg: AgentPolicyConfig, game: str):
+        super().__init__()
+        self.game = game
+        self.codec = PatchCodec(patch=cfg.patch, num_levels=cfg.num_levels,
+                                num_codes=cfg.num_codes, kind=cfg.kind)
+        self.model = PlaceModel(model_cfg, self.codec.quantizer.codebooks, self.codec.num_places)
+        self.policy = ActorCritic(policy_cfg, self.model, GAMES[game].actions,
+                                  self.model.num_features, self.codec.num_places)
+
+    def fit_codec(self, frames: np.ndarray, seed: int) -> float:
+        """Fit the codec to frames (N, 84, 84); the world model reads its codes from then on."""
+        left = self.codec.fit(frames, torch.Generator().manual_seed(seed))
+        self.model.codebooks.copy_(self.codec.quantizer.codebooks)
+        return left
+
+    @torch.no_grad()
+    def choose(self, tokens, actions, generator):
+        """tokens (B, T, L, G), actions (B, T-1): the last steps -> ALE ids (B,).
+
+        In the precision of dreams, through the very functions that dreams call.
+        """
+        with training.autocast(self.policy.cfg):
+            dream = self.model.dreamer(tokens, actions, horizon=1)
+            return self.policy.actor.act(dream.features(), generator)
+
+    def act(self) -> Callable:
+        """The policy in a real game, for hd.play.play."""
+        steps, past = self.model.cfg.steps, {}
+
+        def act(seen: Observation, generator):
+            frames = seen.frames[:, -steps:]
+            tokens = self.codec.encode(frames.reshape(-1, *frames.shape[2:]))
+            nothing = (NOOP,) * (steps - 1)
+            for episode, played in zip(seen.episodes.tolist(), seen.steps.tolist()):
+                past[episode] = past.get(episode, nothing) if played else nothing
+            before = torch.tensor([past[episode] for episode in seen.episodes.tolist()],
+                                  dtype=torch.int64).view(len(frames), steps - 1)
+            chosen = self.choose(tokens.unflatten(0, (-1, steps)), before.to(tokens.device),
+                                 generator).cpu()
+            for episode, action in zip(seen.episodes.tolist(), chosen.tolist()):
+                past[episode] = (*past[episode], action)[1:]
+            return chosen
+
+        return act
+
+
+class Store:
+    """All that was played: (E, T) steps of E emulators side by side, T rising.
+
+    frames (E, T, 84, 84) and ram (E, T, 128) uint8, tokens (E, T, L, G), actions int64, rewards, continues float32,
+    starts (E, T): the step at which the episode of each step began.
+    """
+
+    def __init__(self, cfg: AgentConfig, num_places: int):
+        E, T = cfg.num_emulators, cfg.num_steps // cfg.num_emulators + 1
+        self.cfg, self.length = cfg, 0
+        self.frames = np.zeros((E, T, 84, 84), np.uint8)
+        self.ram = np.zeros((E, T, 128), np.uint8)
+        self.tokens = np.zeros((E, T, cfg.num_levels, num_places),
+                               np.uint8 if cfg.num_codes <= 256 else np.int16)
+        self.actions = np.zeros((E, T), np.int64)
+        self.rewards, self.continues = np.zeros((2, E, T), np.float32)
+        self.ends = np.zeros((E, T), bool)
+        self.starts = np.zeros((E, T), np.int64)
+
+    def add(self, frames, ram, actions, rewards, continues, ends) -> None:
+        """One step of every emulator: what was seen (E, 84, 84) and (E, 128), what was done, and
+        what came of it (E,)."""
+        t = self.length
+        self.frames[:, t], self.ram[:, t] = frames, ram
+        self.actions[:, t], self.rewards[:, t] = actions, rewards
+        self.continues[:, t], self.ends[:, t] = continues, ends
+        self.starts[:, t] = self.next_start()
+        self.length += 1
+
+    def next_start(self):
+        """(E,): where the episode of the step to come began."""
+        t = self.length
+        return np.where(self.ends[:, t - 1], t, self.starts[:, t - 1]) if t else np.zeros(
+            len(self.actions), np.int64)
+
+    @staticmethod
+    def past(times, starts, steps: int):
+        """(N, steps) times up to `times`, the first of an episode repeated before its start, and
+        whether each is a step of the episode."""
+        at = times[:, None] + np.arange(1 - steps, 1)
+        return np.maximum(at, starts[:, None]), at >= starts[:, None]
+
+    def windows(self, emulators, times, steps: int):
+        """tokens (N, steps, L, G) and actions (N, steps) of the steps up to and with `times`."""
+        at, is_real = self.past(times, self.starts[emulators, times], steps)
+        actions = np.where(is_real, self.actions[emulators[:, None], at], NOOP)
+        return self.tokens[emulators[:, None], at], actions
+
+    def pick(self, rng: np.random.Generator, count: int):
+        """Emulators and times (count,) of steps with a next one, recent ones more often."""
+        emulators = rng.integers(0, len(self.actions), count)
+        last = self.length - 1
+        recent = max(0, last - self.cfg.recent_steps // len(self.actions))
+        first = np.where(rng.random(count) < self.cfg.recent_share, recent, 0)
+        return emulators, rng.integers(first, last)
+
+    def model_batch(self, rng: np.random.Generator, count: int, steps: int) -> dict:
+        """For hd.place_model.PlaceModel.loss."""
+        emulators, times = self.pick(rng, count)
+        tokens, actions = self.windows(emulators, times, steps)
+        ended = self.ends[emulators, times][:, None, None]
+        after = np.where(ended, tokens[:, -1], self.tokens[emulators, times + 1])
+        parts = {"tokens": tokens, "actions": actions, "next": after,
+                 "rewards": self.rewards[emulators, times],
+                 "continues": self.continues[emulators, times]}
+        return {name: torch.from_numpy(part) for name, part in parts.items()}
+
+    def policy_batch(self, rng: np.random.Generator, count: int, steps: int) -> dict:
+        """Real contexts for hd.policy.ActorCritic.loss."""
+        tokens, actions = self.windows(*self.pick(rng, count), steps)
+        return {"tokens": torch.from_numpy(tokens).long(), "pass": 0,
+                "actions": torch.from_numpy(actions[:, :-1].copy())}
+
+
+class Emulators:
+    """E games side by side, each episode started from (seed, emulator, its first step)."""
+
+    def __init__(self, cfg: AgentConfig, game: str, seed: int):
+        self.seed, self.life_ends = seed, cfg.life_ends
+        self.games = [AtariGame(game, sticky=cfg.sticky, noop_max=cfg.noop_max)
+                      for _ in range(cfg.num_emulators)]
+        E = len(self.games)
+        self.frames, self.ram = np.zeros((E, 84, 84), np.uint8), np.zeros((E, 128), np.uint8)
+        self.lives = np.zeros(E, int)
+        for e in range(E):
+            self._begin(e, 0)
+
+    def _begin(self, emulator: int, start: int) -> None:
+        seed = int(rng_for(self.seed, "agent episode", emulator, start).integers(2**31))
+        self._show(emulator, *self.games[emulator].reset(seed=seed))
+
+    def _show(self, emulator: int, frame, info) -> None:
+        self.frames[emulator], self.ram[emulator] = frame, info["ram"]
+        self.lives[emulator] = info["lives"]
+
+    def step(self, actions, time_step: int):
+        """actions (E,) at this step -> rewards, continues, ends (E,); frames are the next ones."""
+        rewards, continues, ends = [], [], []
+        for e, (game, action) in enumerate(zip(self.games, actions)):
+            lives = self.lives[e]
+            frame, reward, terminated, truncated, info = game.step(action)
+            self._show(e, frame, info)
+            rewards.append(reward)
+            continues.append(not (terminated or (self.life_ends and self.lives[e] < lives)))
+            ends.append(terminated or truncated)
+            if ends[-1]:
+                self._begin(e, time_step + 1)
+        return np.array(rewards), np.array(continues, np.float32), np.array(ends)
+
+    def catch_up(self, store: Store) -> None:
+        """Play the running episodes again, as the store has them: the emulator is a function of
+        its start and the actions."""
+        starts = store.next_start()
+        for e, start in enumerate(starts.tolist()):
+            self._begin(e, start)
+            for action in store.actions[e, start:store.length]:
+                frame, *_, info = self.games[e].step(action)
+                self._show(e, frame, info)
+
+
+# ---- the loop
+
+def train(cfg: AgentConfig, model_cfg: PlaceModelConfig, policy_cfg: AgentPolicyConfig, game: str,
+          run: Run | Unkept) -> tuple[Agent, dict]:
+    """Play and learn until cfg.num_steps; the agent in eval mode, and the record.
+
+    The record's "history" has a point about every thousand steps, its "episodes" a row for each
+    episode that ended: step, return, length, minutes. A finished run is loaded, an interrupted one
+    continues. Raises TimeLimitReached after a checkpoint, NonFiniteLoss, InputError.
+    """
+    work = chunks_of(cfg)
+    seed_everything(run.seed)
+    agent = Agent(cfg, model_cfg, policy_cfg, game).to(device())
+    if isinstance(run, Unkept):
+        with kept_memory():
+            return agent, _Loop(cfg, agent, run).run(work)
+    with runs.exclusive(run):
+        if record := runs.finished_or_cleared(run):
+            return runs.load_model(run, agent), record
+        loop = _Loop(cfg, agent, run)
+        with kept_memory():
+            record = loop.run(work)
+        record = runs.save_model(run, agent.eval(), **record)
+        loop.remove_blocks()
+        return agent, record
+
+
+class _Loop:
+    """What is between a chunk and the next: models, optimizers, what was played, the records."""
+
+    def __init__(self, cfg: AgentConfig, agent: Agent, run: Run | Unkept):
+        self.cfg, self.agent, self.run_of = cfg, agent, run
+        self.store = Store(cfg, agent.codec.num_places)
+        self.learners = {
+            "model": _Learner(agent.model, agent.model.cfg, run, "agent model"),
+            "policy": _Learner(agent.policy, agent.policy.cfg, run, "agent policy")}
+        self.history: list[dict] = []
+        self.episodes: list[dict] = []
+        self.spent, self.began = 0.0, time.monotonic()
+
+    @property
+    def is_kept(self) -> bool:
+        return not isinstance(self.run_of, Unkept)
+
+    @property
+    def seconds(self) -> float:
+        return self.spent + time.monotonic() - self.began
+
+    def run(self, work: list[Chunk]) -> dict:
+        done = self._resume() if self.is_kept else 0
+        self.emulators = Emulators(self.cfg, self.agent.game, self.run_of.seed)
+        self.emulators.catch_up(self.store)
+        slowest = 0.0
+        with tqdm(total=self.cfg.num_steps, initial=self.store.actions.shape[0] * self.store.length,
+                  desc="agent", unit="step", mininterval=2.0, file=sys.stdout) as bar:
+            for k in range(done, len(work)):
+                started = time.monotonic()
+                self._chunk(k, work[k])
+                self._record(is_last=k + 1 == len(work))
+                bar.update(self._steps_done() - bar.n)
+                bar.set_postfix_str(self._said(), refresh=False)
+                slowest = max(slowest, time.monotonic() - started)
+                if self.is_kept and k + 1 < len(work):
+                    self._checkpoint(k + 1)
+                    if self.run_of.must_stop(margin=2 * slowest + 1.0):
+                        raise runs.TimeLimitReached(
+                            f"agent stopped at step {self._steps_done()} of {self.cfg.num_steps} "
+                            f"with a checkpoint; the same command continues it")
+        return {"history": self.history, "episodes": self.episodes, "wall_seconds": self.seconds}
+
+    def _steps_done(self) -> int:
+        return len(self.store.actions) * self.store.length
+
+    def _said(self) -> str:
+        last = [episode["return"] for episode in self.episodes[-5:]]
+        return f"last returns {', '.join(f'{value:g}' for value in last) or 'none yet'}"
+
+    def _chunk(self, k: int, chunk: Chunk) -> None:
+        is_first = not self.store.length
+        if chunk.steps:
+            self._play(k, chunk.steps // self.cfg.num_emulators, by_chance=is_first)
+        if is_first:
+            frames = self.store.frames[:, :self.store.length].reshape(-1, 84, 84)
+            self.agent.fit_codec(frames, self.run_of.seed)
+            self._encode(0)
+        store, model, policy = self.store, self.agent.model, self.agent.policy
+
+        def transitions(i: int):
+            rng = rng_for(self.run_of.seed, "agent model", i)
+            return store.model_batch(rng, model.cfg.batch_size, model.cfg.steps)
+
+        def contexts(i: int):
+            if i % policy.num_passes:
+                return {"pass": i % policy.num_passes}  # what was dreamt is learned from again
+            rng = rng_for(self.run_of.seed, "agent policy", i)
+            return store.policy_batch(rng, policy.cfg.batch_size, model.cfg.steps)
+
+        self.learners["model"].learn(chunk.model_updates, transitions)
+        model.eval()
+        self.learners["policy"].learn(chunk.dreams * policy.num_passes, contexts)
+
+    def _encode(self, first: int) -> None:
+        """The tokens of the stored steps from `first` on."""
+        frames = self.store.frames[:, first:self.store.length]
+        tokens = self.agent.codec.encode(frames.reshape(-1, 84, 84)).cpu().numpy()
+        self.store.tokens[:, first:self.store.length] = tokens.reshape(
+            *frames.shape[:2], *tokens.shape[1:])
+
+    def _play(self, k: int, steps: int, *, by_chance: bool) -> None:
+        """So many steps of every emulator, by chance or by the policy, into the store."""
+        rng = rng_for(self.run_of.seed, "agent play", k)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        legal, store = np.array(GAMES[self.agent.game].actions), self.store
+        returns, first = self._returns_so_far(), store.length
+        self.agent.eval()
+        for _ in range(steps):
+            if by_chance:
+                actions = rng.choice(legal, len(store.actions))
+            else:
+                actions = self._choose(generator)
+            seen, t = (self.emulators.frames.copy(), self.emulators.ram.copy()), store.length
+            rewards, continues, ends = self.emulators.step(actions, t)
+            store.add(*seen, actions, rewards, continues, ends)
+            returns += rewards
+            for e in ends.nonzero()[0].tolist():
+                self.episodes.append({
+                    "step": self._steps_done(), "return": float(returns[e]),
+                    "length": int(t + 1 - store.starts[e, t]),
+                    "minutes": round(self.seconds / 60, 2)})
+                returns[e] = 0
+        if self.is_kept:
+            block = {name: getattr(store, name)[:, first:store.length] for name in STORED}
+            write_atomically(self._block(k), lambda aside: np.savez_compressed(aside, **block))
+
+    def _returns_so_far(self):
+        """(E,): of the episodes that run."""
+        return np.array([self.store.rewards[e, start:self.store.length].sum(dtype=float)
+                         for e, start in enumerate(self.store.next_start().tolist())])
+
+    def _choose(self, generator):
+        """(E,) ALE ids for the frames that the emulators show; their tokens are stored."""
+        store, t = self.store, self.store.length
+        store.tokens[:, t] = self.agent.codec.encode(self.emulators.frames).cpu().numpy()
+        everyone = np.arange(len(store.actions))
+        at, is_real = store.past(np.full(len(everyone), t), store.next_start(),
+                                 self.agent.model.cfg.steps)
+        tokens = torch.from_numpy(store.tokens[everyone[:, None], at]).to(device())
+        actions = np.where(is_real, store.actions[everyone[:, None], at], NOOP)[:, :-1]
+        return self.agent.choose(tokens, torch.from_numpy(actions.copy()).to(device()),
+                                 generator).cpu().numpy()
+
+    # ---- records
+
+    def _record(self, *, is_last: bool) -> None:
+        """A point of the learning curve, where one is due."""
+        step = self._steps_done()
+        if not is_last and self.history and step - self.history[-1]["step"] < CURVE_EVERY:
+            return
+        lately = [episode["return"] for episode in self.episodes[-10:]]
+        point = {"step": step, "minutes": round(self.seconds / 60, 2),
+                 "return": float(np.mean(lately)) if lately else None}
+        for name, learner in self.learners.items():
+            point |= {f"{name}_{key}": value for key, value in learner.means().items()}
+        self.history.append(point)
+
+    def _checkpoint(self, done: int) -> None:
+        tensors = {f"codec.{name}": value for name, value in
+                   self.agent.codec.state_dict().items()}
+        for name, learner in self.learners.items():
+            tensors |= {f"{name}.{key}": value for key, value in learner.state.tensors().items()}
+        runs.save_checkpoint(self.run_of, tensors, {
+            "step": done, "length": self.store.length, "history": self.history,
+            "episodes": self.episodes, "wall_seconds": self.seconds,
+            "learners": {name: learner.notes() for name, learner in self.learners.items()}})
+
+    def _resume(self) -> int:
+        """The number of chunks that are done; everything is put back to there."""
+        saved = runs.load_checkpoint(self.run_of)
+        if saved is None:
+            self.remove_blocks()
+            return 0
+        tensors, notes = saved
+        apart: dict[str, dict] = {"codec": {}, **{name: {} for name in self.learners}}
+        for key, value in tensors.items():
+            owner, _, name = key.partition(".")
+            apart[owner][name] = value
+        self.agent.codec.load_state_dict(apart["codec"])
+        for name, learner in self.learners.items():
+            learner.resume(apart[name], notes["learners"][name])
+        self.history, self.episodes = notes["history"], notes["episodes"]
+        self.spent = notes["wall_seconds"]
+        for k in range(notes["step"]):
+            if self._block(k).exists():
+                self._read_block(self._block(k))
+        if self.store.length != notes["length"]:
+            raise InputError(self._damaged(self._block(notes["step"]).parent))
+        self._encode(0)
+        return notes["step"]
+
+    def _block(self, k: int) -> Path:
+        """Where what chunk k played is kept."""
+        return self.run_of.folder / "blocks" / f"{k:06d}.npz"
+
+    def _read_block(self, path: Path) -> None:
+        store = self.store
+        try:
+            with np.load(path, allow_pickle=False) as block:
+                until = store.length + block["actions"].shape[1]
+                for name in STORED:
+                    getattr(store, name)[:, store.length:until] = block[name]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            raise InputError(self._damaged(path)) from None
+        store.length = until
+
+    def _damaged(self, path: Path) -> str:
+        return (f"{runs.shown(path)} is damaged or not complete: remove the folder above it, then "
+                f"start again: {self.run_of.command}")
+
+    def remove_blocks(self) -> None:
+        """What was played is not kept once the agent is finished."""
+        for path in self._block(0).parent.glob("*.npz"):
+            path.unlink()
+
+
+class _Learner:
+    """A model with its optimizer, its count of updates and what it reported lately."""
+
+    def __init__(self, model: nn.Module, cfg, run: Run | Unkept, name: str):
+        self.model, self.cfg = model, cfg
+        self.unkept = Unkept(stage=name, seed=run.seed)
+        self.optimizer = training.make_optimizer(model, cfg)
+        self.dtype = training.precision(cfg, device())
+        self.scaler = torch.amp.GradScaler(device().type, enabled=self.dtype == torch.float16)
+        self.state = training.State(model, self.optimizer, self.scaler)
+        self.done, self.gathered = 0, {}
+
+    def learn(self, updates: int, batches: Callable[[int], dict]) -> None:
+        """So many updates; batches(i) makes the i-th batch from i and what is stored."""
+        if not updates:
+            return
+        self.model.train()
+        with ThreadPoolExecutor(1) as loader:
+            feed = Feed(batches, loader, self.done, self.done + updates)
+            for step in range(self.done, self.done + updates):
+                parts = training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype,
+                                          self.cfg, self.unkept, step)
+                for key, value in parts.items():
+                    total, count = self.gathered.get(key, (0.0, 0))
+                    self.gathered[key] = (total + value, count + 1)
+        self.gathered = {key: (float(total), count)
+                         for key, (total, count) in self.gathered.items()}
+        self.done += updates
+        gathered = {"loss": [torch.tensor(self.gathered["loss"][0])]}
+        training.require_finite(self.model, gathered, self.done, self.unkept)
+
+    def means(self) -> dict[str, float]:
+        """Of every part since the last call."""
+        found = {key: total / count for key, (total, count) in self.gathered.items()}
+        self.gathered = {}
+        return found
+
+    def notes(self) -> dict:
+        """What a checkpoint keeps beside the tensors."""
+        return {"done": self.done, "gathered": self.gathered,
+                "scaler": self.scaler.state_dict()}
+
+    def resume(self, tensors: dict, notes: dict) -> None:
+        """Put everything back to where a checkpoint was written."""
+        self.state.load(tensors, notes["scaler"])
+        self.done = notes["done"]
+        self.gathered = {key: tuple(value) for key, value in notes["gathered"].items()}
