@@ -34,7 +34,8 @@ from hd.run.runs import Run, rng_for, seed_everything
 from hd.run.storage import write_atomically
 from hd.run.training import Feed, Unkept
 
-STORED = ("frames", "ram", "actions", "rewards", "continues", "ends", "starts")  # of Store, in blocks
+# Of Store, in blocks: tokens are made again from frames.
+STORED = ("frames", "ram", "actions", "rewards", "continues", "ends", "starts")
 WARMUP_CHUNK = 50  # updates between checkpoints before the first block
 CURVE_EVERY = 1024  # steps between points of the learning curve
 
@@ -118,8 +119,8 @@ class Agent(nn.Module):
 class Store:
     """All that was played: (E, T) steps of E emulators side by side, T rising.
 
-    frames (E, T, 84, 84) and ram (E, T, 128) uint8, tokens (E, T, L, G), actions int64, rewards, continues float32,
-    starts (E, T): the step at which the episode of each step began.
+    frames (E, T, 84, 84) and ram (E, T, 128) uint8, tokens (E, T, L, G), actions int64, rewards
+    and continues float32, ends bool, starts: the step at which the episode of each step began.
     """
 
     def __init__(self, cfg: AgentConfig, num_places: int):

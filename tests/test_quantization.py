@@ -104,7 +104,7 @@ def test_later_batches_may_be_smaller_than_the_codebook():
         (lambda model: kmeans(torch.zeros(4, D), K, iterations=2), "7 codes and 4 rows"),
         (lambda model: kmeans(torch.zeros(4, D), 0, iterations=2), "0 codes and 4 rows"),
         (lambda model: vq(kind="residul"), "unknown kind of quantization 'residul'; allowed: "),
-        (lambda model: vq(num_levels=0), "at least 1; got 0, 7 and 5"),
+        (lambda model: vq(num_levels=0), "at least 1; got 0, 7, 5 and 1"),
         (lambda model: vq(project_dim=-1), "project_dim must be from 0 to 5; got -1"),
         (lambda model: vq(num_codes=2, project_dim=4)(torch.randn(3, D)), "at least 4 rows"),
     ],
@@ -546,3 +546,54 @@ def test_the_library_refuses_what_ours_refuses_and_keeps_its_type():
     model.bfloat16()(clustered(100).bfloat16())
     assert model.codebooks.dtype == torch.float32 and model.codebooks.isfinite().all()
     assert "from 0 to 15; got 16 to 16" in refusal(model.decode, torch.full((2, L), 16))
+
+
+# ---- groups
+
+def grouped(num_groups=4, **settings):
+    torch.manual_seed(0)
+    model = ResidualVQ(3, 7, 20, commitment_costs=[0.1] * 3, num_groups=num_groups, **settings)
+    model(torch.randn(64, 20))
+    return model.eval()
+
+
+def test_groups_have_a_code_each_on_every_level_and_decode_to_what_was_quantized():
+    model, x = grouped(), torch.randn(2, 5, 20)
+    out = model(x)
+    assert out.tokens.shape == (2, 5, 3, 4)
+    assert torch.equal(model.encode(x), out.tokens)
+    assert torch.allclose(model.decode(out.tokens), out.quantized, atol=1e-6)
+    apart = model.decode(out.tokens, per_level=True)
+    assert apart.shape == (2, 5, 3, 20)
+    assert torch.allclose(apart.sum(-2), out.quantized, atol=1e-6)
+
+
+def test_a_group_is_quantized_as_its_slice_alone_would_be():
+    model = grouped()
+    alone = ResidualVQ(3, 7, 5, commitment_costs=[0.1] * 3).eval()
+    alone.codebooks.copy_(model.codebooks)
+    x = torch.randn(6, 20)
+    for group, part in enumerate(x.split(5, 1)):
+        assert torch.equal(model.encode(x)[..., group], alone.encode(part))
+
+
+def test_one_group_is_the_quantizer_without_groups():
+    results = []
+    for settings in ({}, {"num_groups": 1}):
+        torch.manual_seed(0)
+        model = ResidualVQ(3, 7, 20, commitment_costs=[0.1] * 3, **settings)
+        out = model(torch.randn(64, 20))
+        results.append((out.tokens, out.quantized, *model.state_dict().values()))
+    assert results[0][0].shape == (64, 3)
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("num_groups", [3, 0])
+def test_groups_that_do_not_divide_the_vector_are_refused(num_groups):
+    with pytest.raises(InputError, match=r"equal groups|at least 1"):
+        ResidualVQ(3, 7, 20, commitment_costs=[0.1] * 3, num_groups=num_groups)
+
+
+def test_tokens_with_another_number_of_groups_are_refused():
+    with pytest.raises(InputError, match="4 groups"):
+        grouped().decode(torch.zeros(2, 3, 5, dtype=torch.int64))

@@ -1,0 +1,229 @@
+"""The online loop: its work, its store, its emulators, and that a killed run ends like another."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny import refusal
+
+from hd import agent, config, play, stages
+from hd.agent import Agent, Emulators, Store, chunks_of
+from hd.atari import GAMES, AtariGame
+from hd.config import AgentConfig, InputError
+from hd.imagination import imagine
+from hd.run import runs
+from hd.run.runs import TimeLimitReached
+from hd.run.training import Unkept
+
+SMOKE = config.PROFILES["smoke"]
+CFG = dataclasses.replace(SMOKE.agent, num_steps=320, prefill=256, block=32, model_warmup=3,
+                          dreams_warmup=2, num_codes=24)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def tiny_agent(**changes):
+    torch.manual_seed(0)
+    return Agent(dataclasses.replace(CFG, **changes), SMOKE.place_model, SMOKE.agent_policy, "pong")
+
+
+def learned(**changes):
+    return agent.train(dataclasses.replace(CFG, **changes), SMOKE.place_model, SMOKE.agent_policy,
+                       "pong", Unkept())
+
+
+def agent_run(**overrides):
+    fields = {f"agent.{name}": value for name, value in dataclasses.asdict(CFG).items()}
+    return runs.start("agent", profile="smoke", games=["pong"], overrides=fields | overrides)
+
+
+def test_the_work_holds_the_prefill_the_warmup_and_the_blocks_that_fit():
+    cfg = AgentConfig(num_steps=1000, prefill=200, block=300, num_emulators=4, model_warmup=120,
+                      dreams_warmup=60, model_updates=7, dreams=3)
+    assert [tuple(chunk) for chunk in chunks_of(cfg)] == [
+        (200, 0, 0), (0, 50, 0), (0, 50, 0), (0, 20, 0), (0, 0, 50), (0, 0, 10),
+        (300, 7, 3), (300, 7, 3)]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"num_steps": 270}, "270 steps must hold its prefill of 256 and a block of 32"),
+    ({"block": 30}, "multiples of the 4 emulators; got 256 and 30")])
+def test_budgets_that_do_not_fit_are_refused_before_any_work(changes, message):
+    assert message in refusal(learned, **changes)
+
+
+def test_an_agent_learns_one_game_only():
+    with pytest.raises(InputError, match="an agent learns one game; got pong, breakout"):
+        stages.make(runs.start("agent", profile="smoke", games=["pong", "breakout"]))
+
+
+def filled_store(lengths=(5, 4), steps=9):
+    """Two emulators: episodes of 5 steps in the first, of 4 in the second; what is stored at a
+    step is its number."""
+    cfg = dataclasses.replace(CFG, num_emulators=2, num_levels=2)
+    store = Store(cfg, num_places=3)
+    for t in range(steps):
+        both = np.full(2, t)
+        ends = np.array([(t + 1) % length == 0 for length in lengths])
+        store.tokens[:, t] = t
+        store.add(np.full((2, 84, 84), t), np.full((2, 128), t), both, both, ~ends, ends)
+    return store
+
+
+def test_windows_repeat_an_episodes_first_step_and_know_no_action_before_it():
+    store = filled_store()
+    tokens, actions = store.windows(np.array([0, 0, 1]), np.array([6, 4, 4]), 3)
+    assert tokens.shape == (3, 3, 2, 3)
+    assert tokens[:, :, 0, 0].tolist() == [[5, 5, 6], [2, 3, 4], [4, 4, 4]]
+    assert actions.tolist() == [[0, 5, 6], [2, 3, 4], [0, 0, 4]]
+
+
+def test_batches_hold_what_came_next_and_no_step_of_the_next_episode():
+    store = filled_store()
+    batch = store.model_batch(np.random.default_rng(0), 200, 3)
+    now, after = batch["tokens"][:, -1, 0, 0].long(), batch["next"][:, 0, 0].long()
+    goes_on = batch["continues"] > 0
+    assert goes_on.any() and (~goes_on).any()
+    assert torch.equal(after[goes_on], now[goes_on] + 1)
+    assert torch.equal(after[~goes_on], now[~goes_on])
+    assert torch.equal(batch["rewards"], now.float()) and now.max() == 7  # 8 has no next step yet
+
+
+def test_recent_steps_are_picked_more_often():
+    cfg = dataclasses.replace(CFG, num_emulators=2, num_steps=2000, recent_steps=200,
+                              recent_share=0.5)
+    store = Store(cfg, num_places=3)
+    store.length = 1000
+    _, times = store.pick(np.random.default_rng(0), 20_000)
+    assert times.max() == 998
+    assert (times >= 899).mean() == pytest.approx(0.5 + 0.5 * 100 / 999, abs=0.02)
+
+
+def test_emulators_catch_up_to_the_same_frames():
+    cfg = dataclasses.replace(CFG, num_emulators=3, num_steps=600)
+    first, store = Emulators(cfg, "breakout", 4), Store(cfg, num_places=3)
+    rng = np.random.default_rng(0)
+    for t in range(150):
+        actions = rng.choice(GAMES["breakout"].actions, 3)
+        seen = first.frames.copy(), first.ram.copy()
+        store.add(*seen, actions, *first.step(actions, t))
+    assert store.ends.any()
+    again = Emulators(cfg, "breakout", 4)
+    again.catch_up(store)
+    assert np.array_equal(again.frames, first.frames) and np.array_equal(again.ram, first.ram)
+    assert np.array_equal(again.lives, first.lives)
+
+
+def test_a_lost_life_ends_the_dream_but_not_the_episode():
+    for life_ends in (True, False):
+        cfg = dataclasses.replace(CFG, num_emulators=1, life_ends=life_ends)
+        emulators, lost = Emulators(cfg, "breakout", 0), []
+        for t in range(120):
+            before = emulators.lives[0]
+            _, continues, ends = emulators.step([1 if t % 3 else 3], t)
+            if emulators.lives[0] < before and not ends[0]:
+                lost.append(continues[0])
+        assert lost and set(lost) == {0.0 if life_ends else 1.0}
+
+
+def test_the_policy_sees_in_the_real_game_what_it_sees_in_a_dream():
+    """The same episode, played through hd.play and read from the store as contexts of dreams."""
+    cfg = dataclasses.replace(CFG, num_emulators=1)
+    made, emulators = tiny_agent().eval(), Emulators(cfg, "pong", 7)
+    store = Store(cfg, made.codec.num_places)
+    rng = np.random.default_rng(1)
+    for t in range(60):
+        actions = rng.choice(GAMES["pong"].actions, 1)
+        seen = emulators.frames.copy(), emulators.ram.copy()
+        store.add(*seen, actions, *emulators.step(actions, t))
+    made.fit_codec(store.frames[0, :60], seed=0)
+    store.tokens[0, :60] = made.codec.encode(store.frames[0, :60]).numpy()
+
+    in_play, played = [], iter(store.actions[0, :60])
+
+    def record(features, generator):
+        in_play.append(features.clone())
+        return torch.tensor([next(played)])
+
+    made.policy.actor.act = record
+    act, frames = made.act(), store.frames[0]
+    for t in range(60):
+        stack = frames[np.maximum(np.arange(t - 3, t + 1), 0)][None]
+        act(play.Observation(stack, store.ram[:1, t], np.zeros(1, int), np.array([t])), None)
+    steps = made.model.cfg.steps
+    for t in range(60):
+        tokens, actions = store.windows(np.array([0]), np.array([t]), steps)
+        rollout = imagine(made.model, torch.from_numpy(tokens).long(),
+                          torch.from_numpy(actions[:, :-1]), lambda features, generator:
+                          torch.zeros(1, dtype=torch.int64), horizon=1, features="hidden",
+                          generator=torch.Generator().manual_seed(0))
+        assert torch.equal(rollout.features[:, 0], in_play[t]), t
+
+
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(monkeypatch):
+    run = agent_run()
+    whole = stages.make(run)
+    expected = stages.load(run).state_dict()
+    other = agent_run(**{"agent.eval_episodes": 3})  # another identity, the same work
+    stop_at = iter([1, 2, 4, 6, 10_000])
+    for _ in range(4):
+        left = next(stop_at)
+
+        def must_stop(self, *, margin=0.0, counted=[0], left=left):  # noqa: B006
+            counted[0] += 1
+            return counted[0] >= left
+
+        monkeypatch.setattr(runs.Run, "must_stop", must_stop)
+        try:
+            continued = stages.make(other)
+            break
+        except TimeLimitReached as stopped:
+            assert "with a checkpoint; the same command continues it" in str(stopped)
+    else:
+        monkeypatch.setattr(runs.Run, "must_stop", lambda self, *, margin=0.0: False)
+        continued = stages.make(other)
+    found = stages.load(other).state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    strip = [{key: value for key, value in point.items() if key != "minutes"}
+             for point in continued["history"]]
+    assert strip == [{key: value for key, value in point.items() if key != "minutes"}
+                     for point in whole["history"]]
+    assert not list((other.folder / "blocks").glob("*"))
+
+
+def test_a_damaged_block_is_named_with_what_to_do(monkeypatch):
+    run = agent_run(**{"agent.eval_episodes": 4})
+    counted = []
+    monkeypatch.setattr(runs.Run, "must_stop",
+                        lambda self, *, margin=0.0: counted.append(1) or len(counted) == 3)
+    with pytest.raises(TimeLimitReached):
+        stages.make(run)
+    block = run.folder / "blocks" / "000000.npz"
+    block.write_bytes(block.read_bytes()[:1000])
+    message = refusal(stages.make, run)
+    assert "000000.npz is damaged" in message and "python -m hd run 10_agent" in message
+
+
+def test_a_finished_agent_plays_whole_episodes_and_its_table_says_how_it_learned():
+    run = agent_run(**{"agent.eval_episodes": 1})
+    stages.make(run)
+    table = stages.measure(run).set_index("metric")
+    assert table.loc["episodes", "value"] == 1
+    assert -21 <= table.loc["real_return", "value"] <= 21
+    assert runs.load_beside(run, "episodes")["player"].tolist() == ["policy", "random", "tracker"]
+    assert runs.load_beside(run, "history")["step"].tolist()[-1] == 320
+
+
+def test_each_game_can_be_played_by_an_untrained_agent():
+    for game in GAMES:
+        made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, game).eval()
+        frame, info = AtariGame(game).reset(seed=0)
+        act = made.act()
+        seen = play.Observation(np.repeat(frame[None], 4, 0)[None], info["ram"][None],
+                                np.zeros(1, int), np.zeros(1, int))
+        assert act(seen, torch.Generator().manual_seed(0)).item() in GAMES[game].actions

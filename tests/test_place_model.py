@@ -1,0 +1,164 @@
+"""The world model of places: its loss by hand, what it can learn, and its dreams."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import refusal
+
+from hd.config import PlaceModelConfig
+from hd.imagination import imagine, replayed
+from hd.place_model import PlaceModel
+from hd.run import training
+from hd.run.training import Unkept
+
+L, K, G, P, T = 2, 5, 9, 4, 3
+CFG = PlaceModelConfig(width=16, code_width=8, num_blocks=1, steps=T, precision="float32",
+                       batch_size=64, lr=3e-3)
+STAY, GO = 0, 1
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def tiny_model(**changes):
+    torch.manual_seed(0)
+    return PlaceModel(dataclasses.replace(CFG, **changes), torch.randn(L, K, P), G)
+
+
+def any_batch(B=6):
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(K, (B, T + 1, L, G), generator=generator)
+    tokens[:, -1, :, 3:] = tokens[:, -2, :, 3:]  # three places change at most
+    return {"tokens": tokens[:, :-1], "next": tokens[:, -1],
+            "actions": torch.randint(18, (B, T), generator=generator),
+            "rewards": torch.tensor([-3.0, 0, 0, 2, 0, 0]), "continues": torch.ones(B)}
+
+
+def walks(count, length=T + 6):
+    """One mark that moves a place to the right, around the grid, at every GO: tokens, actions.
+    Its fine code says whether it moved last."""
+    generator = torch.Generator().manual_seed(3)
+    actions = torch.randint(2, (count, length), generator=generator)
+    place = torch.randint(G, (count,), generator=generator)
+    steps, moved = [], torch.zeros(count, dtype=torch.int64)
+    for t in range(length):
+        tokens = torch.zeros(count, L, G, dtype=torch.int64)
+        tokens[torch.arange(count), 0, place] = 1
+        tokens[torch.arange(count), 1, place] = 1 + moved
+        steps.append(tokens)
+        moved = actions[:, t]
+        place = (place + moved) % G
+    return torch.stack(steps, 1), actions
+
+
+def taught():
+    """A model that has seen many walks, and walks that it has not."""
+    model = tiny_model()
+    tokens, actions = walks(400)
+
+    def batches(i):
+        generator = torch.Generator().manual_seed(i)
+        rows = torch.randint(400, (64,), generator=generator)
+        first = torch.randint(5, (1,), generator=generator).item()
+        return {"tokens": tokens[rows, first:first + T], "next": tokens[rows, first + T],
+                "actions": actions[rows, first:first + T],
+                "rewards": (tokens[rows, first + T, 0, 0] > 0).float(),
+                "continues": torch.ones(64)}
+
+    training.train(model, batches, dataclasses.replace(CFG, num_steps=400), Unkept())
+    return model.eval(), walks(450)
+
+
+def test_the_loss_is_that_of_every_place_by_itself():
+    model, batch = tiny_model(), any_batch()
+    parts = model.loss(batch).parts
+    tables, keys = model.tables(), model.keys()
+    acted = model.act(model.state(model.embed(batch["tokens"], tables), batch["actions"][:, :-1]),
+                      batch["actions"][:, -1])
+    changes, codes = 0.0, torch.zeros(L)
+    for b in range(len(acted)):
+        for place in range(G):
+            now, after = batch["tokens"][b, -1, :, place], batch["next"][b, :, place]
+            chance = model.change(acted[b, place]).sigmoid()[0]
+            is_changed = bool((now != after).any())
+            changes -= torch.log(chance if is_changed else 1 - chance)
+            at = (acted[b, place] + model.place_query[place])[None]
+            for level in range(L if is_changed else 0):
+                logits = model.code_logits(level, at, after[None, :level], tables, keys)
+                codes[level] += F.cross_entropy(logits, after[None, level])
+    assert parts["changes"].item() == pytest.approx(changes.item() / 6, rel=1e-4)
+    for level in range(L):
+        assert parts[f"l{level}_cross_entropy"].item() == pytest.approx(
+            codes[level].item() / 6, rel=1e-4)
+
+
+def test_codes_are_read_by_their_vectors_as_long_as_nothing_else_is_learned():
+    model = tiny_model()
+    model.codebooks[0, 2] = model.codebooks[0, 3]
+    tokens = torch.full((1, L, G), 3)
+    twin = tokens.clone()
+    twin[0, 0] = 2
+    tables = model.tables()
+    assert torch.equal(model.embed(tokens, tables), model.embed(twin, tables))
+
+
+def test_a_change_nearby_matters_more_than_none_and_the_action_matters():
+    model, batch = tiny_model(), any_batch()
+    for part in model.parameters():  # the second convolutions start at zero: nothing is mixed yet
+        torch.nn.init.normal_(part, std=0.3) if not part.any() else None
+    tables = model.tables()
+    tokens, actions = batch["tokens"], batch["actions"]
+    state = model.state(model.embed(tokens, tables), actions[:, :-1])
+    other = tokens.clone()
+    other[:, -1, 0, 0] = (other[:, -1, 0, 0] + 1) % K
+    moved = model.state(model.embed(other, tables), actions[:, :-1]) - state
+    assert (moved[:, [0, 1, 3, 4]].abs().amax(-1) > 0).all()
+    assert not torch.equal(model.act(state, actions[:, -1]),
+                           model.act(state, (actions[:, -1] + 1) % 18))
+
+
+def test_it_learns_what_an_action_moves_and_dreams_it_on():
+    model, (tokens, actions) = taught()
+    rollout = imagine(model, tokens[:, :T], actions[:, :T - 1], replayed(actions[:, T - 1:]),
+                      horizon=6, generator=torch.Generator().manual_seed(0), greedy=True,
+                      features="hidden")
+    assert (rollout.tokens == tokens[:, T - 1:T + 6]).all(-1).all(-1).float().mean() > 0.95
+    is_first = (tokens[:, T:T + 6, 0, 0] > 0).float()
+    assert (rollout.rewards - is_first[:, :rollout.rewards.shape[1]]).abs().mean() < 0.05
+    assert rollout.features.shape == (450, 7, model.num_features)
+
+
+def test_sampled_dreams_agree_with_greedy_ones_where_the_world_is_certain():
+    model, (tokens, actions) = taught()
+    context = tokens[:, :T], actions[:, :T - 1], replayed(actions[:, T - 1:])
+    sampled = imagine(*(model, *context), horizon=2, features="hidden",
+                      generator=torch.Generator().manual_seed(0))
+    truth = tokens[:, T - 1:T + 2]
+    assert (sampled.tokens == truth).all(-1).all(-1).float().mean() > 0.85
+
+
+def test_a_dream_does_not_change_what_it_starts_from_and_depends_on_its_generator_alone():
+    model, batch = tiny_model().eval(), any_batch()
+    before = batch["tokens"].clone()
+    dreams = [imagine(model, batch["tokens"], batch["actions"][:, :-1],
+                      replayed(batch["actions"]), horizon=T, features="hidden",
+                      generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(batch["tokens"], before)
+    assert torch.equal(dreams[0].tokens, dreams[1].tokens)
+    assert not torch.equal(dreams[0].tokens, dreams[2].tokens)
+
+
+def test_places_that_form_no_square_and_contexts_of_another_length_are_refused():
+    assert "must form a square; got 8" in refusal(PlaceModel, CFG, torch.randn(L, K, P), 8)
+    model, batch = tiny_model(), any_batch()
+    short = batch["tokens"][:, 1:]
+    assert "codes must be int64 of shape (B, 3, 2, 9)" in refusal(
+        imagine, model, short, batch["actions"][:, :-2], replayed(batch["actions"]), horizon=1,
+        generator=torch.Generator(), features="hidden")
+    assert "features of a model of places" in refusal(
+        imagine, model, batch["tokens"], batch["actions"][:, :-1], replayed(batch["actions"]),
+        horizon=1, generator=torch.Generator(), features="codes")
