@@ -8,6 +8,7 @@ killed goes on from the chunk that was done last, and ends with the same weights
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 import zipfile
@@ -29,13 +30,14 @@ from hd.place_model import PlaceModel
 from hd.play import Observation
 from hd.policy import ActorCritic
 from hd.run import runs, training
-from hd.run.machine import device, kept_memory
+from hd.run.machine import cpu_count, device, kept_memory
 from hd.run.runs import Run, rng_for, seed_everything
 from hd.run.storage import write_atomically
 from hd.run.training import Feed, Unkept
 
 # Of Store, in blocks: tokens are made again from frames.
 STORED = ("frames", "ram", "actions", "rewards", "continues", "ends", "starts")
+PLAYED = "played.npz"  # in the folder of a finished agent
 WARMUP_CHUNK = 50  # updates between checkpoints before the first block
 CURVE_EVERY = 1024  # steps between points of the learning curve
 
@@ -145,6 +147,22 @@ class Store:
         self.starts[:, t] = self.next_start()
         self.length += 1
 
+    def save(self, folder: Path) -> Path:
+        """All but frames and tokens into a file of this folder."""
+        kept = {name: getattr(self, name)[:, :self.length] for name in STORED if name != "frames"}
+        write_atomically(folder / PLAYED, lambda aside: np.savez_compressed(aside, **kept))
+        return folder / PLAYED
+
+    @classmethod
+    def saved(cls, cfg: AgentConfig, num_places: int, folder: Path) -> Store:
+        """What save wrote: a store without frames and tokens."""
+        store = cls(cfg, num_places)
+        with np.load(folder / PLAYED, allow_pickle=False) as kept:
+            store.length = kept["actions"].shape[1]
+            for name in kept.files:
+                getattr(store, name)[:, :store.length] = kept[name]
+        return store
+
     def next_start(self):
         """(E,): where the episode of the step to come began."""
         t = self.length
@@ -187,7 +205,8 @@ class Store:
         """Real contexts for hd.policy.ActorCritic.loss."""
         tokens, actions = self.windows(*self.pick(rng, count), steps)
         return {"tokens": torch.from_numpy(tokens).long(), "pass": 0,
-                "actions": torch.from_numpy(actions[:, :-1].copy())}
+                "actions": torch.from_numpy(actions[:, :-1].copy()),
+                "seed": int(rng.integers(2**31))}
 
 
 class Emulators:
@@ -258,7 +277,7 @@ def train(cfg: AgentConfig, model_cfg: PlaceModelConfig, policy_cfg: AgentPolicy
         loop = _Loop(cfg, agent, run)
         with kept_memory():
             record = loop.run(work)
-        record = runs.save_model(run, agent.eval(), **record)
+        record = runs.save_model(run, agent.eval(), also=[loop.store.save(run.folder)], **record)
         loop.remove_blocks()
         return agent, record
 
@@ -275,6 +294,7 @@ class _Loop:
         self.history: list[dict] = []
         self.episodes: list[dict] = []
         self.spent, self.began = 0.0, time.monotonic()
+        self.at_once = device().type == "cpu" and cpu_count() > 1
 
     @property
     def is_kept(self) -> bool:
@@ -321,7 +341,13 @@ class _Loop:
             frames = self.store.frames[:, :self.store.length].reshape(-1, 84, 84)
             self.agent.fit_codec(frames, self.run_of.seed)
             self._encode(0)
+        self._learn(chunk)
+
+    def _learn(self, chunk: Chunk) -> None:
+        """The updates of a chunk. The policy dreams in the world model as it was before them, so
+        that both learn at the same time where there are two cores, each on one."""
         store, model, policy = self.store, self.agent.model, self.agent.policy
+        policy.dream_in = copy.deepcopy(model).requires_grad_(False).eval()
 
         def transitions(i: int):
             rng = rng_for(self.run_of.seed, "agent model", i)
@@ -333,9 +359,12 @@ class _Loop:
             rng = rng_for(self.run_of.seed, "agent policy", i)
             return store.policy_batch(rng, policy.cfg.batch_size, model.cfg.steps)
 
-        self.learners["model"].learn(chunk.model_updates, transitions)
-        model.eval()
-        self.learners["policy"].learn(chunk.dreams * policy.num_passes, contexts)
+        jobs = [(self.learners["model"], chunk.model_updates, transitions),
+                (self.learners["policy"], chunk.dreams * policy.num_passes, contexts)]
+        with ThreadPoolExecutor(2 if self.at_once else 1) as pool:
+            for job in [pool.submit(learner.learn, updates, batches)
+                        for learner, updates, batches in jobs]:
+                job.result()
 
     def _encode(self, first: int) -> None:
         """The tokens of the stored steps from `first` on."""
@@ -476,6 +505,7 @@ class _Learner:
         """So many updates; batches(i) makes the i-th batch from i and what is stored."""
         if not updates:
             return
+        torch.set_num_threads(1)  # of this thread alone; a second would mostly wait for the first
         self.model.train()
         with ThreadPoolExecutor(1) as loader:
             feed = Feed(batches, loader, self.done, self.done + updates)

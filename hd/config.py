@@ -217,7 +217,7 @@ class PlaceModelConfig(TrainedStage):
     steps: Annotated[int, Ge(1), Le(4)] = 4  # that it looks back, within a stack of frames
     num_actions: Count = 18
     code_weight: Positive = 0.1  # of a nat of codes, all places together, beside one of reward
-    batch_size: Count = 256
+    batch_size: Count = 128
     lr: PositiveOrZero = 1e-3
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
 
@@ -230,9 +230,7 @@ class AgentPolicyConfig(PolicyConfig):
     hidden: Count = 256
     gamma: Annotated[float, Gt(0), Le(1)] = 0.985
     entropy: PositiveOrZero = 3e-3
-    loss: Literal["reinforce", "ppo"] = "ppo"
-    ppo_epochs: Count = 3
-    batch_size: Count = 128
+    batch_size: Count = 64
     smallest_range: Positive = 0.1  # of returns, that advantages are scaled by
 
     @property
@@ -249,10 +247,10 @@ class AgentConfig:
     prefill: Count = 5000  # of them by chance, before anything is trained
     block: Count = 256  # steps of all emulators together between updates
     num_emulators: Count = 8
-    model_warmup: CountOrZero = 1000  # updates of the world model after the prefill
+    model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
     dreams_warmup: CountOrZero = 100  # batches of dreams that the policy learns from, then
-    model_updates: Count = 24  # a block
-    dreams: Count = 12
+    model_updates: Count = 66  # a block
+    dreams: Count = 24
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on
     recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
     recent_share: Share = 0.5

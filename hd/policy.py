@@ -105,14 +105,15 @@ class ActorCritic(nn.Module):
         self._kept: tuple | None = None
 
     def loss(self, batch) -> Loss:
-        """batch: tokens (B, T, 3), actions (B, T-1) real contexts; pass, the PPO pass (0 = new).
+        """batch: tokens (B, T, 3), actions (B, T-1) real contexts; pass, the PPO pass (0 = new);
+        perhaps the seed of what is drawn.
 
         Dreams under the present policy (PPO: under the policy of pass 0, then reused).
         """
         if batch["pass"] % self.num_passes:
             rollout, targets, old_log_probs = self._kept
         else:
-            rollout = self.dream(batch["tokens"], batch["actions"])
+            rollout = self.dream(batch["tokens"], batch["actions"], batch.get("seed"))
             targets, old_log_probs = self._targets(rollout), None
         loss, log_probs = self._score(rollout, *targets, old_log_probs)
         if not batch["pass"] % self.num_passes:
@@ -129,9 +130,14 @@ class ActorCritic(nn.Module):
         """The frozen world model, reading ALE ids."""
         return self._dream_in[0]
 
-    def dream(self, tokens, actions) -> Rollout:
-        """A rollout of cfg.horizon steps under the present policy, from real context."""
-        seed = int(torch.randint(2**31, ()))
+    @dream_in.setter
+    def dream_in(self, world_model):
+        self._dream_in[0] = world_model
+
+    def dream(self, tokens, actions, seed: int | None = None) -> Rollout:
+        """A rollout of cfg.horizon steps under the present policy, from real context. seed: of
+        what is drawn; torch's own generator gives one unless it is given."""
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
         generator = torch.Generator().manual_seed(seed)
         return imagine(self.dream_in, tokens, actions, self.actor.act,
                        horizon=self.cfg.horizon, generator=generator,

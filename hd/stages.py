@@ -39,6 +39,7 @@ from hd.imagination import DreamEnv
 from hd.measure import (
     checks,
     codes,
+    contact,
     control,
     decoded,
     dinov2,
@@ -586,7 +587,23 @@ def _measure_agent(run: Run) -> list[dict]:
     _save_episodes(run, played)
     by_chance = float(np.mean([episode["return"] for episode in played["random"]]))
     return (control.rows_of(played, seed=run.seed)
-            + control.curve_rows(record["history"], game=game, random_return=by_chance))
+            + control.curve_rows(record["history"], game=game, random_return=by_chance)
+            + _contact_rows(run, load(run)))
+
+
+def _contact_rows(run: Run, made: agent.Agent) -> list[dict]:
+    """Contacts in new play of as many steps as a tenth of the agent's own; none where what it
+    played is not there (restored weights)."""
+    cfg = run.cfg
+    if not (run.folder / agent.PLAYED).exists():
+        return []
+    players = {"random": play.random_act(made.game), "agent": made.act()}
+    if atari.GAMES[made.game].tracker:
+        players["tracker"] = play.tracker_act(made.game)
+    fitted_on = agent.Store.saved(cfg, made.codec.num_places, run.folder)
+    rows = contact.rows_of(made, cfg, players, fitted_on, num_steps=cfg.num_steps // 10,
+                           seed=run.seed)
+    return rows + contact.held_action_rows(made, made.act(), cfg, seed=run.seed)
 
 
 # ---- the stages

@@ -164,6 +164,10 @@ l{level}_state_error | best guess from all that is wrong | share | - | one guess
 twin_share | steps whose last k steps another episode had too | share | - | -
 l{level}_twin_disagreement | such steps that differ in the next code | share | - | any two steps
 real_return | mean unclipped score of real episodes | points | higher | random play
+contacts | states shortly before a contact, in new play | count | - | -
+contact_lost_share | contacts after which a point or a life is lost | share | - | -
+contact_auc | AUC of the dream knowing that it is lost | AUC | higher | gradient boosting on RAM
+held_action_error | dreamed return of one held action, against the emulator | points | lower | zero
 training_return | mean return of the last ten training episodes | points | higher | random play
 training_steps | real steps a reference player was trained with | count | - | -
 real_length | mean length of real episodes | steps | - | -

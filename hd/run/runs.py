@@ -276,11 +276,13 @@ def require(run: Run) -> dict:
     return record
 
 
-def save_model(run: Run, model: torch.nn.Module, *, wall_seconds: float, **extra) -> dict:
-    """The model's state as model.safetensors, then finished.json."""
+def save_model(run: Run, model: torch.nn.Module, *, wall_seconds: float,
+               also: Iterable[Path] = (), **extra) -> dict:
+    """The model's state as model.safetensors, then finished.json, which names the files `also`
+    too."""
     tensors = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     write_atomically(run.folder / MODEL, lambda aside: save_file(tensors, aside))
-    return finish(run, [run.folder / MODEL], wall_seconds=wall_seconds, **extra)
+    return finish(run, [run.folder / MODEL, *also], wall_seconds=wall_seconds, **extra)
 
 
 def load_model(run: Run, model: torch.nn.Module) -> torch.nn.Module:

@@ -1,0 +1,208 @@
+"""The contact test: does the dream feel the hand? Asked before any policy is trusted to it.
+
+From states shortly before a contact, under the actions that were really taken: does the dream lose
+the point, or the life? And if one action is held instead: does the dream bring what the emulator
+brings from the same states?
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+
+from hd.agent import Agent, Emulators, Store
+from hd.atari import GAMES, AtariGame, labels
+from hd.config import AgentConfig
+from hd.imagination import imagine, replayed
+from hd.play import Observation
+from hd.run import training
+from hd.run.metrics import named
+from hd.run.runs import progress, rng_for, row
+
+HORIZON = 14  # steps in which the point is lost, or not
+SAMPLES = 8  # dreams from each state
+BRANCHES = 60  # states from which one action is held
+
+
+def near(game: str, ram: np.ndarray) -> np.ndarray:
+    """ram (..., T, 128) of steps in order -> bool (..., T): a contact is within about five steps.
+
+    Pong: the ball flies towards the agent's side and is past column 164 (RAM). Breakout: it falls
+    and is below row 140. MsPacman: a ghost is nearer than 24 pixels, columns and rows together.
+    """
+    state = {name: value.astype(int) for name, value in labels(game, ram).items()
+             if value.ndim == ram.ndim - 1}
+    if game == "ms_pacman":
+        ghosts = [abs(state[f"{ghost}_x"] - state["player_x"])
+                  + abs(state[f"{ghost}_y"] - state["player_y"])
+                  for ghost in ("blinky", "pinky", "inky", "sue")]
+        return np.min(ghosts, 0) < 24
+    along, line = ("ball_x", 164) if game == "pong" else ("ball_y", 140)
+    before = np.roll(state[along], 1, -1)
+    in_play = (state["ball_y"] > 0) & (np.roll(state["ball_y"], 1, -1) > 0)
+    return in_play & (state[along] >= line) & (state[along] > before)
+
+
+def approaches(game: str, store: Store, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Emulators and times (N,) at which a contact comes near, with `steps` steps of the same
+    episode before and HORIZON after."""
+    is_near = near(game, store.ram[:, :store.length])
+    first = is_near & ~np.roll(is_near, 1, -1)
+    first[:, :steps] = False
+    first[:, max(0, store.length - HORIZON):] = False
+    emulators, times = first.nonzero()
+    window = times[:, None] + np.arange(HORIZON - 1)
+    whole = (times - steps >= store.starts[emulators, times]) & ~store.ends[
+        emulators[:, None], window].any(1)
+    return emulators[whole], times[whole]
+
+
+def is_lost(store: Store, emulators, times) -> np.ndarray:
+    """(N,) bool: a point or a life is lost within HORIZON steps."""
+    window = emulators[:, None], times[:, None] + np.arange(HORIZON)
+    return ((store.rewards[window] < 0) | (store.continues[window] == 0)).any(1)
+
+
+def recorded(game: str, act: Callable, cfg: AgentConfig, *, num_steps: int, seed: int) -> Store:
+    """A new Store of num_steps steps that act plays, as hd.play.play would ask it."""
+    E = cfg.num_emulators
+    emulators, store = Emulators(cfg, game, seed), Store(cfg, (84 // cfg.patch) ** 2)
+    generator = torch.Generator().manual_seed(seed)
+    stacks = deque([emulators.frames.copy()] * 4, maxlen=4)
+    for t in progress(range(min(num_steps // E, store.frames.shape[1])), f"recording {game}"):
+        fresh = t - store.next_start() == 0
+        stacks.append(emulators.frames.copy())
+        for frames in stacks:
+            frames[fresh] = emulators.frames[fresh]
+        seen = Observation(np.stack(stacks, 1), emulators.ram.copy(), np.arange(E),
+                           t - store.next_start())
+        actions = np.asarray(act(seen, generator))
+        frames, ram = emulators.frames.copy(), emulators.ram.copy()
+        store.add(frames, ram, actions, *emulators.step(actions, t))
+    return store
+
+
+@torch.no_grad()
+def dreamed_losses(agent: Agent, store: Store, emulators, times, seed: int) -> np.ndarray:
+    """(N,): what is lost in a dream of HORIZON steps under the true actions, the mean of SAMPLES:
+    points below zero, and the chance of a life's or a game's end."""
+    steps = agent.model.cfg.steps
+    tokens, actions = store.windows(emulators, times, steps)
+    to_do = store.actions[emulators[:, None], times[:, None] + np.arange(HORIZON)]
+    rollout = _dreams(agent, tokens, actions[:, :-1], to_do, seed)
+    lost = (-rollout.rewards).clamp_min(0).sum(1) + 1 - rollout.continues.prod(1)
+    return lost.view(SAMPLES, -1).mean(0).cpu().numpy()
+
+
+def _dreams(agent: Agent, tokens, past, to_do, seed: int):
+    """SAMPLES dreams from each context, one sample of all after the other."""
+    device = agent.model.codebooks.device
+    tokens, past, to_do = (torch.from_numpy(np.tile(part, (SAMPLES, *[1] * (part.ndim - 1))))
+                           .long().to(device) for part in (tokens, past, to_do))
+    with training.autocast(agent.model.cfg):
+        return imagine(agent.model, tokens, past, replayed(to_do), horizon=to_do.shape[1],
+                       generator=torch.Generator().manual_seed(seed), features="hidden")
+
+
+def ram_features(game: str, store: Store, emulators, times) -> np.ndarray:
+    """(N, F): places and speeds in RAM, and the actions of the next HORIZON steps."""
+    def places(at):
+        state = labels(game, store.ram[emulators, at])
+        return np.stack([state[name].astype(float) for name in GAMES[game].coordinates], 1)
+
+    to_do = store.actions[emulators[:, None], times[:, None] + np.arange(HORIZON)]
+    known = np.array(GAMES[game].actions)
+    chosen = (to_do[..., None] == known).reshape(len(to_do), -1).astype(float)
+    return np.concatenate([places(times), places(times) - places(times - 1), chosen], 1)
+
+
+def rows_of(agent: Agent, cfg: AgentConfig, players: dict[str, Callable], fitted_on: Store, *,
+            num_steps: int, seed: int) -> list[dict]:
+    """Rows about contacts in new play of each player: the AUC of the dreamed loss, beside that of
+    gradient boosting on RAM fitted on the steps that the agent played itself; how many contacts,
+    and the share of them that is lost. A player whose contacts all end alike has no AUC.
+    """
+    game, steps, rows = agent.game, agent.model.cfg.steps, []
+    known = approaches(game, fitted_on, steps)
+    truth = is_lost(fitted_on, *known)
+    boosted = None
+    if 0 < truth.sum() < len(truth):
+        boosted = HistGradientBoostingClassifier(random_state=seed).fit(
+            ram_features(game, fitted_on, *known), truth)
+    for name, act in players.items():
+        seen = recorded(game, act, cfg, num_steps=num_steps,
+                        seed=int(rng_for(seed, "contact", name).integers(2**31)))
+        _encode(agent, seen)
+        at = approaches(game, seen, steps)
+        lost = is_lost(seen, *at)
+        rows.append(row(named("contacts", source=name), len(lost), game=game, split="test"))
+        if not 0 < lost.sum() < len(lost):
+            continue
+        rows.append(row(named("contact_lost_share", source=name), lost.mean(), game=game,
+                        split="test"))
+        by_ram = None if boosted is None else roc_auc_score(
+            lost, boosted.predict_proba(ram_features(game, seen, *at))[:, 1])
+        rows.append(row(named("contact_auc", source=name),
+                        roc_auc_score(lost, dreamed_losses(agent, seen, *at, seed)), game=game,
+                        split="test", baseline=by_ram))
+    return rows
+
+
+def _encode(agent: Agent, store: Store) -> None:
+    frames = store.frames[:, :store.length]
+    tokens = agent.codec.encode(frames.reshape(-1, 84, 84)).cpu().numpy()
+    store.tokens[:, :store.length] = tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
+
+
+def held_action_rows(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int) -> list[dict]:
+    """Rows about one action held for HORIZON steps from states of the agent's play: how far the
+    dreamed sum of the rewards' signs is from the emulator's, the mean over actions of the error of
+    the mean over states; beside it the error of expecting nothing."""
+    game, steps = agent.game, agent.model.cfg.steps
+    rng, generator = rng_for(seed, "held"), torch.Generator().manual_seed(seed)
+    env, branch = (AtariGame(game, sticky=0.0, noop_max=cfg.noop_max) for _ in range(2))
+    frame, info = env.reset(seed=int(rng.integers(2**31)))
+    frames, past, states, contexts = deque([frame] * 4, maxlen=4), deque([0] * 3, maxlen=3), [], []
+    length = 0
+    while len(states) < BRANCHES:
+        seen = Observation(np.stack(frames)[None], info["ram"][None], np.zeros(1, int),
+                           np.array([length]))
+        if length > steps and rng.random() < 0.1:
+            states.append(env.clone_state())
+            contexts.append((np.stack(frames)[-steps:], list(past)[4 - steps:]))
+        action = int(act(seen, generator)[0])
+        frame, _, terminated, truncated, info = env.step(action)
+        frames.append(frame)
+        past.append(action)
+        length += 1
+        if terminated or truncated:
+            frame, info = env.reset(seed=int(rng.integers(2**31)))
+            frames, past, length = deque([frame] * 4, maxlen=4), deque([0] * 3, maxlen=3), 0
+    tokens = agent.codec.encode(np.concatenate([stack for stack, _ in contexts])).cpu().numpy()
+    tokens = tokens.reshape(BRANCHES, steps, *tokens.shape[1:])
+    before = np.array([actions for _, actions in contexts], np.int64).reshape(BRANCHES, steps - 1)
+    errors, nothing = [], []
+    for action in GAMES[game].actions:
+        real = np.mean([_held(branch, state, action) for state in states])
+        rollout = _dreams(agent, tokens, before, np.full((BRANCHES, HORIZON), action), seed)
+        errors.append(abs(rollout.rewards.float().sum(1).mean().item() - real))
+        nothing.append(abs(real))
+    return [row("held_action_error", np.mean(errors), game=game, split="test",
+                baseline=np.mean(nothing))]
+
+
+def _held(env: AtariGame, state, action: int) -> float:
+    """The sum of the rewards' signs when one action is held for HORIZON steps from a state."""
+    env.restore_state(state)
+    total = 0.0
+    for _ in range(HORIZON):
+        _, reward, terminated, truncated, _ = env.step(action)
+        total += np.sign(reward)
+        if terminated or truncated:
+            break
+    return total
