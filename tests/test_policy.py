@@ -58,7 +58,7 @@ def any_rollout():
 
 def scored(agent, rollout, ppo_pass=0):
     """The loss of a given rollout."""
-    agent.dream = lambda tokens, actions: rollout
+    agent.dream = lambda tokens, actions, seed: rollout
     return agent.loss(contexts(ppo_pass=ppo_pass))
 
 
@@ -325,7 +325,7 @@ def test_ppo_reuses_the_dream_of_pass_zero_and_reinforce_dreams_anew():
         agent, dreamt = agent_in(loss=loss), []
         dream = agent.dream
 
-        def counted(tokens, actions, dream=dream, dreamt=dreamt):
+        def counted(tokens, actions, seed, dream=dream, dreamt=dreamt):
             dreamt.append(1)
             return dream(tokens, actions)
 

@@ -67,8 +67,9 @@ READ_THE_ENCODER = ("encoder", "tokenizer", "decoder", "world_model", "imaginati
 CHANGES = [
     ({"seed": 1}, config.STAGES),
     ({"games": ("pong",)}, config.STAGES),
-    ({"overrides": {"frames.sticky": 0.25}}, config.STAGES),
-    ({"overrides": {"frames.sources": {"repeat": 1.0}}}, config.STAGES),
+    ({"overrides": {"frames.sticky": 0.25}}, ("frames", *READ_THE_ENCODER)),
+    ({"overrides": {"frames.sources": {"repeat": 1.0}}},
+     ("frames", *READ_THE_ENCODER)),
     ({"overrides": {"encoder.lr": 1e-2}}, READ_THE_ENCODER),
     ({"overrides": {"tokenizer.decay": 0.9}}, READ_THE_ENCODER[1:]),
     ({"overrides": {"decoder.width": 8}}, ("decoder", "imagination")),
@@ -78,6 +79,9 @@ CHANGES = [
     ({"overrides": {"entropy_floor.num_states": 3}}, ("entropy_floor",)),
     ({"overrides": {"policy.hidden": 8}}, ("policy",)),
     ({"overrides": {"transfer.num_steps": 3}}, ("transfer",)),
+    ({"overrides": {"agent.block": 32}}, ("agent",)),
+    ({"overrides": {"place_model.width": 8}}, ("agent",)),
+    ({"overrides": {"agent_policy.hidden": 8}}, ("agent",)),
     ({"overrides": {"probes.epochs": 3}}, ()),
     ({"time_limit": 50}, ()),
 ]

@@ -1,0 +1,106 @@
+"""The contact test: which states count, what is lost after them, and a dream that knows it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hd import config, play
+from hd.agent import Agent, Store
+from hd.atari import GAMES
+from hd.config import AgentConfig
+from hd.measure import contact
+from hd.measure.contact import HORIZON, approaches, is_lost, near
+
+SMOKE = config.PROFILES["smoke"]
+CFG = dataclasses.replace(SMOKE.agent, num_emulators=2, num_steps=800)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def pong_ram(ball_x, ball_y=100):
+    ram = np.zeros((len(ball_x), 128), np.uint8)
+    ram[:, 49], ram[:, 54] = ball_x, ball_y
+    return ram
+
+
+def test_in_pong_the_ball_must_fly_towards_the_agents_side():
+    ram = pong_ram([100, 150, 170, 190, 170, 150])
+    assert near("pong", ram).tolist() == [False, False, True, True, False, False]
+    assert not near("pong", pong_ram([100, 150, 170, 190], ball_y=0)).any()
+
+
+def test_in_ms_pacman_any_ghost_counts():
+    ram = np.zeros((2, 128), np.uint8)
+    ram[:, [10, 16]] = 80  # the player; the ghosts are in a corner
+    ram[1, [8, 14]] = 70, 75  # pinky
+    assert near("ms_pacman", ram).tolist() == [False, True]
+
+
+def store_of(ram, rewards=None, ends=()):
+    store = Store(AgentConfig(num_emulators=1, num_steps=len(ram), num_levels=1), num_places=1)
+    rewards = np.zeros(len(ram)) if rewards is None else rewards
+    for t in range(len(ram)):
+        end = np.array([t in ends])
+        store.add(np.zeros((1, 84, 84)), ram[t:t + 1], np.zeros(1), rewards[t:t + 1], ~end, end)
+    return store
+
+
+def test_an_approach_is_counted_once_and_only_with_all_its_steps_in_the_episode():
+    flight = [100, 150, 170, 180, 190]
+    x = flight * 8
+    store = store_of(pong_ram(x), ends=(21,))
+    _, times = approaches("pong", store, 4)
+    # Every fifth step from the second on; near an end, and where 14 steps are not left, none.
+    expected = [t for t in range(2, 40, 5)
+                if t >= 4 and t + HORIZON <= 40 and not t <= 21 < t + HORIZON - 1
+                and not 22 <= t < 26]
+    assert times.tolist() == expected
+
+
+def test_a_point_against_is_a_loss_and_one_for_is_none():
+    rewards = np.zeros(40)
+    rewards[10], rewards[35] = -1, 1
+    store = store_of(pong_ram([0] * 40), rewards)
+    at = np.array([0, 0, 0, 0]), np.array([0, 5, 10, 25])
+    assert is_lost(store, *at).tolist() == [True, True, True, False]
+
+
+def test_what_is_recorded_is_what_the_player_would_see_in_hd_play():
+    seen = []
+
+    def act(observation, generator):
+        seen.append(observation)
+        return play.random_act("pong")(observation, generator)
+
+    store = contact.recorded("pong", act, CFG, num_steps=40, seed=3)
+    assert store.length == 20 and len(seen) == 20
+    for t, observation in enumerate(seen):
+        before = np.maximum(np.arange(t - 3, t + 1), 0)
+        assert np.array_equal(observation.frames[1], store.frames[1, before])
+        assert observation.steps.tolist() == [t, t]
+
+
+def test_the_rows_of_an_untrained_agent_are_near_chance_and_stand_beside_ram():
+    torch.manual_seed(0)
+    made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
+    fitted_on = contact.recorded("pong", play.tracker_act("pong"), CFG, num_steps=800, seed=1)
+    made.fit_codec(fitted_on.frames[:, :200].reshape(-1, 84, 84), seed=0)
+    players = {"random": play.random_act("pong")}
+    found = {row["metric"]: row for row in contact.rows_of(
+        made, CFG, players, fitted_on, num_steps=800, seed=0)}
+    assert found["contacts[source random]"]["value"] > 5
+    assert 0 <= found["contact_auc[source random]"]["value"] <= 1
+    assert all(row["split"] == "test" for row in found.values())
+
+
+def test_a_held_action_is_measured_against_the_emulator():
+    torch.manual_seed(0)
+    made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
+    row, = contact.held_action_rows(made, play.random_act("pong"), CFG, seed=0)
+    assert row["metric"] == "held_action_error" and row["value"] >= 0
+    assert 0 < row["baseline"] <= 1 and len(GAMES["pong"].actions) == 6
