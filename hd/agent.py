@@ -347,7 +347,7 @@ class _Loop:
         """The updates of a chunk. The policy dreams in the world model as it was before them, so
         that both learn at the same time where there are two cores, each on one."""
         store, model, policy = self.store, self.agent.model, self.agent.policy
-        policy.dream_in = copy.deepcopy(model).requires_grad_(False).eval()
+        policy.dream_from_now_on_in(copy.deepcopy(model).requires_grad_(False).eval())
 
         def transitions(i: int):
             rng = rng_for(self.run_of.seed, "agent model", i)

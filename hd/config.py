@@ -229,7 +229,7 @@ class AgentPolicyConfig(PolicyConfig):
     features: Literal[FEATURES] = "hidden"
     hidden: Count = 256
     gamma: Annotated[float, Gt(0), Le(1)] = 0.985
-    entropy: PositiveOrZero = 3e-3
+    entropy: PositiveOrZero = 6e-3
     batch_size: Count = 64
     smallest_range: Positive = 0.1  # of returns, that advantages are scaled by
 
@@ -248,7 +248,7 @@ class AgentConfig:
     block: Count = 256  # steps of all emulators together between updates
     num_emulators: Count = 8
     model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
-    dreams_warmup: CountOrZero = 100  # batches of dreams that the policy learns from, then
+    dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
     model_updates: Count = 66  # a block
     dreams: Count = 24
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on

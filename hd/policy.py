@@ -130,8 +130,8 @@ class ActorCritic(nn.Module):
         """The frozen world model, reading ALE ids."""
         return self._dream_in[0]
 
-    @dream_in.setter
-    def dream_in(self, world_model):
+    def dream_from_now_on_in(self, world_model) -> None:
+        """Change the world model that the policy dreams in."""
         self._dream_in[0] = world_model
 
     def dream(self, tokens, actions, seed: int | None = None) -> Rollout:

@@ -196,6 +196,15 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(monkeypatch):
     assert not list((other.folder / "blocks").glob("*"))
 
 
+def test_the_policy_dreams_in_a_copy_that_is_no_part_of_what_is_kept():
+    made, _ = learned()
+    assert made.policy.dream_in is not made.model
+    assert not [name for name in made.state_dict() if name.startswith("policy.dream")]
+    live = dict(made.model.named_parameters())
+    assert any(not torch.equal(part, live[name])  # as it was before the last updates
+               for name, part in made.policy.dream_in.named_parameters())
+
+
 def test_a_damaged_block_is_named_with_what_to_do(monkeypatch):
     run = agent_run(**{"agent.eval_episodes": 4})
     counted = []
