@@ -225,19 +225,25 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
 
 
 @styled
-def agent_curves(histories: Mapping[str, list[dict]]) -> Figure:
+def agent_curves(histories: Mapping[str, Mapping[str, list[dict]]],
+                 anchors: Mapping[str, Mapping[str, float]] | None = None) -> Figure:
     """A line of panels per game: the return of the last training episodes over steps of the real
-    game and over minutes. histories: game -> points of an agent's record."""
+    game and over minutes. histories: game -> name -> points of an agent's record; anchors: game ->
+    name -> a return to compare with, drawn across."""
     fig, axes = panels(len(histories), 2, width=3.4)
-    for line, (game, history) in zip(axes, histories.items()):
-        points = [point for point in history if point["return"] is not None]
+    for line, (game, curves) in zip(axes, histories.items()):
         for ax, x, xlabel in zip(line, ("step", "minutes"), ("steps of the real game", "minutes")):
-            ax.plot([point[x] for point in points], [point["return"] for point in points],
-                    marker="." if len(points) < 15 else None)
+            for name, history in curves.items():
+                points = [point for point in history if point["return"] is not None]
+                ax.plot([point[x] for point in points], [point["return"] for point in points],
+                        marker="." if len(points) < 15 else None, label=name)
+                if not points:
+                    ax.text(0.5, 0.5, "no episode ended", ha="center", va="center",
+                            transform=ax.transAxes)
+            for i, (name, value) in enumerate((anchors or {}).get(game, {}).items()):
+                ax.axhline(value, color=GREY, ls=(":", "-.", "--")[i % 3], label=name)
             ax.set(xlabel=xlabel, ylabel=f"{atari.GAMES[game].title}, return", xlim=(0, None))
-            if not points:
-                ax.text(0.5, 0.5, "no episode ended", ha="center", va="center",
-                        transform=ax.transAxes)
+        line[0].legend()
     return fig
 
 

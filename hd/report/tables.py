@@ -89,6 +89,26 @@ def has_table(results_dir, profile: str, stage: str) -> bool:
     return bool(paths_of(results_dir, profile, stage))
 
 
+def agents(results_dir, profile: str, variant: str = "base") -> dict[str, pd.DataFrame]:
+    """The tables of the online agents of a profile, all seeds, by game; empty where none is."""
+    found = {game: f"{variant}-{game}" for game in config.GAMES}
+    return {game: fresh_or_published(results_dir, profile, "agent", name)
+            for game, name in found.items() if paths_of(results_dir, profile, "agent", name)}
+
+
+def agent_histories(results_dir, profile: str, variant: str = "base") -> dict[str, list[dict]]:
+    """The learning curve of each online agent, by title of game and seed."""
+    curves = {}
+    for game in config.GAMES:
+        for path in paths_of(results_dir, profile, "agent", f"{variant}-{game}"):
+            beside = path.with_name(f"{path.stem}-history.csv")
+            if beside.exists():
+                seed = path.stem.rpartition("-seed")[2]
+                points = pd.read_csv(beside).dropna(subset="return").to_dict("records")
+                curves.setdefault(game, {})[f"seed {seed}"] = points
+    return curves
+
+
 def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
                    view: Callable | None = None) -> pd.DataFrame | None:
     """view (over_seeds by default) of a stage that not every profile has, after its provenance.
