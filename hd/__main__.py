@@ -87,7 +87,8 @@ def make_parser() -> Parser:
     play.add_argument("--game", default=GAMES[0], help=_one_of(GAMES))
     _add_choices(play, games=False)
     play.add_argument("--steps", type=_number, default=120, help="length after the context")
-    play.add_argument("--policy", default="recorded", help="recorded, random, tracker or agent")
+    play.add_argument("--policy", default="recorded",
+                      help="recorded, random, tracker, agent or online")
     play.add_argument("--out", help="the mp4; by default among the run's figures")
 
     check = _add(commands, "check", run_checks, "validate data, model and mask; plays if needed",
@@ -106,6 +107,8 @@ def make_parser() -> Parser:
     publish.add_argument("--seed", type=_number, help="all seeds unless one is given")
     publish.add_argument("--weights", action="store_true",
                          help="the weights of one seed (default 0), not tables and figures")
+    publish.add_argument("--games", default=",".join(GAMES),
+                         help="with --weights: of the runs of these games alone")
     restore = _add(commands, "restore", restore_weights, "published weights into the runs' folders",
                    needs_checkout=True)
     _add_choices(restore)
@@ -232,7 +235,8 @@ def publish_profile(args) -> None:
     elif args.weights:
         from hd.run import runs, weights
         copied = weights.publish(runs.start("encoder", profile=args.profile, variant=args.variant,
-                                            seed=args.seed or 0))
+                                            seed=args.seed or 0,
+                                            games=config.check_games(args.games)))
     else:
         from hd.book.publishing import publish
         copied = publish(args.profile, args.variant, args.seed)

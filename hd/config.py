@@ -399,6 +399,9 @@ PROFILES = {
         world_model=WorldModelConfig(num_steps=60_000, eval_every=1500, windows="stride1"),
         imagination=ImaginationConfig(num_dreams=500),
         policy=PolicyConfig(num_steps=20_000, batch_size=512),
+        agent=AgentConfig(model_updates=40, dreams=20),
+        place_model=PlaceModelConfig(batch_size=512),
+        agent_policy=AgentPolicyConfig(batch_size=512),
         transfer=TransferConfig(source_steps=6000, num_steps=2000),
     ),
 }

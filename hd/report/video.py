@@ -26,7 +26,8 @@ from hd.run.machine import device
 from hd.run.runs import Run
 from hd.run.storage import write_atomically
 
-PLAYERS = ("recorded", "random", "agent", "tracker")
+PLAYERS = ("recorded", "random", "agent", "tracker", "online")
+ONLINE_HORIZON = 24  # steps of an online agent's dream before it starts again
 VIDEO_BYTES = 8_000_000  # what a page may hold
 MAX_STEPS = 3000  # of a video
 NO_FFMPEG = "a video needs the package imageio-ffmpeg, which is not installed"
@@ -152,8 +153,9 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
                policy: str = "recorded", steps: int = 120, out: Path | str | None = None) -> Path:
     """A video of the real game, of its codes decoded, and of the dream from the same context.
 
-    policy: who acts in the real game: "random", "agent", "tracker", or "recorded", a stored
-    held-out episode. The dream gets the same actions and starts again from real context whenever
+    policy: who acts in the real game: "random", "agent" (the policy that only dreamed), "tracker",
+    "online" (hd.agent, with its own codes and its own dream), or "recorded", a stored held-out
+    episode. The dream gets the same actions and starts again from real context whenever
     its horizon is over; the line on top says where. The ball (MsPacman: the player) is circled
     where RAM has it, and where a probe reads it from the real and from the dreamed codes; without
     stored frames to fit that probe on, by RAM only. steps: after the context. out: the mp4, by
@@ -167,6 +169,11 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
         _mp4(out)
     if not can_write_videos():
         raise InputError(NO_FFMPEG)
+    if policy == "online":
+        run = runs.start("agent", profile=profile, variant=variant, seed=seed, games=[game])
+        columns, notes = _online(run, steps)
+        out = Path(out or run.root / "figures" / run.name / f"play-{game}-{policy}.mp4")
+        return side_by_side_video(columns, out, notes=notes)
     run = runs.start("imagination", profile=profile, variant=variant, seed=seed)
     watch = _recorded if policy == "recorded" else functools.partial(_played, policy)
     frames, ram, tokens, actions = watch(run, game, run.cfg.context + steps)
@@ -227,6 +234,42 @@ def _played(policy: str, run: Run, game: str, length: int):
     frames = torch.from_numpy(np.stack(stacks))
     tokens = torch.cat([codes.encode(embed_frames(eyes, part)) for part in frames.split(256)])
     return frames[:, -1].numpy(), np.stack(ram), tokens.cpu(), torch.tensor(actions)
+
+
+@torch.no_grad()
+def _online(run: Run, length: int):
+    """The start of an episode of an online agent: columns of frames (n, 84, 84), and what to say
+    about each step. The dream starts again from real context every ONLINE_HORIZON steps."""
+    made, frames, actions, notes, total = stages.load(run), [], [], [], 0.0
+    act, context = made.act(), made.model.cfg.steps
+
+    def recorded(seen, generator):
+        chosen = act(seen, generator)
+        frames.append(seen.frames[0, -1])
+        actions.append(int(chosen[0]))
+        return chosen
+
+    def count(episode, frame, reward):
+        nonlocal total
+        total += reward
+        notes.append(f"{total:+g} points")
+
+    play.play(recorded, made.game, num_episodes=1, seed=run.seed, sticky=run.cfg.sticky,
+              watch=count)
+    frames, notes = np.stack(frames[:length]), notes[:length]
+    tokens, actions = made.codec.encode(frames).long(), torch.tensor(actions[:length])
+    dreamed = tokens.clone()
+    for last in range(context - 1, len(tokens) - 1, ONLINE_HORIZON):
+        to_do = actions[last:last + ONLINE_HORIZON][None].to(tokens.device)
+        past = actions[last - context + 1:last][None].to(tokens.device)
+        rollout = imagine(made.model, tokens[None, last - context + 1:last + 1], past,
+                          replayed(to_do), horizon=min(to_do.shape[1], len(tokens) - 1 - last),
+                          generator=torch.Generator().manual_seed(run.seed), features="hidden")
+        dreamed[last + 1:last + 1 + rollout.tokens.shape[1] - 1] = rollout.tokens[0, 1:]
+    columns = {"real game (the agent)": frames,
+               "its codes, decoded": made.codec.decode(tokens).cpu().numpy(),
+               "its dream": made.codec.decode(dreamed).cpu().numpy()}
+    return columns, notes
 
 
 def _dreamed(run: Run, game: str, tokens, actions):

@@ -1,6 +1,7 @@
 """Weights worth keeping: published small, restored into the folders of runs.
 
-results/<profile>/checkpoints/<variant>/ holds <stage>-<k>.safetensors in shards of at most 14 MB
+results/<profile>/checkpoints/<variant>/, with the games behind the variant where they are not all,
+holds <stage>-<k>.safetensors in shards of at most 14 MB
 and <stage>.json with provenance; a fresh clone restores them and can probe, dream and play. They
 are in half precision; what only training reads is left out, and the decoder's large matrix, which
 only draws, has a byte a weight.
@@ -15,29 +16,33 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hd.config import TRAINED, InputError
+from hd.config import GAMES, TRAINED, InputError
 from hd.run import runs
 from hd.run.runs import Run
 from hd.run.storage import ROOT, sha256_of, shown, write_atomically, write_json
 
-SHARD_BYTES, TREE_BYTES = 14_000_000, 10_000_000
+SHARD_BYTES, TREE_BYTES = 14_000_000, 12_000_000
+STAGES = (*TRAINED, "agent")  # that have weights
 LEFT_OUT = {  # by what its names start with; the world model's codebooks are the tokenizer's
     "encoder": ("predictors.",), "tokenizer": ("counts", "sums"), "world_model": ("codebooks",),
-    "policy": ("critic.", "slow_critic.", "num_ranges", "return_range")}
+    "policy": ("critic.", "slow_critic.", "num_ranges", "return_range"),
+    "agent": ("policy.critic.", "policy.slow_critic.", "policy.num_ranges", "policy.return_range",
+              "codec.quantizer.counts", "codec.quantizer.sums")}
 IN_BYTES = {"decoder": ("start.weight",)}
 SCALE = ":scale"  # ends the name of the numbers (rows, 1) that bytes are multiplied by
 
 
 def folder_of(run: Run, root: Path = ROOT) -> Path:
     """Where a run's weights are published: one set per profile and variant."""
-    return root / "results" / run.profile.name / "checkpoints" / run.variant
+    games = "" if run.games == GAMES else "-" + "+".join(run.games)
+    return root / "results" / run.profile.name / "checkpoints" / f"{run.variant}{games}"
 
 
 def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
     """Write the weights of every finished trained stage of run's chain; returns the files.
 
     They replace the variant's older ones. Raises InputError when nothing is finished, a stage was
-    made from a dirty tree, or all published weights together would be over 10 MB.
+    made from a dirty tree, or all published weights together would be over 12 MB.
     """
     made = _finished_stages(run)
     for stage, record in made.items():
@@ -61,7 +66,7 @@ def store(run: Run, *, root: Path) -> list[Path]:
 
 def _finished_stages(run: Run) -> dict[str, dict]:
     """The record of each trained stage that is finished; raises InputError for none."""
-    made = {stage: record for stage in TRAINED if (record := runs.finished(run.at(stage)))}
+    made = {stage: record for stage in STAGES if (record := runs.finished(run.at(stage)))}
     if not made:
         raise InputError(f"no trained stage is finished; make one: {run.at('encoder').command}")
     return made
@@ -95,7 +100,7 @@ def restore(run: Run, *, root: Path = ROOT) -> list[str]:
         raise InputError(f"no weights are published for profile {run.profile.name}, variant "
                          f"{run.variant}; there are: {_published(root)}")
     restored = []
-    for stage in TRAINED:
+    for stage in STAGES:
         if folder / f"{stage}.json" not in records:
             continue
         record, own = json.loads((folder / f"{stage}.json").read_text("utf-8")), run.at(stage)

@@ -11,6 +11,7 @@ packed; on the same machine the same command continues), 1 failed.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -134,6 +135,14 @@ def bench(work: Work) -> None:
     work.keep("tables", work.artifacts, (work.artifacts / "benchmark").glob("gpu*"))
 
 
+def agent(work: Work, game: str) -> None:
+    """The online agent of one game; what is not done when the time is over is lost, but for the
+    same machine."""
+    work.hd("run", "agent", "--profile", "paper", "--game", game, "--time-limit",
+            str(max(1, int(work.left))))
+    work.keep_run(profile="paper", games=(game,))
+
+
 @dataclass(frozen=True)
 class Campaign:
     """A function of CAMPAIGNS and what it needs; shortest: seconds."""
@@ -146,6 +155,8 @@ class Campaign:
 CAMPAIGNS = {
     "smoke": Campaign(smoke, shortest=60, needs_gpu=False),
     "bench": Campaign(bench, shortest=180),
+    **{f"agent-{game}": Campaign(functools.partial(agent, game=game), shortest=300)
+       for game in ("pong", "breakout", "ms_pacman")},
 }
 
 
