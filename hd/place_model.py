@@ -189,7 +189,7 @@ class PlaceDreamer:
         is the next step, sampled with the generator, or the most likely."""
         model = self.model
         acted = model.act(self.state, actions)
-        chance = model.change(acted)[..., 0].float().sigmoid()
+        chance = (model.change(acted)[..., 0].float() / model.cfg.temperature).sigmoid()
         if greedy:
             changes = chance > 0.5
         else:
@@ -211,7 +211,8 @@ class PlaceDreamer:
         codes = at.new_zeros((len(at), model.num_levels), dtype=torch.int64)
         for level in range(model.num_levels if len(at) else 0):
             logits = model.code_logits(level, at, codes[:, :level], self.tables, self.keys)
-            codes[:, level] = logits.argmax(-1) if greedy else draw(logits.softmax(-1), generator)
+            codes[:, level] = logits.argmax(-1) if greedy else draw(
+                (logits / model.cfg.temperature).softmax(-1), generator)
         return codes
 
 
