@@ -48,6 +48,7 @@ from hd.measure import (
     entropy_floor,
     frames,
     game_state,
+    places,
     predictions,
     ram_policy,
     seed_protocol,
@@ -588,12 +589,12 @@ def _measure_agent(run: Run) -> list[dict]:
     by_chance = float(np.mean([episode["return"] for episode in played["random"]]))
     return (control.rows_of(played, seed=run.seed)
             + control.curve_rows(record["history"], game=game, random_return=by_chance)
-            + _contact_rows(run, load(run)))
+            + _rows_of_new_play(run, load(run)))
 
 
-def _contact_rows(run: Run, made: agent.Agent) -> list[dict]:
-    """Contacts in new play of as many steps as a tenth of the agent's own; none where what it
-    played is not there (restored weights)."""
+def _rows_of_new_play(run: Run, made: agent.Agent) -> list[dict]:
+    """What the codes hold and what dreams know of contacts, in as many new steps of each player as
+    a fifth of the agent's own; none where what it played is not there (restored weights)."""
     cfg = run.cfg
     if not (run.folder / agent.PLAYED).exists():
         return []
@@ -601,9 +602,10 @@ def _contact_rows(run: Run, made: agent.Agent) -> list[dict]:
     if atari.GAMES[made.game].tracker:
         players["tracker"] = play.tracker_act(made.game)
     fitted_on = agent.Store.saved(cfg, made.codec.num_places, run.folder)
-    rows = contact.rows_of(made, cfg, players, fitted_on, num_steps=cfg.num_steps // 10,
-                           seed=run.seed)
-    return rows + contact.held_action_rows(made, made.act(), cfg, seed=run.seed)
+    played = contact.new_play(made, cfg, players, num_steps=cfg.num_steps // 5, seed=run.seed)
+    return (places.rows_of(made, played, cfg=run.profile.probes, seed=run.seed)
+            + contact.rows_of(made, played, fitted_on, seed=run.seed)
+            + contact.held_action_rows(made, made.act(), cfg, seed=run.seed))
 
 
 # ---- the stages

@@ -10,7 +10,7 @@ from hd import config, play
 from hd.agent import Agent, Store
 from hd.atari import GAMES
 from hd.config import AgentConfig
-from hd.measure import contact
+from hd.measure import contact, places
 from hd.measure.contact import HORIZON, approaches, is_lost, near
 
 SMOKE = config.PROFILES["smoke"]
@@ -91,8 +91,8 @@ def test_the_rows_of_an_untrained_agent_are_near_chance_and_stand_beside_ram():
     fitted_on = contact.recorded("pong", play.tracker_act("pong"), CFG, num_steps=800, seed=1)
     made.fit_codec(fitted_on.frames[:, :200].reshape(-1, 84, 84), seed=0)
     players = {"random": play.random_act("pong")}
-    found = {row["metric"]: row for row in contact.rows_of(
-        made, CFG, players, fitted_on, num_steps=800, seed=0)}
+    played = contact.new_play(made, CFG, players, num_steps=800, seed=0)
+    found = {row["metric"]: row for row in contact.rows_of(made, played, fitted_on, seed=0)}
     assert found["contacts[source random]"]["value"] > 5
     assert 0 <= found["contact_auc[source random]"]["value"] <= 1
     assert all(row["split"] == "test" for row in found.values())
@@ -104,3 +104,19 @@ def test_a_held_action_is_measured_against_the_emulator():
     row, = contact.held_action_rows(made, play.random_act("pong"), CFG, seed=0)
     assert row["metric"] == "held_action_error" and row["value"] >= 0
     assert 0 < row["baseline"] <= 1 and len(GAMES["pong"].actions) == 6
+
+
+def test_codes_that_decode_to_the_picture_hold_as_much_as_the_picture():
+    torch.manual_seed(0)
+    cfg = dataclasses.replace(CFG, num_emulators=6, num_steps=2400, num_levels=3, num_codes=256)
+    made = Agent(cfg, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
+    players = {"tracker": play.tracker_act("pong")}
+    frames = contact.recorded("pong", players["tracker"], cfg, num_steps=2400, seed=9).frames
+    made.fit_codec(frames[:, :300].reshape(-1, 84, 84), seed=0)
+    played = contact.new_play(made, cfg, players, num_steps=2400, seed=0)
+    found = {row["metric"]: row for row in places.rows_of(
+        made, played, cfg=config.ProbeConfig(epochs=15), seed=0)}
+    paddle = found["r2_player_y[source tracker]"]
+    assert paddle["baseline"] > 0.8 and paddle["value"] > paddle["baseline"] - 0.1
+    assert set(found) == {f"{kind}_{name}[source tracker]" for kind in ("r2", "error")
+                          for name in GAMES["pong"].coordinates}

@@ -121,9 +121,22 @@ def ram_features(game: str, store: Store, emulators, times) -> np.ndarray:
     return np.concatenate([places(times), places(times) - places(times - 1), chosen], 1)
 
 
-def rows_of(agent: Agent, cfg: AgentConfig, players: dict[str, Callable], fitted_on: Store, *,
-            num_steps: int, seed: int) -> list[dict]:
-    """Rows about contacts in new play of each player: the AUC of the dreamed loss, beside that of
+def new_play(agent: Agent, cfg: AgentConfig, players: dict[str, Callable], *, num_steps: int,
+             seed: int) -> dict[str, Store]:
+    """num_steps steps of each player that nothing was trained on, with the agent's tokens."""
+    stores = {}
+    for name, act in players.items():
+        store = recorded(agent.game, act, cfg, num_steps=num_steps,
+                         seed=int(rng_for(seed, "contact", name).integers(2**31)))
+        frames = store.frames[:, :store.length]
+        tokens = agent.codec.encode(frames.reshape(-1, 84, 84)).cpu().numpy()
+        store.tokens[:, :store.length] = tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
+        stores[name] = store
+    return stores
+
+
+def rows_of(agent: Agent, played: dict[str, Store], fitted_on: Store, *, seed: int) -> list[dict]:
+    """Rows about contacts in new play (new_play): the AUC of the dreamed loss, beside that of
     gradient boosting on RAM fitted on the steps that the agent played itself; how many contacts,
     and the share of them that is lost. A player whose contacts all end alike has no AUC.
     """
@@ -134,10 +147,7 @@ def rows_of(agent: Agent, cfg: AgentConfig, players: dict[str, Callable], fitted
     if 0 < truth.sum() < len(truth):
         boosted = HistGradientBoostingClassifier(random_state=seed).fit(
             ram_features(game, fitted_on, *known), truth)
-    for name, act in players.items():
-        seen = recorded(game, act, cfg, num_steps=num_steps,
-                        seed=int(rng_for(seed, "contact", name).integers(2**31)))
-        _encode(agent, seen)
+    for name, seen in played.items():
         at = approaches(game, seen, steps)
         lost = is_lost(seen, *at)
         rows.append(row(named("contacts", source=name), len(lost), game=game, split="test"))
@@ -151,12 +161,6 @@ def rows_of(agent: Agent, cfg: AgentConfig, players: dict[str, Callable], fitted
                         roc_auc_score(lost, dreamed_losses(agent, seen, *at, seed)), game=game,
                         split="test", baseline=by_ram))
     return rows
-
-
-def _encode(agent: Agent, store: Store) -> None:
-    frames = store.frames[:, :store.length]
-    tokens = agent.codec.encode(frames.reshape(-1, 84, 84)).cpu().numpy()
-    store.tokens[:, :store.length] = tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
 
 
 def held_action_rows(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int) -> list[dict]:
