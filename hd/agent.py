@@ -84,7 +84,7 @@ class Agent(nn.Module):
     def fit_codec(self, frames: np.ndarray, seed: int) -> float:
         """Fit the codec to frames (N, 84, 84); the world model reads its codes from then on."""
         left = self.codec.fit(frames, torch.Generator().manual_seed(seed))
-        self.model.codebooks.copy_(self.codec.quantizer.codebooks)
+        self.model.read_codebooks(self.codec.quantizer.codebooks)
         return left
 
     @torch.no_grad()

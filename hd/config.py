@@ -211,7 +211,7 @@ class PolicyConfig(TrainedStage):
 class PlaceModelConfig(TrainedStage):
     """World model over tokens at places; num_steps is not used: the agent counts its updates."""
 
-    width: Count = 64  # numbers at each place
+    width: Count = 32  # numbers at each place
     code_width: Count = 32  # of what stands for a code
     num_blocks: Count = 2  # of two convolutions, before the action and again after it
     steps: Annotated[int, Ge(1), Le(4)] = 4  # that it looks back, within a stack of frames
@@ -219,7 +219,7 @@ class PlaceModelConfig(TrainedStage):
     temperature: Positive = 0.5  # of what dreams draw: below 1 a code that is likely is likelier
     code_weight: Positive = 0.1  # of a nat of codes, all places together, beside one of reward
     batch_size: Count = 128
-    lr: PositiveOrZero = 1e-3
+    lr: PositiveOrZero = 3e-3
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
 
 
@@ -231,7 +231,7 @@ class AgentPolicyConfig(PolicyConfig):
     hidden: Count = 256
     gamma: Annotated[float, Gt(0), Le(1)] = 0.985
     entropy: PositiveOrZero = 6e-3
-    batch_size: Count = 64
+    batch_size: Count = 128
     smallest_range: Positive = 0.1  # of returns, that advantages are scaled by
 
     @property
@@ -251,7 +251,7 @@ class AgentConfig:
     model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
     dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
     model_updates: Count = 200  # a block
-    dreams: Count = 64
+    dreams: Count = 48
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on
     recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
     recent_share: Share = 0.5
@@ -365,7 +365,7 @@ PROFILES = {
         policy=PolicyConfig(num_steps=250, eval_episodes=5),
         ram_policy=RamPolicyConfig(population=20, elites=5, generations=6, max_steps=400,
                                    eval_episodes=2),
-        agent=AgentConfig(num_steps=12_800, model_updates=60, dreams=20, eval_episodes=10),
+        agent=AgentConfig(num_steps=12_800, model_updates=100, dreams=24, eval_episodes=10),
         probes=ProbeConfig(max_rows=4000, epochs=25),
     ),
     "audit": Profile(
@@ -379,7 +379,7 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
         transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=120),
-        agent=AgentConfig(num_steps=46_080, model_updates=120, dreams=40, eval_episodes=30),
+        agent=AgentConfig(num_steps=46_080, model_updates=120, dreams=24, eval_episodes=30),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(

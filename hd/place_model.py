@@ -35,7 +35,8 @@ class PlaceModel(nn.Module):
         self.cfg, self.num_places = cfg, num_places
         self.num_levels, self.num_codes, patch = codebooks.shape
         width, code = cfg.width, cfg.code_width
-        self.register_buffer("codebooks", codebooks.detach().clone())
+        self.register_buffer("codebooks", torch.empty_like(codebooks))
+        self.read_codebooks(codebooks)
         # What is seen.
         self.code_projection = nn.Linear(patch, code, bias=False)
         self.code_embedding = nn.Parameter(torch.zeros(self.num_levels, self.num_codes, code))
@@ -70,6 +71,13 @@ class PlaceModel(nn.Module):
                                           nn.Linear(128, len(SIGNS) + 1))
         for part in self.outcome_head[-1].parameters():
             nn.init.zeros_(part)
+
+    @torch.no_grad()
+    def read_codebooks(self, codebooks: torch.Tensor) -> None:
+        """Take over codebooks (L, K, P), every level scaled to a mean square of 1: what the finer
+        levels add is small, and would be learned late."""
+        size = codebooks.pow(2).mean((1, 2), keepdim=True).sqrt()
+        self.codebooks.copy_(codebooks / size.clamp_min(1e-6))
 
     # ---- from tokens to predictions
 

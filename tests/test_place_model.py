@@ -106,6 +106,14 @@ def test_codes_are_read_by_their_vectors_as_long_as_nothing_else_is_learned():
     assert torch.equal(model.embed(tokens, tables), model.embed(twin, tables))
 
 
+def test_every_level_of_the_codebooks_is_read_at_the_same_size():
+    small = torch.randn(L, K, P) * torch.tensor([1.0, 0.01])[:, None, None]
+    model = PlaceModel(CFG, small, G)
+    assert torch.allclose(model.codebooks.pow(2).mean((1, 2)), torch.ones(L))
+    model.read_codebooks(torch.zeros(L, K, P))
+    assert not model.codebooks.any()
+
+
 def test_a_change_nearby_matters_more_than_none_and_the_action_matters():
     model, batch = tiny_model(), any_batch()
     for part in model.parameters():  # the second convolutions start at zero: nothing is mixed yet

@@ -22,8 +22,10 @@ from sklearn.decomposition import PCA
 
 from hd import atari, world_model
 from hd.config import GAMES, InputError
+from hd.report import reference
 from hd.report.tables import (
     TITLES,
+    agent_points,
     fresh_or_published,
     load_with_record,
     number,
@@ -222,6 +224,20 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
                  for line, name in zip(*ax.get_legend_handles_labels())}
         fig.legend(named.values(), named, loc="outside lower center", ncols=3)
     return fig
+
+
+PUBLISHED = ("Random", "Human", "DIAMOND")  # methods whose returns stand beside an agent's curve
+
+
+def show_agents(results_dir, profile: str) -> None:
+    """Show agent_curves of a profile, beside what others reached after 100,000 steps."""
+    curves = agent_points(results_dir, profile)
+    if not curves:
+        print("No learning curve of an online agent is there.")
+        return
+    anchors = {game: {name: reference.anchor("atari100k", name, atari.GAMES[game].title)
+                      for name in PUBLISHED} for game in curves}
+    show(agent_curves(curves, anchors))
 
 
 @styled

@@ -18,9 +18,10 @@ FIGURES = ROOT / "figures"
 FROM_A_PAGE = "../../figures"  # as a page of book/report sees FIGURES
 DREAMS = ("base", "hi-dreamer")  # variants whose dreams stand beside each other
 FORMATS = (".svg", ".png")  # of a drawing: the smaller file is published
-READ_BESIDE = (  # by the control page; the claims page and C17; the reasons of bars not reached
+READ_BESIDE = (  # by the control page; the claims page and C17; the reasons of bars not reached;
+    # the control page's curves of agents
     "policy/base-seed*-episodes.csv", "world_model/exposures.*-history.csv",
-    "world_model/hi-dreamer-seed*-history.csv")
+    "world_model/hi-dreamer-seed*-history.csv", "agent/base-*-history.csv")
 
 
 def curves(ablation: str, profile: str, *, figures: Path | None = None) -> Path | None:

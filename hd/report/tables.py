@@ -89,24 +89,40 @@ def has_table(results_dir, profile: str, stage: str) -> bool:
     return bool(paths_of(results_dir, profile, stage))
 
 
-def agents(results_dir, profile: str, variant: str = "base") -> dict[str, pd.DataFrame]:
-    """The tables of the online agents of a profile, all seeds, by game; empty where none is."""
-    found = {game: f"{variant}-{game}" for game in config.GAMES}
-    return {game: fresh_or_published(results_dir, profile, "agent", name)
-            for game, name in found.items() if paths_of(results_dir, profile, "agent", name)}
+def agents(results_dir, profile: str) -> pd.DataFrame | None:
+    """What the online agents of a profile reached, game by game, over_seeds, after its provenance.
+
+    Where there is no table it prints a line that says so, and returns None.
+    """
+    found = _agent_tables(results_dir, profile)
+    if not found:
+        print(f"No table of an online agent at profile {profile}. To make one: python -m hd run "
+              f"agent --game {config.GAMES[0]} --profile {profile}")
+        return None
+    shown_tables = []
+    for table in found.values():
+        print(provenance_line(table))
+        shown_tables.append(over_seeds(table[table["step"].isna()]))
+    return pd.concat(shown_tables)
 
 
-def agent_histories(results_dir, profile: str, variant: str = "base") -> dict[str, list[dict]]:
-    """The learning curve of each online agent, by title of game and seed."""
-    curves = {}
+def agent_points(results_dir, profile: str) -> dict[str, dict[str, list[dict]]]:
+    """The learning curves of the online agents of a profile: game -> "seed 0" -> points."""
+    curves: dict[str, dict[str, list[dict]]] = {}
     for game in config.GAMES:
-        for path in paths_of(results_dir, profile, "agent", f"{variant}-{game}"):
+        for path in paths_of(results_dir, profile, "agent", f"base-{game}"):
             beside = path.with_name(f"{path.stem}-history.csv")
             if beside.exists():
-                seed = path.stem.rpartition("-seed")[2]
-                points = pd.read_csv(beside).dropna(subset="return").to_dict("records")
-                curves.setdefault(game, {})[f"seed {seed}"] = points
+                name = f"seed {load_with_record(path)[1]['seed']}"
+                points = pd.read_csv(beside)[["step", "minutes", "return"]]
+                curves.setdefault(game, {})[name] = points.dropna().to_dict("records")
     return curves
+
+
+def _agent_tables(results_dir, profile: str) -> dict[str, pd.DataFrame]:
+    named = {game: f"base-{game}" for game in config.GAMES}
+    return {game: fresh_or_published(results_dir, profile, "agent", name)
+            for game, name in named.items() if paths_of(results_dir, profile, "agent", name)}
 
 
 def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
