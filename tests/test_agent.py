@@ -1,8 +1,11 @@
 """The online loop: its work, its store, its emulators, and that a killed run ends like another."""
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import refusal
@@ -12,7 +15,8 @@ from hd.agent import Agent, Emulators, Store, chunks_of
 from hd.atari import GAMES, AtariGame
 from hd.config import AgentConfig, InputError
 from hd.imagination import imagine
-from hd.run import runs
+from hd.report import figures, tables
+from hd.run import runs, weights
 from hd.run.runs import TimeLimitReached
 from hd.run.training import Unkept
 
@@ -236,3 +240,49 @@ def test_each_game_can_be_played_by_an_untrained_agent():
         seen = play.Observation(np.repeat(frame[None], 4, 0)[None], info["ram"][None],
                                 np.zeros(1, int), np.zeros(1, int))
         assert act(seen, torch.Generator().manual_seed(0)).item() in GAMES[game].actions
+
+
+def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_path, capsys):
+    assert tables.agents(tmp_path) is None and tables.agent_points(tmp_path) == {}
+    assert "python -m hd run agent --game pong" in capsys.readouterr().out
+    run = agent_run(**{"agent.eval_episodes": 1})
+    stages.make(run)
+    stages.measure(run)
+    made = run.root / "results" / "agent"
+    for profile, steps in (("audit", 320), ("quick", 64)):
+        folder = tmp_path / profile / "agent"
+        folder.mkdir(parents=True)
+        for path in made.glob(f"{run.name}*"):
+            shutil.copy(path, folder / path.name)
+        record = json.loads((folder / f"{run.name}.json").read_text())
+        history = pd.DataFrame({"step": [steps], "minutes": [1.5], "return": [-20.5]})
+        history.to_csv(folder / f"{run.name}-history.csv", index=False)
+        record |= {"profile": profile, "beside": {}}
+        (folder / f"{run.name}.json").write_text(json.dumps(record))
+    found = tables.agents(tmp_path)
+    assert "profile audit" in capsys.readouterr().out
+    assert set(found["game"]) == {"pong"} and "real_return" in found.index
+    assert not found.index.str.startswith("training_return").any()
+    assert tables.agent_points(tmp_path) == {
+        "pong": {"seed 0": [{"step": 320, "minutes": 1.5, "return": -20.5}]}}
+    fig = figures.agent_curves(tables.agent_points(tmp_path), {"pong": {"Human": 14.6}})
+    assert [ax.get_ylabel() for ax in fig.axes] == ["Pong, return"] * 2
+
+
+def test_published_agents_are_restored_and_play_the_same(tmp_path):
+    run = agent_run(**{"agent.eval_episodes": 1})
+    stages.make(run)
+    made = stages.load(run)
+    weights.store(run, root=tmp_path)
+    assert [path.name for path in (tmp_path / "results" / "smoke" / "checkpoints").iterdir()] == [
+        "base-pong"]
+    shutil.rmtree(run.folder)
+    assert weights.restore(run, root=tmp_path) == ["agent"]
+    restored = stages.load(run)
+    for name, part in made.state_dict().items():
+        if not name.startswith(weights.LEFT_OUT["agent"]):
+            assert torch.allclose(restored.state_dict()[name], part, atol=2e-3, rtol=1e-3), name
+    frame, info = AtariGame("pong").reset(seed=0)
+    seen = play.Observation(np.repeat(frame[None], 4, 0)[None], info["ram"][None],
+                            np.zeros(1, int), np.zeros(1, int))
+    assert restored.act()(seen, torch.Generator().manual_seed(0)).item() in GAMES["pong"].actions

@@ -229,9 +229,9 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
 PUBLISHED = ("Random", "Human", "DIAMOND")  # methods whose returns stand beside an agent's curve
 
 
-def show_agents(results_dir, profile: str) -> None:
-    """Show agent_curves of a profile, beside what others reached after 100,000 steps."""
-    curves = agent_points(results_dir, profile)
+def show_agents(results_dir) -> None:
+    """Show agent_curves beside what others reached after 100,000 steps."""
+    curves = agent_points(results_dir)
     if not curves:
         print("No learning curve of an online agent is there.")
         return

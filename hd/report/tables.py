@@ -89,40 +89,50 @@ def has_table(results_dir, profile: str, stage: str) -> bool:
     return bool(paths_of(results_dir, profile, stage))
 
 
-def agents(results_dir, profile: str) -> pd.DataFrame | None:
-    """What the online agents of a profile reached, game by game, over_seeds, after its provenance.
+def agents(results_dir) -> pd.DataFrame | None:
+    """What the online agents reached, game by game, over_seeds, after its provenance; of the
+    largest profile that has any.
 
     Where there is no table it prints a line that says so, and returns None.
     """
-    found = _agent_tables(results_dir, profile)
-    if not found:
-        print(f"No table of an online agent at profile {profile}. To make one: python -m hd run "
-              f"agent --game {config.GAMES[0]} --profile {profile}")
+    profile = _profile_of_agents(results_dir)
+    if profile is None:
+        print(f"No table of an online agent. To make one: python -m hd run agent --game "
+              f"{config.GAMES[0]} --profile audit")
         return None
     shown_tables = []
-    for table in found.values():
+    for name in _agents_of(results_dir, profile).values():
+        table = fresh_or_published(results_dir, profile, "agent", name)
         print(provenance_line(table))
         shown_tables.append(over_seeds(table[table["step"].isna()]))
     return pd.concat(shown_tables)
 
 
-def agent_points(results_dir, profile: str) -> dict[str, dict[str, list[dict]]]:
-    """The learning curves of the online agents of a profile: game -> "seed 0" -> points."""
-    curves: dict[str, dict[str, list[dict]]] = {}
-    for game in config.GAMES:
-        for path in paths_of(results_dir, profile, "agent", f"base-{game}"):
+def agent_points(results_dir) -> dict[str, dict[str, list[dict]]]:
+    """The learning curves of the agents of `agents`: game -> "seed 0" -> points."""
+    profile, curves = _profile_of_agents(results_dir), {}
+    for game, name in _agents_of(results_dir, profile).items() if profile else ():
+        for path in paths_of(results_dir, profile, "agent", name):
             beside = path.with_name(f"{path.stem}-history.csv")
             if beside.exists():
-                name = f"seed {load_with_record(path)[1]['seed']}"
+                seed = f"seed {load_with_record(path)[1]['seed']}"
                 points = pd.read_csv(beside)[["step", "minutes", "return"]]
-                curves.setdefault(game, {})[name] = points.dropna().to_dict("records")
+                curves.setdefault(game, {})[seed] = points.dropna().to_dict("records")
     return curves
 
 
-def _agent_tables(results_dir, profile: str) -> dict[str, pd.DataFrame]:
-    named = {game: f"base-{game}" for game in config.GAMES}
-    return {game: fresh_or_published(results_dir, profile, "agent", name)
-            for game, name in named.items() if paths_of(results_dir, profile, "agent", name)}
+def _profile_of_agents(results_dir) -> str | None:
+    """The largest profile that has an online agent; smoke says nothing about quality."""
+    found = (profile for profile in reversed(config.PROFILES) if profile != "smoke")
+    return next((profile for profile in found if _agents_of(results_dir, profile)), None)
+
+
+def _agents_of(results_dir, profile: str) -> dict[str, str]:
+    """Of each game that has an agent, what its tables' names begin with."""
+    found = {game: f"base-{game}" for game in config.GAMES}
+    return {game: name for game, name in found.items()
+            if any(load_with_record(path)[1]["profile"] == profile
+                   for path in paths_of(results_dir, profile, "agent", name))}
 
 
 def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
