@@ -17,6 +17,7 @@ from hd.run.storage import ROOT
 
 # Metric names that are put together from variables, by the expression that does it.
 COMPOSED = {
+    "f'r2_{place}'": ["r2_ball_x"], "f'error_{place}'": ["error_ball_x"],
     "key + suffix": ["state_correlation", "f1_overall",
                      *(f"f1_{name}" for name in probes.CATEGORIES),
                      "rms_error_ball_x[at 70]",

@@ -141,11 +141,12 @@ def next_code(model, tokens, actions, level: int):
     return model.code_heads[level](hidden[:, -1, PREDICTED_AT[level]])
 
 
-def dream(actor_critic, tokens, actions) -> Rollout:
+def dream(actor_critic, tokens, actions, seed: int | None = None) -> Rollout:
     """hd.policy.ActorCritic.dream by the usual means: a cache that grows by torch.cat, torch's
     attention kernel, torch.multinomial. Under autocast keys and values are as it makes them."""
     model, cfg = actor_critic.dream_in, actor_critic.cfg
-    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         return _Dream(model, tokens, actions, generator).roll(actor_critic.actor.act, cfg.horizon)
 
