@@ -14,7 +14,6 @@ from torch import nn
 from hd.atari import check_frames
 from hd.config import InputError
 from hd.quantization import ResidualVQ, nearest
-from hd.run.machine import device
 
 SIDE = 84  # of a frame, in pixels
 ENCODE_FRAMES = 512  # at once
@@ -129,12 +128,7 @@ def _spread_codes(rows, num_codes: int, generator: torch.Generator, iterations: 
         counts = torch.bincount(codes, minlength=num_codes)
         error = (rows - book[codes]).pow(2).sum(1)
         book = torch.zeros_like(book).index_add_(0, codes, rows) / counts.clamp_min(1)[:, None]
-        if is_lost := int((counts == 0).sum()):
-            book[counts == 0] = drawn(error, is_lost)
+        if num_lost := int((counts == 0).sum()):
+            book[counts == 0] = drawn(error, num_lost)
         book[0] = 0
     return book
-
-
-def untrained(**sizes) -> PatchCodec:
-    """A codec on the device, before fit."""
-    return PatchCodec(**sizes).to(device())
