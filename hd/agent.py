@@ -147,6 +147,12 @@ class Store:
         self.starts[:, t] = self.next_start()
         self.length += 1
 
+    def encode(self, codec: PatchCodec) -> None:
+        """The tokens of all steps, from their frames."""
+        frames = self.frames[:, :self.length]
+        tokens = codec.encode(frames.reshape(-1, 84, 84)).cpu().numpy()
+        self.tokens[:, :self.length] = tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
+
     def save(self, folder: Path) -> Path:
         """All but frames and tokens into a file of this folder."""
         kept = {name: getattr(self, name)[:, :self.length] for name in STORED if name != "frames"}
@@ -340,7 +346,7 @@ class _Loop:
         if is_first:
             frames = self.store.frames[:, :self.store.length].reshape(-1, 84, 84)
             self.agent.fit_codec(frames, self.run_of.seed)
-            self._encode(0)
+            self.store.encode(self.agent.codec)
         self._learn(chunk)
 
     def _learn(self, chunk: Chunk) -> None:
@@ -365,13 +371,6 @@ class _Loop:
             for job in [pool.submit(learner.learn, updates, batches)
                         for learner, updates, batches in jobs]:
                 job.result()
-
-    def _encode(self, first: int) -> None:
-        """The tokens of the stored steps from `first` on."""
-        frames = self.store.frames[:, first:self.store.length]
-        tokens = self.agent.codec.encode(frames.reshape(-1, 84, 84)).cpu().numpy()
-        self.store.tokens[:, first:self.store.length] = tokens.reshape(
-            *frames.shape[:2], *tokens.shape[1:])
 
     def _play(self, k: int, steps: int, *, by_chance: bool) -> None:
         """So many steps of every emulator, by chance or by the policy, into the store."""
@@ -461,7 +460,7 @@ class _Loop:
                 self._read_block(self._block(k))
         if self.store.length != notes["length"]:
             raise InputError(self._damaged(self._block(notes["step"]).parent))
-        self._encode(0)
+        self.store.encode(self.agent.codec)
         return notes["step"]
 
     def _block(self, k: int) -> Path:

@@ -588,7 +588,7 @@ def _measure_agent(run: Run) -> list[dict]:
     _save_episodes(run, played)
     by_chance = float(np.mean([episode["return"] for episode in played["random"]]))
     return (control.rows_of(played, seed=run.seed)
-            + control.curve_rows(record["history"], game=game, random_return=by_chance)
+            + control.curve_rows(record.get("history", []), game=game, random_return=by_chance)
             + _rows_of_new_play(run, load(run)))
 
 

@@ -128,9 +128,7 @@ def new_play(agent: Agent, cfg: AgentConfig, players: dict[str, Callable], *, nu
     for name, act in players.items():
         store = recorded(agent.game, act, cfg, num_steps=num_steps,
                          seed=int(rng_for(seed, "contact", name).integers(2**31)))
-        frames = store.frames[:, :store.length]
-        tokens = agent.codec.encode(frames.reshape(-1, 84, 84)).cpu().numpy()
-        store.tokens[:, :store.length] = tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
+        store.encode(agent.codec)
         stores[name] = store
     return stores
 
