@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from hd.atari import GAMES, NOOP, AtariGame
 from hd.config import AgentConfig, AgentPolicyConfig, InputError, PlaceModelConfig
-from hd.patches import PatchCodec
+from hd.patches import SIDE, PatchCodec
 from hd.place_model import PlaceModel
 from hd.play import Observation
 from hd.policy import ActorCritic
@@ -39,6 +39,7 @@ from hd.run.training import Feed, Unkept
 STORED = ("frames", "ram", "actions", "rewards", "continues", "ends", "starts")
 PLAYED = "played.npz"  # in the folder of a finished agent
 WARMUP_CHUNK = 50  # updates between checkpoints before the first block
+UNMOVED = 0.25  # of the world model's batches; the others are moved by one of Store.shifts
 CURVE_EVERY = 1024  # steps between points of the learning curve
 
 
@@ -66,6 +67,13 @@ def chunks_of(cfg: AgentConfig) -> list[Chunk]:
     blocks = (cfg.num_steps - cfg.prefill) // cfg.block
     return [Chunk(cfg.prefill, 0, 0), *warmup,
             *[Chunk(cfg.block, cfg.model_updates, cfg.dreams)] * blocks]
+
+
+def shifts_of(cfg: AgentConfig, seed: int) -> np.ndarray:
+    """(1 + cfg.shifts, 2): none, and random ones by less than half a place."""
+    half = cfg.patch // 2
+    random = rng_for(seed, "agent shifts").integers(-half, half + 1, (cfg.shifts, 2))
+    return np.concatenate([np.zeros((1, 2), int), random])
 
 
 class Agent(nn.Module):
@@ -121,16 +129,17 @@ class Agent(nn.Module):
 class Store:
     """All that was played: (E, T) steps of E emulators side by side, T rising.
 
-    frames (E, T, 84, 84) and ram (E, T, 128) uint8, tokens (E, T, L, G), actions int64, rewards
-    and continues float32, ends bool, starts: the step at which the episode of each step began.
+    frames (E, T, 84, 84) and ram (E, T, 128) uint8, actions int64, rewards and continues float32,
+    ends bool, starts: the step at which the episode of each step began. tokens (S, E, T, L, G): of
+    the frames moved by each of the shifts (S, 2), pixels down and right, the first (0, 0).
     """
 
-    def __init__(self, cfg: AgentConfig, num_places: int):
+    def __init__(self, cfg: AgentConfig, num_places: int, shifts=((0, 0),)):
         E, T = cfg.num_emulators, cfg.num_steps // cfg.num_emulators + 1
-        self.cfg, self.length = cfg, 0
+        self.cfg, self.length, self.shifts = cfg, 0, np.array(shifts)
         self.frames = np.zeros((E, T, 84, 84), np.uint8)
         self.ram = np.zeros((E, T, 128), np.uint8)
-        self.tokens = np.zeros((E, T, cfg.num_levels, num_places),
+        self.tokens = np.zeros((len(shifts), E, T, cfg.num_levels, num_places),
                                np.uint8 if cfg.num_codes <= 256 else np.int16)
         self.actions = np.zeros((E, T), np.int64)
         self.rewards, self.continues = np.zeros((2, E, T), np.float32)
@@ -147,11 +156,14 @@ class Store:
         self.starts[:, t] = self.next_start()
         self.length += 1
 
-    def encode(self, codec: PatchCodec) -> None:
-        """The tokens of all steps, from their frames."""
-        frames = self.frames[:, :self.length]
-        tokens = codec.encode(frames.reshape(-1, 84, 84)).cpu().numpy()
-        self.tokens[:, :self.length] = tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
+    def encode(self, codec: PatchCodec, first: int = 0) -> None:
+        """The tokens of all steps from the first on, from their frames."""
+        frames = self.frames[:, first:self.length]
+        if first == self.length:
+            return
+        for shift, tokens in zip(self.shifts.tolist(), self.tokens):
+            coded = codec.encode(frames.reshape(-1, 84, 84), tuple(shift)).cpu().numpy()
+            tokens[:, first:self.length] = coded.reshape(*frames.shape[:2], *coded.shape[1:])
 
     def save(self, folder: Path) -> Path:
         """All but frames and tokens into a file of this folder."""
@@ -182,11 +194,12 @@ class Store:
         at = times[:, None] + np.arange(1 - steps, 1)
         return np.maximum(at, starts[:, None]), at >= starts[:, None]
 
-    def windows(self, emulators, times, steps: int):
-        """tokens (N, steps, L, G) and actions (N, steps) of the steps up to and with `times`."""
+    def windows(self, emulators, times, steps: int, moved=0):
+        """tokens (N, steps, L, G) and actions (N, steps) of the steps up to and with `times`; moved
+        (N,): by which of the shifts."""
         at, is_real = self.past(times, self.starts[emulators, times], steps)
         actions = np.where(is_real, self.actions[emulators[:, None], at], NOOP)
-        return self.tokens[emulators[:, None], at], actions
+        return self.tokens[np.reshape(moved, (-1, 1)), emulators[:, None], at], actions
 
     def pick(self, rng: np.random.Generator, count: int):
         """Emulators and times (count,) of steps with a next one, recent ones more often."""
@@ -199,10 +212,12 @@ class Store:
     def model_batch(self, rng: np.random.Generator, count: int, steps: int) -> dict:
         """For hd.place_model.PlaceModel.loss."""
         emulators, times = self.pick(rng, count)
-        tokens, actions = self.windows(emulators, times, steps)
+        moved = np.where(rng.random(count) < UNMOVED, 0, rng.integers(0, len(self.shifts), count))
+        tokens, actions = self.windows(emulators, times, steps, moved)
         ended = self.ends[emulators, times][:, None, None]
-        after = np.where(ended, tokens[:, -1], self.tokens[emulators, times + 1])
+        after = np.where(ended, tokens[:, -1], self.tokens[moved, emulators, times + 1])
         parts = {"tokens": tokens, "actions": actions, "next": after,
+                 "shift": (self.shifts[moved] / SIDE).astype(np.float32),
                  "rewards": self.rewards[emulators, times],
                  "continues": self.continues[emulators, times]}
         return {name: torch.from_numpy(part) for name, part in parts.items()}
@@ -293,9 +308,11 @@ class _Loop:
 
     def __init__(self, cfg: AgentConfig, agent: Agent, run: Run | Unkept):
         self.cfg, self.agent, self.run_of = cfg, agent, run
-        self.store = Store(cfg, agent.codec.num_places)
+        self.store = Store(cfg, agent.codec.num_places, shifts_of(cfg, run.seed))
+        # What is played and dreamt in is the moving average of what learns.
+        learns = copy.deepcopy(agent.model)
         self.learners = {
-            "model": _Learner(agent.model, agent.model.cfg, run, "agent model"),
+            "model": _Learner(learns, learns.cfg, run, "agent model", average=agent.model),
             "policy": _Learner(agent.policy, agent.policy.cfg, run, "agent policy")}
         self.history: list[dict] = []
         self.episodes: list[dict] = []
@@ -340,13 +357,14 @@ class _Loop:
         return f"last returns {', '.join(f'{value:g}' for value in last) or 'none yet'}"
 
     def _chunk(self, k: int, chunk: Chunk) -> None:
-        is_first = not self.store.length
+        first, is_first = self.store.length, not self.store.length
         if chunk.steps:
             self._play(k, chunk.steps // self.cfg.num_emulators, by_chance=is_first)
         if is_first:
             frames = self.store.frames[:, :self.store.length].reshape(-1, 84, 84)
             self.agent.fit_codec(frames, self.run_of.seed)
-            self.store.encode(self.agent.codec)
+            self.learners["model"].model.read_codebooks(self.agent.codec.quantizer.codebooks)
+        self.store.encode(self.agent.codec, first)
         self._learn(chunk)
 
     def _learn(self, chunk: Chunk) -> None:
@@ -406,11 +424,11 @@ class _Loop:
     def _choose(self, generator):
         """(E,) ALE ids for the frames that the emulators show; their tokens are stored."""
         store, t = self.store, self.store.length
-        store.tokens[:, t] = self.agent.codec.encode(self.emulators.frames).cpu().numpy()
+        store.tokens[0, :, t] = self.agent.codec.encode(self.emulators.frames).cpu().numpy()
         everyone = np.arange(len(store.actions))
         at, is_real = store.past(np.full(len(everyone), t), store.next_start(),
                                  self.agent.model.cfg.steps)
-        tokens = torch.from_numpy(store.tokens[everyone[:, None], at]).to(device())
+        tokens = torch.from_numpy(store.tokens[0, everyone[:, None], at]).to(device())
         actions = np.where(is_real, store.actions[everyone[:, None], at], NOOP)[:, :-1]
         return self.agent.choose(tokens, torch.from_numpy(actions.copy()).to(device()),
                                  generator).cpu().numpy()
@@ -429,9 +447,13 @@ class _Loop:
             point |= {f"{name}_{key}": value for key, value in learner.means().items()}
         self.history.append(point)
 
+    def _beside(self) -> dict[str, nn.Module]:
+        """What a checkpoint keeps beside the learners."""
+        return {"codec": self.agent.codec, "average": self.agent.model}
+
     def _checkpoint(self, done: int) -> None:
-        tensors = {f"codec.{name}": value for name, value in
-                   self.agent.codec.state_dict().items()}
+        tensors = {f"{part}.{name}": value for part, module in self._beside().items()
+                   for name, value in module.state_dict().items()}
         for name, learner in self.learners.items():
             tensors |= {f"{name}.{key}": value for key, value in learner.state.tensors().items()}
         runs.save_checkpoint(self.run_of, tensors, {
@@ -446,11 +468,12 @@ class _Loop:
             self.remove_blocks()
             return 0
         tensors, notes = saved
-        apart: dict[str, dict] = {"codec": {}, **{name: {} for name in self.learners}}
+        apart: dict[str, dict] = {name: {} for name in (*self._beside(), *self.learners)}
         for key, value in tensors.items():
             owner, _, name = key.partition(".")
             apart[owner][name] = value
-        self.agent.codec.load_state_dict(apart["codec"])
+        for part, module in self._beside().items():
+            module.load_state_dict(apart[part])
         for name, learner in self.learners.items():
             learner.resume(apart[name], notes["learners"][name])
         self.history, self.episodes = notes["history"], notes["episodes"]
@@ -489,10 +512,12 @@ class _Loop:
 
 
 class _Learner:
-    """A model with its optimizer, its count of updates and what it reported lately."""
+    """A model with its optimizer, its count of updates and what it reported lately; perhaps another
+    whose weights are the moving average of the model's."""
 
-    def __init__(self, model: nn.Module, cfg, run: Run | Unkept, name: str):
-        self.model, self.cfg = model, cfg
+    def __init__(self, model: nn.Module, cfg, run: Run | Unkept, name: str,
+                 average: nn.Module | None = None):
+        self.model, self.cfg, self.average = model, cfg, average
         self.unkept = Unkept(stage=name, seed=run.seed)
         self.optimizer = training.make_optimizer(model, cfg)
         self.dtype = training.precision(cfg, device())
@@ -511,6 +536,8 @@ class _Learner:
             for step in range(self.done, self.done + updates):
                 parts = training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype,
                                           self.cfg, self.unkept, step)
+                if self.average is not None:
+                    self._follow(step)
                 for key, value in parts.items():
                     total, count = self.gathered.get(key, (0.0, 0))
                     self.gathered[key] = (total + value, count + 1)
@@ -519,6 +546,12 @@ class _Learner:
         self.done += updates
         gathered = {"loss": [torch.tensor(self.gathered["loss"][0])]}
         training.require_finite(self.model, gathered, self.done, self.unkept)
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """The average follows the model: a plain mean at first, until cfg.ema forgets faster."""
+        share = max(1 / (step + 1), 1 - self.cfg.ema)
+        torch._foreach_lerp_([*self.average.parameters()], [*self.model.parameters()], share)
 
     def means(self) -> dict[str, float]:
         """Of every part since the last call."""

@@ -217,6 +217,7 @@ class PlaceModelConfig(TrainedStage):
     steps: Annotated[int, Ge(1), Le(4)] = 4  # that it looks back, within a stack of frames
     num_actions: Count = 18
     temperature: Positive = 0.5  # of what dreams draw: below 1 a code that is likely is likelier
+    ema: BelowOne = 0.99  # of the weights, whose average plays and dreams; 0 takes the last
     code_weight: Positive = 0.1  # of a nat of codes, all places together, beside one of reward
     batch_size: Count = 128
     lr: PositiveOrZero = 3e-3
@@ -259,6 +260,7 @@ class AgentConfig:
     num_levels: Count = 3
     num_codes: Count = 256
     kind: Literal["residual", "product"] = "residual"
+    shifts: CountOrZero = 16  # ways in which frames are also moved against the grid of places
     sticky: BelowOne = 0.0
     noop_max: CountOrZero = 30
     eval_episodes: Count = 100

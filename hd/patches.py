@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hd.atari import check_frames
@@ -82,15 +83,23 @@ class PatchCodec(nn.Module):
         return (rows.pow(2).mean() / whole).item()
 
     @torch.no_grad()
-    def encode(self, frames):
+    def encode(self, frames, shift: tuple[int, int] = (0, 0)):
         """frames (N, 84, 84) uint8, an array or a tensor -> tokens (N, L, G) uint8 or int16, on
-        the device of the codebooks."""
+        the device of the codebooks.
+
+        shift: by so many pixels down and to the right what differs from the background is moved
+        before it is cut; what leaves the frame is lost.
+        """
         check_frames(frames, (SIDE, SIDE))
-        dtype = torch.uint8 if self.quantizer.codebooks.shape[1] <= 256 else torch.int16
+        num_levels, num_codes = self.quantizer.codebooks.shape[:2]
+        dtype = torch.uint8 if num_codes <= 256 else torch.int16
         parts = []
         for i in range(0, len(frames), ENCODE_FRAMES):
-            rows = self._differences(torch.as_tensor(frames[i:i + ENCODE_FRAMES]))
-            parts.append(self.quantizer.encode(rows.flatten(1)).to(dtype))
+            rows = self._differences(torch.as_tensor(frames[i:i + ENCODE_FRAMES]), shift)
+            tokens = rows.new_zeros((*rows.shape[:2], num_levels), dtype=dtype)
+            is_something = (rows != 0).any(-1)  # nothing is code 0 on every level
+            tokens[is_something] = self.quantizer.encode_groups(rows[is_something]).to(dtype)
+            parts.append(tokens.transpose(1, 2))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -101,9 +110,13 @@ class PatchCodec(nn.Module):
         frames = join(rows, self.patch) + self.background
         return (255 * frames.clamp(0, 1)).round().to(torch.uint8)
 
-    def _differences(self, frames):
+    def _differences(self, frames, shift: tuple[int, int] = (0, 0)):
         """(N, 84, 84) uint8 -> patches of what differs from the background (N, G, P), of 1."""
-        return cut(frames.to(self.background.device).float() / 255 - self.background, self.patch)
+        differences = frames.to(self.background.device).float() / 255 - self.background
+        if any(shift):
+            down, right = shift
+            differences = F.pad(differences, (right, -right, down, -down))
+        return cut(differences, self.patch)
 
 
 def _some(count: int, at_most: int, generator: torch.Generator):

@@ -2,7 +2,9 @@
 
 A step is L x G codes (hd.patches), G places on a grid. What is seen of the last steps is mixed
 between neighbouring places by convolutions, so that what it learns of an object at one place holds
-at all places. First it says where anything changes, then, for these places alone, the new codes
+at all places. Where an object stands inside its place changes its codes altogether: the model
+learns from frames that are moved against the grid of places as well (random shifts, as in Kostrikov
+et al. 2020), told where each place then is. First it says where anything changes, then, for these places alone, the new codes
 level by level, each given the coarser ones: most places are background and cost nothing.
 Rewards are predicted by sign, as the agent learns from signs (Mnih et al. 2015).
 """
@@ -18,6 +20,7 @@ from hd.run.training import Loss
 from hd.world_model import check_ids, draw
 
 SIGNS = (-1.0, 0.0, 1.0)  # of a reward, in the order of the head's outputs
+WAVES = 6  # of the place's row and column each: sines and cosines, the longest over two frames
 
 
 class PlaceModel(nn.Module):
@@ -34,6 +37,8 @@ class PlaceModel(nn.Module):
             raise InputError(f"places must form a square; got {num_places} of them")
         self.cfg, self.num_places = cfg, num_places
         self.num_levels, self.num_codes, patch = codebooks.shape
+        rows_and_columns = torch.cartesian_prod(*[(torch.arange(grid) + 0.5) / grid] * 2)
+        self.register_buffer("centres", 2 * rows_and_columns - 1, persistent=False)
         width, code = cfg.width, cfg.code_width
         self.register_buffer("codebooks", torch.empty_like(codebooks))
         self.read_codebooks(codebooks)
@@ -41,7 +46,7 @@ class PlaceModel(nn.Module):
         self.code_projection = nn.Linear(patch, code, bias=False)
         self.code_embedding = nn.Parameter(torch.zeros(self.num_levels, self.num_codes, code))
         self.inputs = nn.Linear(cfg.steps * code, width)
-        self.place_embedding = nn.Parameter(torch.zeros(num_places, width))
+        self.place_input = nn.Linear(2 + 4 * WAVES, width)
         self.past_actions = nn.Linear((cfg.steps - 1) * cfg.num_actions, width)
         self.seen = nn.ModuleList(_Block(width, grid, is_global=i == 0)
                                   for i in range(cfg.num_blocks))
@@ -56,7 +61,9 @@ class PlaceModel(nn.Module):
         self.change = nn.Linear(width, 1)
         nn.init.zeros_(self.change.weight)
         nn.init.constant_(self.change.bias, -2.0)  # few places change
-        self.place_query = nn.Parameter(torch.zeros(num_places, width))
+        self.place_query = nn.Linear(2 + 4 * WAVES, width)
+        for part in self.place_query.parameters():
+            nn.init.zeros_(part)
         self.coarser = nn.Linear(code, width)
         self.queries = nn.ModuleList(
             nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, code))
@@ -90,13 +97,22 @@ class PlaceModel(nn.Module):
         offsets = torch.arange(self.num_levels, device=tokens.device) * self.num_codes
         return F.embedding(tokens + offsets[:, None], tables).sum(-3)
 
-    def state(self, embedded, actions):
-        """embedded (B, T, G, E) of the last T = cfg.steps steps, oldest first, and the actions
-        between them (B, T-1) -> (B, G, width): all that is known before the next action."""
+    def places(self, shift=None):
+        """(1, G, 2 + 4 WAVES), or (B, G, ...) for shift (B, 2), rows down and columns right in
+        shares of the frame's side: where each place's content stands in the frame, by its row and
+        column and their waves."""
+        at = self.centres[None] if shift is None else self.centres - 2 * shift[:, None]
+        waves = at[..., None] * (torch.pi / 2 * 2.0 ** torch.arange(WAVES, device=at.device))
+        return torch.cat([at, waves.sin().flatten(-2), waves.cos().flatten(-2)], -1)
+
+    def state(self, embedded, actions, places):
+        """embedded (B, T, G, E) of the last T = cfg.steps steps, oldest first, the actions between
+        them (B, T-1) and where the places are -> (B, G, width): all that is known before the next
+        action."""
         B = len(embedded)
         past = F.one_hot(actions, self.cfg.num_actions).flatten(1).to(embedded.dtype)
         x = self.inputs(embedded.transpose(1, 2).reshape(B, self.num_places, -1))
-        x = x + self.place_embedding + self.past_actions(past)[:, None]
+        x = x + self.place_input(places) + self.past_actions(past)[:, None]
         for block in self.seen:
             x = block(x)
         return self.seen_norm(x)
@@ -126,24 +142,27 @@ class PlaceModel(nn.Module):
         return [project(book) + embedding for project, book, embedding in
                 zip(self.key_projections, self.codebooks, self.key_embedding)]
 
-    def at_places(self, acted, changes):
+    def at_places(self, acted, changes, places):
         """acted (B, G, width) at the places (B, G) bool that change -> (M, width)."""
-        batch, place = changes.nonzero(as_tuple=True)
-        return acted[batch, place] + self.place_query[place].to(acted.dtype)
+        query = self.place_query(places).expand(len(acted), -1, -1)
+        return acted[changes] + query[changes].to(acted.dtype)
 
     def loss(self, batch) -> Loss:
         """batch: tokens (B, T, L, G) of T = cfg.steps steps, actions (B, T) with the one at the
-        last of them, next (B, L, G), rewards and continues (B,) of that action.
+        last of them, next (B, L, G), rewards and continues (B,) of that action; perhaps the shift
+        (B, 2) of the frames, see places.
 
         Codes count in nats a step, all places and levels together, times cfg.code_weight.
         """
         tokens, actions = batch["tokens"].long(), batch["actions"]
         target, tables, keys = batch["next"].long(), self.tables(), self.keys()
-        acted = self.act(self.state(self.embed(tokens, tables), actions[:, :-1]), actions[:, -1])
+        places = self.places(batch.get("shift"))
+        state = self.state(self.embed(tokens, tables), actions[:, :-1], places)
+        acted = self.act(state, actions[:, -1])
         changes = (target != tokens[:, -1]).any(1)
         parts = {"changes": F.binary_cross_entropy_with_logits(
             self.change(acted)[..., 0].float(), changes.float(), reduction="sum") / len(tokens)}
-        at, codes = self.at_places(acted, changes), target.transpose(1, 2)[changes]
+        at, codes = self.at_places(acted, changes, places), target.transpose(1, 2)[changes]
         for level in range(self.num_levels):
             logits = self.code_logits(level, at, codes[:, :level], tables, keys)
             parts[f"l{level}_cross_entropy"] = F.cross_entropy(
@@ -184,9 +203,9 @@ class PlaceDreamer:
                              f"the {wanted[0] - 1} actions between; got {tuple(tokens.shape)} and "
                              f"{tuple(actions.shape)}")
         self.model, self.tokens = model, tokens[:, -1].long()
-        self.tables, self.keys = model.tables(), model.keys()
+        self.tables, self.keys, self.places = model.tables(), model.keys(), model.places()
         self.embedded, self.actions = model.embed(tokens.long(), self.tables), actions
-        self.state = model.state(self.embedded, actions)
+        self.state = model.state(self.embedded, actions, self.places)
 
     def features(self):
         """(B, F): what the policy sees of the step the dream stands at."""
@@ -209,13 +228,13 @@ class PlaceDreamer:
         embedded = model.embed(self.tokens, self.tables)
         self.embedded = torch.cat([self.embedded[:, 1:], embedded[:, None]], 1)
         self.actions = torch.cat([self.actions[:, 1:], actions[:, None]], 1)
-        self.state = model.state(self.embedded, self.actions)
+        self.state = model.state(self.embedded, self.actions, self.places)
         return signs.softmax(-1) @ signs.new_tensor(SIGNS), going_on.sigmoid()
 
     def _new_codes(self, acted, changes, generator, greedy):
         """(M, L): the codes of the places that change."""
         model = self.model
-        at = model.at_places(acted, changes)
+        at = model.at_places(acted, changes, self.places)
         codes = at.new_zeros((len(at), model.num_levels), dtype=torch.int64)
         for level in range(model.num_levels if len(at) else 0):
             logits = model.code_logits(level, at, codes[:, :level], self.tables, self.keys)

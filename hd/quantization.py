@@ -108,14 +108,20 @@ class ResidualVQ(nn.Module):
     @torch.no_grad()
     def encode(self, embeddings):
         """embeddings (..., D) -> tokens (..., L) int64, or (..., L, G); never changes state."""
-        flat, tokens = self._groups(embeddings), []
-        with torch.autocast(embeddings.device.type, enabled=False):
-            residual = self._project(flat)
+        codes = self.encode_groups(self._groups(embeddings))
+        return self._rows(list(codes.unbind(-1)), embeddings.shape)
+
+    @torch.no_grad()
+    def encode_groups(self, rows):
+        """rows (N, D / G), of any group each -> codes (N, L) int64."""
+        codes = []
+        with torch.autocast(rows.device.type, enabled=False):
+            residual = self._project(rows)
             for level, codebook in enumerate(self.codebooks):
-                tokens.append(nearest(self._part(residual, level), codebook))
+                codes.append(nearest(self._part(residual, level), codebook))
                 if level + 1 < len(self.codebooks):
-                    residual = residual - codebook[tokens[-1]]
-        return self._rows(tokens, embeddings.shape)
+                    residual = residual - codebook[codes[-1]]
+        return torch.stack(codes, -1)
 
     def decode(self, tokens, per_level: bool = False):
         """tokens (..., L) or (..., L, G) -> quantized (..., D), or each level's own vectors

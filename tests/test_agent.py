@@ -73,7 +73,7 @@ def filled_store(lengths=(5, 4), steps=9):
     for t in range(steps):
         both = np.full(2, t)
         ends = np.array([(t + 1) % length == 0 for length in lengths])
-        store.tokens[:, t] = t
+        store.tokens[0, :, t] = t
         store.add(np.full((2, 84, 84), t), np.full((2, 128), t), both, both, ~ends, ends)
     return store
 
@@ -145,7 +145,7 @@ def test_the_policy_sees_in_the_real_game_what_it_sees_in_a_dream():
         seen = emulators.frames.copy(), emulators.ram.copy()
         store.add(*seen, actions, *emulators.step(actions, t))
     made.fit_codec(store.frames[0, :60], seed=0)
-    store.tokens[0, :60] = made.codec.encode(store.frames[0, :60]).numpy()
+    store.tokens[0, 0, :60] = made.codec.encode(store.frames[0, :60]).numpy()
 
     in_play, played = [], iter(store.actions[0, :60])
 

@@ -77,8 +77,9 @@ def test_the_loss_is_that_of_every_place_by_itself():
     model, batch = tiny_model(), any_batch()
     parts = model.loss(batch).parts
     tables, keys = model.tables(), model.keys()
-    acted = model.act(model.state(model.embed(batch["tokens"], tables), batch["actions"][:, :-1]),
-                      batch["actions"][:, -1])
+    places = model.places()
+    acted = model.act(model.state(model.embed(batch["tokens"], tables), batch["actions"][:, :-1],
+                                  places), batch["actions"][:, -1])
     changes, codes = 0.0, torch.zeros(L)
     for b in range(len(acted)):
         for place in range(G):
@@ -86,7 +87,7 @@ def test_the_loss_is_that_of_every_place_by_itself():
             chance = model.change(acted[b, place]).sigmoid()[0]
             is_changed = bool((now != after).any())
             changes -= torch.log(chance if is_changed else 1 - chance)
-            at = (acted[b, place] + model.place_query[place])[None]
+            at = (acted[b, place] + model.place_query(places)[0, place])[None]
             for level in range(L if is_changed else 0):
                 logits = model.code_logits(level, at, after[None, :level], tables, keys)
                 codes[level] += F.cross_entropy(logits, after[None, level])
@@ -120,10 +121,10 @@ def test_a_change_nearby_matters_more_than_none_and_the_action_matters():
         torch.nn.init.normal_(part, std=0.3) if not part.any() else None
     tables = model.tables()
     tokens, actions = batch["tokens"], batch["actions"]
-    state = model.state(model.embed(tokens, tables), actions[:, :-1])
+    state = model.state(model.embed(tokens, tables), actions[:, :-1], model.places())
     other = tokens.clone()
     other[:, -1, 0, 0] = (other[:, -1, 0, 0] + 1) % K
-    moved = model.state(model.embed(other, tables), actions[:, :-1]) - state
+    moved = model.state(model.embed(other, tables), actions[:, :-1], model.places()) - state
     assert (moved[:, [0, 1, 3, 4]].abs().amax(-1) > 0).all()
     assert not torch.equal(model.act(state, actions[:, -1]),
                            model.act(state, (actions[:, -1] + 1) % 18))

@@ -57,7 +57,7 @@ def _joined(played: dict[str, Store]):
         E, T = len(store.actions), store.length
         emulators = np.repeat(np.arange(E), T)
         parts.append((store.frames[:, :T].reshape(-1, 84, 84),
-                      store.tokens[:, :T].reshape(E * T, *store.tokens.shape[2:]),
+                      store.tokens[0, :, :T].reshape(E * T, *store.tokens.shape[3:]),
                       store.ram[:, :T].reshape(-1, 128), 1000 * number + emulators,
                       emulators >= E - TEST_EMULATORS, np.full(E * T, player)))
     return [np.concatenate(column) for column in zip(*parts)]
