@@ -2,11 +2,11 @@
 
 A step is L x G codes (hd.patches), G places on a grid. What is seen of the last steps is mixed
 between neighbouring places by convolutions, so that what it learns of an object at one place holds
-at all places. Where an object stands inside its place changes its codes altogether: the model
-learns from frames that are moved against the grid of places as well (random shifts, as in Kostrikov
-et al. 2020), told where each place then is. First it says where anything changes, then, for these places alone, the new codes
-level by level, each given the coarser ones: most places are background and cost nothing.
-Rewards are predicted by sign, as the agent learns from signs (Mnih et al. 2015).
+at all places. Where an object stands inside its place changes its codes altogether: so the model
+also learns from frames that are moved against the grid (random shifts, as in Kostrikov et al.
+2020), and is told where each place then is. First it says where anything changes, then, for these
+places alone, the new codes level by level, each given the coarser ones: most places are background
+and cost nothing. Rewards are predicted by sign, as the agent learns from signs (Mnih et al. 2015).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny import refusal
+from torch import nn
 
 from hd import agent, config, play, stages
 from hd.agent import Agent, Emulators, Store, chunks_of
@@ -95,6 +96,28 @@ def test_batches_hold_what_came_next_and_no_step_of_the_next_episode():
     assert torch.equal(after[goes_on], now[goes_on] + 1)
     assert torch.equal(after[~goes_on], now[~goes_on])
     assert torch.equal(batch["rewards"], now.float()) and now.max() == 7  # 8 has no next step yet
+
+
+def test_the_steps_of_a_batch_are_moved_alike_and_it_says_by_how_much():
+    cfg = dataclasses.replace(CFG, num_emulators=1, num_steps=100, num_levels=1)
+    store = Store(cfg, num_places=1, shifts=[(0, 0), (3, -2), (-1, 5)])
+    for t in range(60):
+        store.tokens[:, 0, t] = np.array([100, 150, 200])[:, None, None] + t % 50
+        one = np.ones(1)
+        store.add(np.zeros((1, 84, 84)), np.zeros((1, 128)), one, one, one, ~one.astype(bool))
+    batch = store.model_batch(np.random.default_rng(0), 400, 3)
+    moved = {(0, 0): 2, (3, -2): 3, (-1, 5): 4}
+    seen = [moved[tuple(shift)] for shift in (batch["shift"] * 84).round().int().tolist()]
+    assert set(seen) == {2, 3, 4} and 0.3 < np.mean(np.array(seen) == 2) < 0.6
+    assert (batch["tokens"][:, :, 0, 0] // 50 == torch.tensor(seen)[:, None]).all()
+    assert (batch["next"][:, 0, 0] // 50 == torch.tensor(seen)).all()
+
+
+def test_shifts_begin_with_none_and_stay_within_half_a_place():
+    shifts = agent.shifts_of(AgentConfig(patch=12, shifts=200), seed=0)
+    assert shifts[0].tolist() == [0, 0] and np.abs(shifts).max() == 6
+    assert np.array_equal(shifts, agent.shifts_of(AgentConfig(patch=12, shifts=200), seed=0))
+    assert agent.shifts_of(AgentConfig(shifts=0), seed=0).tolist() == [[0, 0]]
 
 
 def test_recent_steps_are_picked_more_often():
@@ -198,6 +221,19 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(monkeypatch):
     assert strip == [{key: value for key, value in point.items() if key != "minutes"}
                      for point in whole["history"]]
     assert not list((other.folder / "blocks").glob("*"))
+
+
+def test_what_plays_is_the_average_of_what_learned():
+    made, followed = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    cfg = dataclasses.replace(SMOKE.place_model, ema=0.75)
+    learner = agent._Learner(made, cfg, Unkept(), "tiny", average=followed)
+    expected = None
+    for step, value in enumerate([8.0, 4.0, 0.0, 4.0, 8.0, 0.0]):
+        nn.init.constant_(made.weight, value)
+        learner._follow(step)
+        share = max(1 / (step + 1), 0.25)
+        expected = value if expected is None else expected + share * (value - expected)
+        assert followed.weight.item() == pytest.approx(expected)
 
 
 def test_the_policy_dreams_in_a_copy_that_is_no_part_of_what_is_kept():

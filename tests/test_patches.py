@@ -68,6 +68,27 @@ def test_the_object_is_drawn_where_it_is():
     assert np.abs(drawn - frames[:50])[~is_object].mean() < 1
 
 
+@pytest.mark.parametrize("down, right", [(3, -2), (-5, 0), (0, 4)])
+def test_moved_frames_have_the_codes_of_what_stands_elsewhere(down, right):
+    frames, corners = pictures()
+    codec, _ = fitted(frames)
+    inside = ((corners > 6) & (corners < 72)).all(1)
+    elsewhere = np.full_like(frames, 60)
+    for frame, (row, column) in zip(elsewhere, corners):
+        frame[max(0, row + down):row + down + 6, max(0, column + right):column + right + 6] = 200
+    moved = codec.encode(frames[inside], (down, right))
+    assert torch.equal(moved, codec.encode(elsewhere[inside]))
+    assert not torch.equal(moved, codec.encode(frames[inside]))
+
+
+def test_what_is_moved_out_of_the_frame_is_lost():
+    frames, _ = pictures()
+    codec, _ = fitted(frames)
+    corner = np.full((1, 84, 84), 60, np.uint8)
+    corner[0, :4, :4] = 200
+    assert codec.encode(corner).any() and not codec.encode(corner, (-4, 0)).any()
+
+
 def test_the_same_generator_fits_the_same_codes():
     frames, _ = pictures()
     first, again = fitted(frames)[0], fitted(frames)[0]

@@ -115,6 +115,16 @@ def test_every_level_of_the_codebooks_is_read_at_the_same_size():
     assert not model.codebooks.any()
 
 
+def test_moved_places_are_known_by_where_their_content_stands():
+    model = tiny_model()
+    still, moved = model.places(), model.places(torch.tensor([[0.0, 0.0], [1 / 3, 0.0]]))
+    assert torch.equal(moved[0], still[0])
+    assert torch.allclose(moved[1, 3:], still[0, :6], atol=1e-5)  # a row of a 3 x 3 grid
+    batch = any_batch()
+    losses = [model.loss(batch | {"shift": torch.full((6, 2), by)}).total for by in (0.0, 0.2)]
+    assert losses[0] == model.loss(batch).total != losses[1]
+
+
 def test_a_change_nearby_matters_more_than_none_and_the_action_matters():
     model, batch = tiny_model(), any_batch()
     for part in model.parameters():  # the second convolutions start at zero: nothing is mixed yet
