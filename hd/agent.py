@@ -40,6 +40,7 @@ STORED = ("frames", "ram", "actions", "rewards", "continues", "ends", "starts")
 PLAYED = "played.npz"  # in the folder of a finished agent
 WARMUP_CHUNK = 50  # updates between checkpoints before the first block
 UNMOVED = 0.25  # of the world model's batches; the others are moved by one of Store.shifts
+OUTCOME_AHEAD = 8  # steps before an outcome that count as shortly before it
 CURVE_EVERY = 1024  # steps between points of the learning curve
 
 
@@ -209,14 +210,30 @@ class Store:
         first = np.where(rng.random(count) < self.cfg.recent_share, recent, 0)
         return emulators, rng.integers(first, last)
 
+    def pick_before_outcomes(self, rng: np.random.Generator, count: int):
+        """Emulators and times (n <= count,) of steps with a reward or a lost life among what comes
+        of them and of the OUTCOME_AHEAD - 1 steps after; none where nothing has happened yet."""
+        emulators, times = ((self.rewards[:, :self.length - 1] != 0)
+                            | (self.continues[:, :self.length - 1] == 0)).nonzero()
+        if not len(times):
+            return emulators, times
+        picked = rng.integers(0, len(times), count)
+        emulators, times = emulators[picked], times[picked]
+        return emulators, np.maximum(times - rng.integers(0, OUTCOME_AHEAD, count),
+                                     self.starts[emulators, times])
+
     def model_batch(self, rng: np.random.Generator, count: int, steps: int) -> dict:
-        """For hd.place_model.PlaceModel.loss."""
+        """For hd.place_model.PlaceModel.loss: a share of the steps from shortly before outcomes,
+        which are few and decide; some changes are forgotten, see forget_changes."""
         emulators, times = self.pick(rng, count)
+        decisive = self.pick_before_outcomes(rng, int(self.cfg.outcome_share * count))
+        emulators[:len(decisive[0])], times[:len(decisive[1])] = decisive
         moved = np.where(rng.random(count) < UNMOVED, 0, rng.integers(0, len(self.shifts), count))
         tokens, actions = self.windows(emulators, times, steps, moved)
         ended = self.ends[emulators, times][:, None, None]
         after = np.where(ended, tokens[:, -1], self.tokens[moved, emulators, times + 1])
-        parts = {"tokens": tokens, "actions": actions, "next": after,
+        parts = {"tokens": forget_changes(tokens, rng, self.cfg.forget),
+                 "actions": actions, "next": after,
                  "shift": (self.shifts[moved] / SIDE).astype(np.float32),
                  "rewards": self.rewards[emulators, times],
                  "continues": self.continues[emulators, times]}
@@ -228,6 +245,19 @@ class Store:
         return {"tokens": torch.from_numpy(tokens).long(), "pass": 0,
                 "actions": torch.from_numpy(actions[:, :-1].copy()),
                 "seed": int(rng.integers(2**31))}
+
+
+def forget_changes(tokens: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+    """tokens (N, T, L, G) in which, in half of the rows, such a share of the places that changed
+    show what they showed before, or nothing: dreams lose an object now and then, and a model that
+    has seen it missing brings it back."""
+    changed = (tokens[:, 1:] != tokens[:, :-1]).any(2)
+    is_row = rng.random((len(tokens), 1, 1)) < 0.5
+    forgotten = changed & is_row & (rng.random(changed.shape, np.float32) < share)
+    shows_nothing = rng.random((len(tokens), 1, 1, 1)) < 0.5
+    instead = np.where(shows_nothing, 0, tokens[:, :-1])
+    now = np.where(forgotten[:, :, None], instead, tokens[:, 1:]).astype(tokens.dtype)
+    return np.concatenate([tokens[:, :1], now], 1)
 
 
 class Emulators:

@@ -260,6 +260,8 @@ class AgentConfig:
     num_levels: Count = 3
     num_codes: Count = 256
     kind: Literal["residual", "product"] = "residual"
+    outcome_share: Share = 0.25  # of the world model's batches: shortly before a reward or death
+    forget: Share = 0.1  # of the changes of places, in half of what the world model learns from
     shifts: CountOrZero = 16  # ways in which frames are also moved against the grid of places
     sticky: BelowOne = 0.0
     noop_max: CountOrZero = 30
@@ -381,7 +383,7 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
         transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=120),
-        agent=AgentConfig(num_steps=46_080, model_updates=120, dreams=24, eval_episodes=30),
+        agent=AgentConfig(num_steps=46_080, model_updates=160, dreams=32, eval_episodes=30),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(

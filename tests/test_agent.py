@@ -69,7 +69,7 @@ def test_an_agent_learns_one_game_only():
 def filled_store(lengths=(5, 4), steps=9):
     """Two emulators: episodes of 5 steps in the first, of 4 in the second; what is stored at a
     step is its number."""
-    cfg = dataclasses.replace(CFG, num_emulators=2, num_levels=2)
+    cfg = dataclasses.replace(CFG, num_emulators=2, num_levels=2, forget=0.0)
     store = Store(cfg, num_places=3)
     for t in range(steps):
         both = np.full(2, t)
@@ -99,7 +99,7 @@ def test_batches_hold_what_came_next_and_no_step_of_the_next_episode():
 
 
 def test_the_steps_of_a_batch_are_moved_alike_and_it_says_by_how_much():
-    cfg = dataclasses.replace(CFG, num_emulators=1, num_steps=100, num_levels=1)
+    cfg = dataclasses.replace(CFG, num_emulators=1, num_steps=100, num_levels=1, forget=0.0)
     store = Store(cfg, num_places=1, shifts=[(0, 0), (3, -2), (-1, 5)])
     for t in range(60):
         store.tokens[:, 0, t] = np.array([100, 150, 200])[:, None, None] + t % 50
@@ -111,6 +111,35 @@ def test_the_steps_of_a_batch_are_moved_alike_and_it_says_by_how_much():
     assert set(seen) == {2, 3, 4} and 0.3 < np.mean(np.array(seen) == 2) < 0.6
     assert (batch["tokens"][:, :, 0, 0] // 50 == torch.tensor(seen)[:, None]).all()
     assert (batch["next"][:, 0, 0] // 50 == torch.tensor(seen)).all()
+
+
+def test_steps_shortly_before_outcomes_are_learned_from_more_often():
+    cfg = dataclasses.replace(CFG, num_emulators=2, num_steps=2000, num_levels=1,
+                              outcome_share=0.4, recent_share=0.0)
+    store, rng = Store(cfg, num_places=1), np.random.default_rng(0)
+    store.length, store.continues[:] = 900, 1
+    assert len(store.pick_before_outcomes(rng, 10)[0]) == 0
+    store.rewards[0, 400], store.starts[1, 300:] = -1, 300
+    store.continues[1, 302] = 0
+    emulators, times = store.pick_before_outcomes(rng, 4000)
+    assert set(zip(emulators.tolist(), times.tolist())) == {
+        *((0, t) for t in range(393, 401)), *((1, t) for t in range(300, 303))}
+    store.tokens[0, 0, 393:401] = 1
+    batch = store.model_batch(rng, 5000, 2)
+    assert (batch["tokens"][:, -1] == 1).float().mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_forgotten_changes_show_what_was_there_or_nothing():
+    tokens = np.full((4000, 2, 1, 5), 3, np.uint8)
+    tokens[:, 1, :, :2] = 7  # two of five places change
+    seen = agent.forget_changes(tokens, np.random.default_rng(0), 0.5)
+    assert seen.dtype == np.uint8 and (seen[:, 0] == 3).all() and (seen[:, 1, :, 2:] == 3).all()
+    now = seen[:, 1, 0, :2]
+    for value, share in ((7, 0.75), (3, 0.125), (0, 0.125)):
+        assert (now == value).mean() == pytest.approx(share, abs=0.02)
+    whole_rows = (now == 7).all(1).mean()
+    assert whole_rows == pytest.approx(0.5 + 0.5 * 0.25, abs=0.03)
+    assert np.array_equal(agent.forget_changes(tokens, np.random.default_rng(0), 0.0), tokens)
 
 
 def test_shifts_begin_with_none_and_stay_within_half_a_place():
