@@ -59,6 +59,24 @@ def _track_breakout(ram: np.ndarray) -> int:
     return _towards(int(ram[99]) - int(ram[72]) - 6, 6, RIGHT, LEFT)
 
 
+def _ball_past(along: str, line: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """The ball is in play, past a line of RAM's `along` and on its way to larger values."""
+    def is_near(state):
+        x, y = state[along], state["ball_y"]
+        in_play = (y > 0) & (np.roll(y, 1, -1) > 0)
+        return in_play & (x >= line) & (x > np.roll(x, 1, -1))
+    return is_near
+
+
+def _ghost_within(distance: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """A ghost is nearer to the player than that, columns and rows together."""
+    def is_near(state):
+        return np.min([abs(state[f"{ghost}_x"] - state["player_x"])
+                       + abs(state[f"{ghost}_y"] - state["player_y"])
+                       for ghost in ("blinky", "pinky", "inky", "sue")], 0) < distance
+    return is_near
+
+
 class Place(NamedTuple):
     """What is followed on pictures: two labels of its place in RAM, and the shift from there to its
     centre on the 160 x 210 screen, measured on rendered frames."""
@@ -85,6 +103,8 @@ class Game:
     place: Place  # of the ball, or of the player where there is none
     ball_y_end: int = 256  # from this ball_y on the ball is below the field, where none sees it
     tracker: Callable[[np.ndarray], int] | None = None  # RAM (128,) -> ALE id, a scripted player
+    # Labels, int (..., T) of steps in order -> bool (..., T): about five steps before a contact
+    near_contact: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
 
     def __post_init__(self):
         unknown = {*self.coordinates, *self.place[:2]} - {*self.labels}
@@ -104,13 +124,13 @@ GAMES = {
             "enemy_score": 13, "player_score": 14},
         # ball_x is the honest one: the opponent betrays ball_y.
         ("player_y", "enemy_y", "ball_x", "ball_y"), Place("ball_x", "ball_y", -48.5, -12.5),
-        tracker=_track_pong),
+        tracker=_track_pong, near_contact=_ball_past("ball_x", 164)),
     "breakout": Game(
         "Breakout", "breakout", "ALE/Breakout-v5", (0, 1, 3, 4), {
             "player_x": 72, "ball_x": 99, "ball_y": 101, "blocks_hit_count": 77, "score": 84,
             "block_bit_map": range(30)},
         ("player_x", "ball_x", "ball_y"), Place("ball_x", "ball_y", -48.5, 10.5),
-        ball_y_end=187, tracker=_track_breakout),
+        near_contact=_ball_past("ball_y", 140), ball_y_end=187, tracker=_track_breakout),
     "ms_pacman": Game(
         "MsPacman", "ms_pacman", "ALE/MsPacman-v5", (0, 2, 3, 4, 5, 6, 7, 8, 9), {
             "sue_x": 6, "inky_x": 7, "pinky_x": 8, "blinky_x": 9, "sue_y": 12, "inky_y": 13,
@@ -118,7 +138,7 @@ GAMES = {
             "fruit_y": 17, "ghosts_count": 19, "player_direction": 56, "dots_eaten": 119,
             "player_score": 120, "num_lives": 123},
         ("player_x", "player_y", "blinky_x", "blinky_y"),
-        Place("player_x", "player_y", -8.5, 5.5)),
+        Place("player_x", "player_y", -8.5, 5.5), near_contact=_ghost_within(24)),
 }
 
 

@@ -30,22 +30,10 @@ BRANCHES = 60  # states from which one action is held
 
 
 def near(game: str, ram: np.ndarray) -> np.ndarray:
-    """ram (..., T, 128) of steps in order -> bool (..., T): a contact is within about five steps.
-
-    Pong: the ball flies towards the agent's side and is past column 164 (RAM). Breakout: it falls
-    and is below row 140. MsPacman: a ghost is nearer than 24 pixels, columns and rows together.
-    """
-    state = {name: value.astype(int) for name, value in labels(game, ram).items()
-             if value.ndim == ram.ndim - 1}
-    if game == "ms_pacman":
-        ghosts = [abs(state[f"{ghost}_x"] - state["player_x"])
-                  + abs(state[f"{ghost}_y"] - state["player_y"])
-                  for ghost in ("blinky", "pinky", "inky", "sue")]
-        return np.min(ghosts, 0) < 24
-    along, line = ("ball_x", 164) if game == "pong" else ("ball_y", 140)
-    before = np.roll(state[along], 1, -1)
-    in_play = (state["ball_y"] > 0) & (np.roll(state["ball_y"], 1, -1) > 0)
-    return in_play & (state[along] >= line) & (state[along] > before)
+    """ram (..., T, 128) of steps in order -> bool (..., T): a contact is within about five steps,
+    as GAMES[game].near_contact has it."""
+    return GAMES[game].near_contact({name: value.astype(int) for name, value
+                                     in labels(game, ram).items() if value.ndim == ram.ndim - 1})
 
 
 def approaches(game: str, store: Store, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,9 +124,12 @@ def new_play(agent: Agent, cfg: AgentConfig, players: dict[str, Callable], *, nu
 def rows_of(agent: Agent, played: dict[str, Store], fitted_on: Store, *, seed: int) -> list[dict]:
     """Rows about contacts in new play (new_play): the AUC of the dreamed loss, beside that of
     gradient boosting on RAM fitted on the steps that the agent played itself; how many contacts,
-    and the share of them that is lost. A player whose contacts all end alike has no AUC.
+    and the share of them that is lost. A player whose contacts all end alike has no AUC, a game
+    that does not say what is near a contact no rows.
     """
     game, steps, rows = agent.game, agent.model.cfg.steps, []
+    if GAMES[game].near_contact is None:
+        return []
     known = approaches(game, fitted_on, steps)
     truth = is_lost(fitted_on, *known)
     boosted = None
