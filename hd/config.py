@@ -228,6 +228,10 @@ class PlaceModelConfig(TrainedStage):
 class AgentPolicyConfig(PolicyConfig):
     """The agent's actor-critic: as the policy's, tuned to returns that are signs of points."""
 
+    # A dream costs many times what a pass over it does, so each is learned from more than once.
+    loss: Literal["reinforce", "ppo"] = "ppo"
+    ppo_epochs: Count = 3
+    lr: PositiveOrZero = 5e-4
     features: Literal[FEATURES] = "hidden"
     hidden: Count = 256
     gamma: Annotated[float, Gt(0), Le(1)] = 0.985
@@ -252,7 +256,7 @@ class AgentConfig:
     model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
     dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
     model_updates: Count = 200  # a block
-    dreams: Count = 48
+    dreams: Count = 32  # a block, each learned from agent_policy.ppo_epochs times
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on
     recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
     recent_share: Share = 0.5
@@ -383,7 +387,7 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
         transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=120),
-        agent=AgentConfig(num_steps=46_080, model_updates=160, dreams=32, eval_episodes=30),
+        agent=AgentConfig(num_steps=46_080, model_updates=160, dreams=24, eval_episodes=30),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(
