@@ -71,7 +71,7 @@ def chunks_of(cfg: AgentConfig) -> list[Chunk]:
 
 
 def shifts_of(cfg: AgentConfig, seed: int) -> np.ndarray:
-    """(1 + cfg.shifts, 2): none, and random ones by less than half a place."""
+    """(1 + cfg.shifts, 2) pixels down and right: none, and random ones by at most half a place."""
     half = cfg.patch // 2
     random = rng_for(seed, "agent shifts").integers(-half, half + 1, (cfg.shifts, 2))
     return np.concatenate([np.zeros((1, 2), int), random])
@@ -159,9 +159,9 @@ class Store:
 
     def encode(self, codec: PatchCodec, first: int = 0) -> None:
         """The tokens of all steps from the first on, from their frames."""
-        frames = self.frames[:, first:self.length]
         if first == self.length:
             return
+        frames = self.frames[:, first:self.length]
         for shift, tokens in zip(self.shifts.tolist(), self.tokens):
             coded = codec.encode(frames.reshape(-1, 84, 84), tuple(shift)).cpu().numpy()
             tokens[:, first:self.length] = coded.reshape(*frames.shape[:2], *coded.shape[1:])
