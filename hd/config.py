@@ -216,7 +216,6 @@ class PlaceModelConfig(TrainedStage):
     num_blocks: Count = 2  # of two convolutions, before the action and again after it
     steps: Annotated[int, Ge(1), Le(4)] = 4  # that it looks back, within a stack of frames
     num_actions: Count = 18
-    temperature: Positive = 0.5  # of what dreams draw: below 1 a code that is likely is likelier
     ema: BelowOne = 0.99  # of the weights, whose average plays and dreams; 0 takes the last
     code_weight: Positive = 0.1  # of a nat of codes, all places together, beside one of reward
     batch_size: Count = 128
@@ -255,8 +254,8 @@ class AgentConfig:
     num_emulators: Count = 8
     model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
     dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
-    model_updates: Count = 200  # a block
-    dreams: Count = 32  # a block, each learned from agent_policy.ppo_epochs times
+    model_updates: Count = 128  # a block
+    dreams: Count = 20  # a block, each learned from agent_policy.ppo_epochs times
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on
     recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
     recent_share: Share = 0.5
@@ -264,7 +263,7 @@ class AgentConfig:
     num_levels: Count = 3
     num_codes: Count = 256
     kind: Literal["residual", "product"] = "residual"
-    outcome_share: Share = 0.25  # of the world model's batches: shortly before a reward or death
+    outcome_share: Share = 0.06  # of the world model's batches: shortly before a reward or death
     forget: Share = 0.1  # of the changes of places, in half of what the world model learns from
     shifts: CountOrZero = 16  # ways in which frames are also moved against the grid of places
     sticky: BelowOne = 0.0
@@ -373,7 +372,7 @@ PROFILES = {
         policy=PolicyConfig(num_steps=250, eval_episodes=5),
         ram_policy=RamPolicyConfig(population=20, elites=5, generations=6, max_steps=400,
                                    eval_episodes=2),
-        agent=AgentConfig(num_steps=12_800, model_updates=100, dreams=24, eval_episodes=10),
+        agent=AgentConfig(num_steps=12_800, eval_episodes=10),
         probes=ProbeConfig(max_rows=4000, epochs=25),
     ),
     "audit": Profile(
@@ -387,7 +386,7 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
         transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=120),
-        agent=AgentConfig(num_steps=46_080, model_updates=160, dreams=24, eval_episodes=30),
+        agent=AgentConfig(num_steps=46_080, eval_episodes=30),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(
