@@ -593,8 +593,9 @@ def _measure_agent(run: Run) -> list[dict]:
 
 
 def _rows_of_new_play(run: Run, made: agent.Agent) -> list[dict]:
-    """What the codes hold and what dreams know of contacts, in as many new steps of each player as
-    a fifth of the agent's own; none where what it played is not there (restored weights)."""
+    """Points won while it learned; what the codes hold and what dreams know of contacts, in as many
+    new steps of each player as a fifth of the agent's own; none where what it played is not there
+    (restored weights)."""
     cfg = run.cfg
     if not (run.folder / agent.PLAYED).exists():
         return []
@@ -603,7 +604,9 @@ def _rows_of_new_play(run: Run, made: agent.Agent) -> list[dict]:
         players["tracker"] = play.tracker_act(made.game)
     fitted_on = agent.Store.saved(cfg, made.codec.num_places, run.folder)
     played = contact.new_play(made, cfg, players, num_steps=cfg.num_steps // 5, seed=run.seed)
-    return (places.rows_of(made, played, cfg=run.profile.probes, seed=run.seed)
+    return (control.share_won_rows(fitted_on.rewards[:, :fitted_on.length], cfg.prefill,
+                                   game=made.game)
+            + places.rows_of(made, played, cfg=run.profile.probes, seed=run.seed)
             + contact.rows_of(made, played, fitted_on, seed=run.seed)
             + contact.held_action_rows(made, made.act(), cfg, seed=run.seed))
 

@@ -334,6 +334,21 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     assert [ax.get_ylabel() for ax in fig.axes] == ["Pong, return"] * 2
 
 
+def test_the_report_shows_the_points_that_agents_won_while_they_learned(tmp_path, monkeypatch):
+    assert tables.shares_won(tmp_path).empty
+    rows = pd.DataFrame({"metric": ["real_return", "share_won", "share_won"], "game": "pong",
+                         "seed": 0, "step": [np.nan, 64, 128], "value": [-20.0, 0.1, 0.4],
+                         "baseline": [-20.5, 0.05, 0.05]})
+    monkeypatch.setattr(tables, "_profile_of_agents", lambda results_dir: "audit")
+    monkeypatch.setattr(tables, "_agents_of", lambda results_dir, profile: {"pong": "base-pong"})
+    monkeypatch.setattr(tables, "fresh_or_published", lambda *args: rows)
+    found = tables.shares_won(tmp_path)
+    assert found["value"].tolist() == [0.1, 0.4]
+    (ax,) = figures.share_won_curves(found).axes
+    drawn = [line.get_ydata() for line in ax.get_lines()]
+    assert drawn[0].tolist() == [0.1, 0.4] and set(drawn[1]) == {0.05} and set(drawn[2]) == {0.5}
+
+
 def test_published_agents_are_restored_and_play_the_same(tmp_path):
     run = agent_run(**{"agent.eval_episodes": 1})
     stages.make(run)

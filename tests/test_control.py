@@ -38,3 +38,15 @@ def test_a_game_without_a_tracker_has_no_row_about_it_and_one_episode_no_interva
                                     "ram_policy": episodes([2])}, 10, seed=0))
     assert "real_return[tracker]" not in found and found["real_return[ram_policy]"] == (2, None)
     assert np.isnan(found["real_return[ci_low]"][0]) and np.isnan(found["real_return[ci_high]"][0])
+
+
+def test_points_won_are_counted_window_by_window_beside_those_of_play_by_chance():
+    rewards = np.zeros((2, 18))
+    rewards[0, :4] = [-1, -1, -1, 1]  # the prefill
+    rewards[:, 4] = 1, -3  # of the points of the first window one in two is won
+    rewards[0, 12:14] = 2, 1  # the second has none, the third is all won; the rest is no window
+    rows = control.share_won_rows(rewards, prefill=8, game="pong", window=8)
+    assert [(r["step"], r["value"], r["baseline"]) for r in rows] == [(16, 0.5, 0.25),
+                                                                      (32, 1.0, 0.25)]
+    assert {r["metric"] for r in rows} == {"share_won"}
+    assert control.share_won_rows(rewards.clip(0), prefill=8, game="breakout", window=8) == []

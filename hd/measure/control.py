@@ -33,6 +33,29 @@ def rows_of(played: dict[str, list[dict]], training_steps: int | None = None, *,
     return rows
 
 
+def share_won_rows(rewards: np.ndarray, prefill: int, *, game: str, window: int = 4096
+                   ) -> list[dict]:
+    """Rows about an agent while it learned, in a game in which points are lost as well as won: of
+    the rewards that are not zero, the share above zero, in every `window` steps after the prefill;
+    beside it that of the prefill, which is played by chance. Episodes are long, so that their
+    returns come late; points come at once.
+
+    rewards: (E, T) of E emulators side by side (hd.agent.Store).
+    """
+    if not (rewards < 0).any():
+        return []
+    E, T = rewards.shape
+
+    def share(part):
+        return np.mean(part[part != 0] > 0) if part.any() else np.nan
+
+    each = max(1, window // E)
+    starts = range(prefill // E, T - each + 1, each)
+    return [row("share_won", share(rewards[:, start:start + each]), game=game, split="real",
+                step=(start + each) * E, baseline=share(rewards[:, :prefill // E]))
+            for start in starts if rewards[:, start:start + each].any()]
+
+
 def curve_rows(history: list[dict], *, game: str, random_return: float) -> list[dict]:
     """Rows about an agent while it learned: the mean return of the last ten training episodes at
     each point of its record (hd.agent.train), beside that of random play."""

@@ -30,6 +30,7 @@ from hd.report.tables import (
     load_with_record,
     number,
     provenance_line,
+    shares_won,
     summarise,
     tables_of,
 )
@@ -230,7 +231,7 @@ PUBLISHED = ("Random", "Human", "DIAMOND")  # methods whose returns stand beside
 
 
 def show_agents(results_dir) -> None:
-    """Show agent_curves beside what others reached after 100,000 steps."""
+    """Show agent_curves beside what others reached after 100,000 steps, and share_won_curves."""
     curves = agent_points(results_dir)
     if not curves:
         print("No learning curve of an online agent is there.")
@@ -238,6 +239,8 @@ def show_agents(results_dir) -> None:
     anchors = {game: {name: reference.anchor("atari100k", name, atari.GAMES[game].title)
                       for name in PUBLISHED} for game in curves}
     show(agent_curves(curves, anchors))
+    if len(won := shares_won(results_dir)):
+        show(share_won_curves(won))
 
 
 @styled
@@ -260,6 +263,23 @@ def agent_curves(histories: Mapping[str, Mapping[str, list[dict]]],
                 ax.axhline(value, color=GREY, ls=(":", "-.", "--")[i % 3], label=name)
             ax.set(xlabel=xlabel, ylabel=f"{atari.GAMES[game].title}, return", xlim=(0, None))
         line[0].legend()
+    return fig
+
+
+@styled
+def share_won_curves(table: pd.DataFrame) -> Figure:
+    """A panel per game: of the points between one place on the curve and the next, the share that
+    the agent won, over steps of the real game; dashed: play by chance. table: rows of share_won."""
+    games = list(dict.fromkeys(table["game"]))
+    fig, (axes,) = panels(1, len(games), width=4.4)
+    for ax, game in zip(axes, games):
+        for (seed, rows), colour in zip(table[table["game"] == game].groupby("seed"), COLOURS):
+            ax.plot(rows["step"], rows["value"], marker=".", color=colour, label=f"seed {seed}")
+            ax.axhline(rows["baseline"].iloc[0], color=colour, ls="--", lw=0.8)
+        ax.axhline(0.5, color=GREY, ls=":", label="as many won as lost")
+        ax.set(xlabel="steps of the real game", ylabel=f"{atari.GAMES[game].title}, points won",
+               xlim=(0, None), ylim=(0, 1))
+        ax.legend()
     return fig
 
 

@@ -121,6 +121,16 @@ def agent_points(results_dir) -> dict[str, dict[str, list[dict]]]:
     return curves
 
 
+def shares_won(results_dir) -> pd.DataFrame:
+    """The points that the agents of `agents` won while they learned: rows of share_won, of every
+    game in which points are lost as well."""
+    profile = _profile_of_agents(results_dir)
+    found = [fresh_or_published(results_dir, profile, "agent", name)
+             for name in (_agents_of(results_dir, profile).values() if profile else ())]
+    rows = pd.concat(found) if found else pd.DataFrame({"metric": []})
+    return rows[rows["metric"] == "share_won"]
+
+
 def _profile_of_agents(results_dir) -> str | None:
     """The largest profile that has an online agent; smoke says nothing about quality."""
     found = (profile for profile in reversed(config.PROFILES) if profile != "smoke")

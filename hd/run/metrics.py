@@ -169,6 +169,7 @@ contact_lost_share | contacts after which a point or a life is lost | share | - 
 contact_auc | AUC of the dream knowing that it is lost | AUC | higher | gradient boosting on RAM
 held_action_error | dreamed return of one held action, against the emulator | points | lower | zero
 training_return | mean return of the last ten training episodes | points | higher | random play
+share_won | points won of all points, in 4,096 training steps | share | higher | random play
 training_steps | real steps a reference player was trained with | count | - | -
 real_length | mean length of real episodes | steps | - | -
 loss | what the stage minimises (supervised: squared deviations) | nats | lower | -
