@@ -197,6 +197,7 @@ class PolicyConfig(TrainedStage):
     critic_ema: Share = 0.98
     ppo_clip: Positive = 0.2
     ppo_epochs: Count = 4
+    ppo_minibatches: Count = 1  # into which a batch of dreams is dealt in each of them
     batch_size: Count = 64
     eval_episodes: Count = 100
     eval_sticky: BelowOne = 0.0
@@ -229,12 +230,12 @@ class AgentPolicyConfig(PolicyConfig):
 
     # A dream costs many times what a pass over it does, so each is learned from more than once.
     loss: Literal["reinforce", "ppo"] = "ppo"
-    ppo_epochs: Count = 3
-    lr: PositiveOrZero = 5e-4
+    ppo_minibatches: Count = 4
+    lr: PositiveOrZero = 2.5e-4
     features: Literal[FEATURES] = "hidden"
     hidden: Count = 256
     gamma: Annotated[float, Gt(0), Le(1)] = 0.985
-    entropy: PositiveOrZero = 6e-3
+    entropy: PositiveOrZero = 1e-3
     batch_size: Count = 128
     smallest_range: Positive = 0.1  # of returns, that advantages are scaled by
 
@@ -255,7 +256,7 @@ class AgentConfig:
     model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
     dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
     model_updates: Count = 128  # a block
-    dreams: Count = 20  # a block, each learned from agent_policy.ppo_epochs times
+    dreams: Count = 16  # a block, each learned from as agent_policy says
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on
     recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
     recent_share: Share = 0.5

@@ -110,20 +110,33 @@ class ActorCritic(nn.Module):
 
         Dreams under the present policy (PPO: under the policy of pass 0, then reused).
         """
-        if batch["pass"] % self.num_passes:
-            rollout, targets, old_log_probs = self._kept
-        else:
-            rollout = self.dream(batch["tokens"], batch["actions"], batch.get("seed"))
-            targets, old_log_probs = self._targets(rollout), None
-        loss, log_probs = self._score(rollout, *targets, old_log_probs)
-        if not batch["pass"] % self.num_passes:
-            self._kept = (rollout, targets, log_probs.detach())
-        return loss
+        this = batch["pass"] % self.num_passes
+        if not this:
+            seed = batch.get("seed")
+            seed = int(torch.randint(2**31, ())) if seed is None else seed
+            rollout = self.dream(batch["tokens"], batch["actions"], seed)
+            with torch.no_grad():
+                old_log_probs = self._log_probs(rollout)[0]
+            self._kept = (rollout, self._targets(rollout), old_log_probs, seed)
+        rollout, targets, old_log_probs, seed = self._kept
+        if self.num_minibatches > 1:
+            epoch, minibatch = divmod(this, self.num_minibatches)
+            dealt = torch.randperm(len(old_log_probs),
+                                   generator=torch.Generator().manual_seed(seed + epoch))
+            rows = dealt.chunk(self.num_minibatches)[minibatch]
+            rollout = Rollout(**{name: part[rows] for name, part in vars(rollout).items()})
+            targets, old_log_probs = [target[rows] for target in targets], old_log_probs[rows]
+        return self._score(rollout, *targets, old_log_probs)
+
+    @property
+    def num_minibatches(self) -> int:
+        """Into how many a batch of dreams is dealt, each for an update of its own."""
+        return self.cfg.ppo_minibatches if self.cfg.loss == "ppo" else 1
 
     @property
     def num_passes(self) -> int:
-        """How often a batch of dreams is learned from."""
-        return self.cfg.ppo_epochs if self.cfg.loss == "ppo" else 1
+        """How many updates are made of a batch of dreams."""
+        return self.cfg.ppo_epochs * self.num_minibatches if self.cfg.loss == "ppo" else 1
 
     @property
     def dream_in(self):
@@ -165,15 +178,13 @@ class ActorCritic(nn.Module):
         entropy = -(log_probs.exp() * log_probs.clamp_min(-100)).sum(-1)
         return taken, entropy
 
-    def _score(self, rollout, returns, values, weights, old_log_probs=None):
-        """The loss, and the log-probabilities (B, H) of what was done; old_log_probs: those when
-        the dream was new, None if it is."""
+    def _score(self, rollout, returns, values, weights, old_log_probs) -> Loss:
+        """old_log_probs (B, H): of what was done, when the dream was new."""
         cfg, features = self.cfg, rollout.features[:, :-1]
         taken, entropy = self._log_probs(rollout)
         scale = (self.return_range[1] - self.return_range[0]).clamp_min(cfg.least_range)
         advantages = (returns - values) / scale
         if cfg.loss == "ppo":
-            old_log_probs = taken.detach() if old_log_probs is None else old_log_probs
             objective = ppo_objective(taken, old_log_probs, advantages, clip=cfg.ppo_clip)
         else:
             objective = taken * advantages
@@ -182,8 +193,7 @@ class ActorCritic(nn.Module):
         critic_loss = (weights * self.critic.loss(features, returns, values)).mean()
         return Loss(actor_loss + critic_loss, {
             "actor": actor_loss, "critic": critic_loss, "entropy": entropy.mean(),
-            "imagined_return": returns[:, 0].mean(), "imagined_reward": rollout.rewards.mean()}
-        ), taken
+            "imagined_return": returns[:, 0].mean(), "imagined_reward": rollout.rewards.mean()})
 
     @torch.no_grad()
     def after_step(self):
