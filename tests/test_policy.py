@@ -345,6 +345,27 @@ def test_ppo_measures_its_later_passes_against_the_policy_of_pass_zero():
     assert first.item() == pytest.approx(afresh.item(), rel=1e-3)  # ratio 1 in pass 0
 
 
+def test_every_epoch_deals_the_dreams_into_minibatches_anew(monkeypatch):
+    agent = agent_in(loss="ppo", ppo_epochs=3, ppo_minibatches=2)
+    assert agent.num_passes == 6
+    seen, score = [], agent._score
+    monkeypatch.setattr(agent, "_score", lambda rollout, *rest: (
+        seen.append((rollout, *rest)), score(rollout, *rest))[1])
+    for ppo_pass in range(6):
+        agent.loss(contexts(8, ppo_pass) | {"seed": 5})
+    whole, targets, old_log_probs, _ = agent._kept
+    rows = [[int((whole.features == features).all(-1).all(-1).nonzero()[0])
+             for features in part.features] for part, *_ in seen]
+    epochs = [rows[2 * epoch] + rows[2 * epoch + 1] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs) and epochs[0] != epochs[1]
+    for dealt, (part, *dealt_targets, old) in zip(rows, seen):
+        assert torch.equal(part.actions, whole.actions[dealt])
+        assert torch.equal(part.rewards, whole.rewards[dealt])
+        assert torch.equal(old, old_log_probs[dealt])
+        for one, of_all in zip(dealt_targets, targets):
+            assert torch.equal(one, of_all[dealt])
+
+
 def test_a_dream_starts_from_the_context_and_lasts_for_the_horizon():
     agent, batch = agent_in(), contexts()
     rollout = agent.dream(batch["tokens"], batch["actions"])
