@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hd.measure import control
-from hd.run.intervals import interval
+from hd.run.intervals import interval_over_episodes
 
 
 def episodes(returns, lengths=None):
@@ -23,7 +23,7 @@ def test_the_policy_stands_beside_random_play_and_every_other_player():
               "tracker": episodes([8, 8, 11]), "ram_policy": episodes([4, 6])}
     rows = control.rows_of(played, 1234, seed=0)
     found = values(rows)
-    low, high = interval([1, 2, 6], seed=0)
+    low, high = interval_over_episodes([1, 2, 6], seed=0)
     assert found == {
         "real_return": (3, pytest.approx(2 / 3)), "real_return[ci_low]": (low, None),
         "real_return[ci_high]": (high, None), "real_return[tracker]": (9, None),

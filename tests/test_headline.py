@@ -24,7 +24,7 @@ def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
         "| coarse codes right in a dream after 15 steps |  |  | 0.150 (0.500) "
         "| last step copied | 1 |",
         "",
-        "Value [95% interval over seeds] (baseline), held-out episodes. Device: Test CPU. "
+        "Value of seeds, from 5 on [95% interval] (baseline), held-out episodes. Device: Test CPU. "
         "Commit: abc1234."])
 
 
@@ -44,7 +44,7 @@ def test_a_headline_takes_the_other_games_from_the_policys_variants_and_pools_se
     write_table(tmp_path / "audit", [row("real_return", 2, game="breakout", baseline=1.5)],
                 stage="policy", variant="policy_game.breakout", profile="audit")
     line = headline.in_full(tmp_path).splitlines()[4]
-    assert line == ("| return in the real game | 0.500 [0, 1] (-20) | 2 (1.50) |  | random play "
+    assert line == ("| return in the real game | 0.500 of 0, 1 (-20) | 2 (1.50) |  | random play "
                     "| 2, 1 |")
 
 
@@ -96,13 +96,20 @@ def test_the_best_trivial_method_stands_in_brackets_under_its_name(tmp_path):
 
 
 def test_bold_says_that_the_whole_interval_is_above_the_baseline(tmp_path):
-    for seed, value in enumerate((0.5, 0.75)):
+    for seed, value in enumerate((0.5, 0.75, 0.5, 0.75, 0.625)):
         rows = [row("r2_ball_x", value, game="pong", baseline=0.25),
                 row("r2_ball_x", value, game="breakout", baseline=0.625)]
         write_table(tmp_path / "desk", rows, seed=seed, profile="desk")
     _, _, pong, breakout, *_ = short(tmp_path)
-    assert "| **0.625** [0.500, 0.750] (untrained encoder 0.250) |" in pong
-    assert "| 0.625 [0.500, 0.750] (untrained encoder 0.625) |" in breakout
+    assert "| **0.625** [0.470, 0.780] (untrained encoder 0.250) |" in pong
+    assert "| 0.625 [0.470, 0.780] (untrained encoder 0.625) |" in breakout
+
+
+def test_few_seeds_stand_one_by_one_and_are_never_bold(tmp_path):
+    for seed, value in enumerate((0.5, 0.75)):
+        write_table(tmp_path / "desk", [row("r2_ball_x", value, game="pong", baseline=0.25)],
+                    seed=seed, profile="desk")
+    assert "| 0.625 of 0.500, 0.750 (untrained encoder 0.250) |" in short(tmp_path)[2]
 
 
 def test_the_published_table_has_at_most_twelve_rows_and_counts_every_claim():

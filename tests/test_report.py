@@ -11,7 +11,7 @@ from hd.config import InputError
 from hd.measure import frames, probes
 from hd.report import tables
 from hd.run import metrics
-from hd.run.intervals import interval
+from hd.run.intervals import interval_over_seeds
 from hd.run.runs import row
 from hd.run.storage import ROOT
 
@@ -206,12 +206,13 @@ def test_a_pattern_for_all_levels_leaves_the_changed_codes_out():
 
 def test_over_seeds_gives_mean_interval_and_n():
     table = long_table(lambda seed: [row("real_return", 3.0 * seed, game="pong", baseline=-20)],
-                       seeds=(0, 1, 2))
+                       seeds=range(5))
     shown = tables.over_seeds(table).iloc[0]
-    low, high = interval([0.0, 3.0, 6.0])
-    assert (shown["mean"], shown["baseline"], shown["n"]) == ("3", "-20", 3)
-    assert shown["95% interval"] == f"{tables.number(low)} to {tables.number(high)}"
-    assert tables.over_seeds(table[table["seed"] == 1])["95% interval"].tolist() == ["–"]
+    low, high = interval_over_seeds([0.0, 3.0, 6.0, 9.0, 12.0])
+    assert (shown["mean"], shown["baseline"], shown["n"]) == ("6", "-20", 5)
+    assert shown[tables.SPREAD] == f"[{tables.number(low)}, {tables.number(high)}]"
+    assert tables.over_seeds(table[table["seed"] == 1])[tables.SPREAD].tolist() == ["–"]
+    assert tables.over_seeds(table[table["seed"] < 3])[tables.SPREAD].tolist() == ["0, 3, 6"]
 
 
 def test_optional_metrics_are_shown_where_the_table_has_them():

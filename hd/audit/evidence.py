@@ -6,6 +6,7 @@ hd.audit.claims builds the audit's table from them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,18 +16,25 @@ import pandas as pd
 
 from hd.config import GAMES
 from hd.report.tables import commit_of, listed, load_with_record, paths_of
-from hd.run.intervals import interval
+from hd.run.intervals import interval_over_seeds
 from hd.run.storage import ROOT, sha256_of
+
+# What the seed trained on: of a stage, how many examples in all, and whose training others rest on.
+EXAMPLES = {"encoder": 30 * 300_000, "world_model": 40 * 234_000}  # epochs of frames, of windows
+RESTS_ON = {"encoder": "encoder", "tokenizer": "encoder", "world_model": "world_model",
+            "imagination": "world_model", "policy": "world_model"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of results below the results folder, and what its record says made it."""
+    """A file of results below the results folder, and what its record says made it; trained: on
+    how many examples, as a share of the seed's (nan where nothing of the kind was trained)."""
 
     path: str
     stage: str
     variant: str
     device: str
+    trained: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,13 @@ class Measurement:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """95% bootstrap interval of the mean over seeds; nan for one seed."""
-        return interval(self.values)
+        """95% interval of the mean over seeds; nan for few (hd.run.intervals.FEWEST_SEEDS)."""
+        return interval_over_seeds(self.values)
+
+    @property
+    def trained(self) -> float:
+        """On what share of the seed's examples, where least; nan where nothing was trained."""
+        return float(pd.Series([source.trained for source in self.sources], dtype=float).min())
 
     @property
     def device(self) -> str:
@@ -105,7 +118,22 @@ class Tables:
 
     def _source(self, path: Path, record: Mapping) -> Source:
         below = path.relative_to(Path(self.root or ROOT / "results")).as_posix()
-        return Source(f"results/{below}", record["stage"], record["variant"], record["device"])
+        return Source(f"results/{below}", record["stage"], record["variant"], record["device"],
+                      self._trained(record))
+
+    def _trained(self, record: Mapping) -> float:
+        trained = RESTS_ON.get(record["stage"])
+        if trained is None:
+            return math.nan
+        if trained != record["stage"]:
+            beside = [record for variant in (record["variant"], "base")
+                      for _, _, record in self.read(trained, variant)]
+            if not beside:
+                return math.nan
+            record = beside[0]
+        config = record["config"]
+        examples = config["num_steps"] * config["batch_size"] * config.get("accumulate", 1)
+        return examples / EXAMPLES[trained]
 
     def find(self, stage: str, metric: str, variant: str = "base", *, game: str = "all",
              step: float | None = None, split: str | None = None) -> Measurement | None:

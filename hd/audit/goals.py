@@ -16,7 +16,7 @@ from hd.audit.evidence import Measurement, Tables, devices_and_commits
 from hd.config import GAMES, PROFILES, resolve
 from hd.measure import dreams
 from hd.report import reference
-from hd.report.tables import TITLES, number
+from hd.report.tables import TITLES, number, with_spread
 from hd.run.metrics import named
 
 VARIANTS = ("base", "hi-dreamer")
@@ -156,7 +156,7 @@ GOALS = (
 
 def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
     """The goals of a topic, with what the brackets hold: game, bar, and for each variant mean
-    [95% interval] (baseline), n seeds; ✓ before one that reaches the bar, – where nothing is
+    its seeds or [95% interval] (baseline), n; ✓ before one that reaches the bar, – where nothing is
     measured."""
     tables, rows = Tables(profile, results_dir), []
     for goal in _of_topic(topic):
@@ -229,9 +229,7 @@ def _shortfall(goal: Goal, tables: Tables) -> list[str]:
 def _cell(found: Measurement | None) -> str:
     if found is None:
         return "–"
-    text = number(found.mean)
-    if len(found.values) > 1:
-        text += f" [{', '.join(number(bound) for bound in found.bounds)}]"
+    text = with_spread(number(found.mean), found.values, *found.bounds)
     if not math.isnan(found.baseline):
         text += f" ({number(found.baseline)})"
     return f"{text}, n={len(found.values)}"

@@ -1,52 +1,102 @@
 """Verdicts by rule: from measured numbers to reproduced, artefact, not reproduced, undecided.
 
 Nothing is measured here and no verdict is typed: each follows from numbers by `judge`, `exactly`,
-`by_difference` or the rule that a claim's own row states in its definition.
+a `Difference` or the rule that a claim's own row states in its definition. A verdict's first words,
+up to a comma, are its kind; what follows is why.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from hd.audit.evidence import Measurement
+from hd.run.intervals import FEWEST_SEEDS, corrected, p_value
 
 REPRODUCED, ARTEFACT, NOT_REPRODUCED = "reproduced", "artefact", "not reproduced"
-UNDECIDED = "undecided"  # a difference on one seed: there is no interval to judge it by
+UNDECIDED = "undecided"  # a difference on fewer than FEWEST_SEEDS
+PROVISIONAL = "provisional"  # on less training than the seed's
 FIRST, UNTESTED = "first measured here", "cannot be tested here, because "
+BY_CONSTRUCTION = ", by construction"
 TOLERANCE = 0.1  # of the seed's number: what counts as the same number
+SIGNIFICANT = 0.05
+ENOUGH = 0.9  # of the examples that the seed trained on
 NOTEBOOKS = {"encoder": "report/representation", "tokenizer": "report/representation",
              "world_model": "report/dynamics", "imagination": "report/dynamics",
              "policy": "report/control", "transfer": "report/transfer",
              "entropy_floor": "report/dynamics", "frames": "report/performance"}
 
 
-def by_difference(gap: Measurement, better: str, *, clear: str = REPRODUCED,
-                  unclear: str = NOT_REPRODUCED) -> str:
-    """The one rule for differences over seeds; better: "higher" or "lower".
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """A verdict that rests on a difference over seeds; better: "higher" or "lower".
 
-    clear where the whole interval of the gap lies on the better side of 0, unclear where it does
-    not, undecided where fewer than two seeds have the difference.
+    clear where the mean is better than 0 by Student's t, unclear where it is not, undecided on
+    fewer than FEWEST_SEEDS: then there is a direction and no verdict. `settled` decides, since all
+    differences of a claim are corrected together.
     """
-    if len(gap.values) < 2:
-        return UNDECIDED
-    low, high = gap.bounds
-    is_clear = low > 0 if better == "higher" else high < 0
-    return clear if is_clear else unclear
+
+    gap: Measurement
+    better: str
+    clear: str = REPRODUCED
+    unclear: str = NOT_REPRODUCED
+
+    @property
+    def direction(self) -> str:
+        """In how many seeds it points the claim's way."""
+        values = self.gap.values
+        agree = (values > 0) if self.better == "higher" else (values < 0)
+        return f"{self.better} in {agree.sum()} of {len(values)}"
+
+    def verdict(self, corrected_p: float) -> str:
+        if math.isnan(corrected_p):
+            return f"{UNDECIDED}, {len(self.gap.values)} of {FEWEST_SEEDS} seeds"
+        is_better = self.gap.mean > 0 if self.better == "higher" else self.gap.mean < 0
+        return self.clear if is_better and corrected_p < SIGNIFICANT else self.unclear
 
 
-def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: str) -> str:
+def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
+    """The rows of one claim at one profile with their differences decided, corrected together by
+    Holm's method, and their direction beside them.
+
+    needs_training: what less training than the seed's decides is provisional; an artefact that a
+    rule states without a difference is not, as it is a matter of the measure.
+    """
+    open_ones = [row for row in rows if isinstance(row["verdict"], Difference)]
+    p_values = corrected([p_value(row["verdict"].gap.values) for row in open_ones])
+    for row in rows:
+        row["direction"] = ""
+        row["is_final"] = row["verdict"] == ARTEFACT or BY_CONSTRUCTION in str(row["verdict"])
+    for row, p in zip(open_ones, p_values):
+        row |= {"verdict": row["verdict"].verdict(p), "direction": row["verdict"].direction}
+    for row in rows:
+        decided = row["verdict"] in (REPRODUCED, ARTEFACT, NOT_REPRODUCED)
+        is_short = needs_training and row["trained"] < ENOUGH
+        if decided and is_short and not row["is_final"]:
+            row["verdict"] = f"{PROVISIONAL}, {row['verdict']} on {row['trained']:.2%} of the data"
+        del row["is_final"]
+    return rows
+
+
+def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: str
+          ) -> str | Difference:
     """A claim that has a number, by the seed's protocol and by an honest one.
 
     not reproduced: the seed's protocol does not give its number (within TOLERANCE, or better).
     artefact: it does, but its own baseline reaches that number too, or the honest protocol does
-    not clearly beat its baseline. reproduced: it clearly does; undecided: on one seed.
+    not clearly beat its baseline. reproduced: it clearly does.
     """
-    sign, slack = (1 if better == "higher" else -1), TOLERANCE * abs(seed)
-    if sign * (protocol.mean - seed) < -slack:
+    if not reaches(seed, protocol.mean, better):
         return NOT_REPRODUCED
-    if sign * (protocol.baseline - seed) >= -slack:
+    if reaches(seed, protocol.baseline, better):
         return ARTEFACT
-    return by_difference(honest.above_baseline(), better, unclear=ARTEFACT)
+    return Difference(honest.above_baseline(), better, unclear=ARTEFACT)
+
+
+def reaches(seed: float, value: float, better: str) -> bool:
+    """Whether a value is the seed's within TOLERANCE, or better; not so where there is none."""
+    sign = 1 if better == "higher" else -1
+    return sign * (value - seed) >= -TOLERANCE * abs(seed)
 
 
 def exactly(seed: float, found: Measurement) -> str:
@@ -54,10 +104,10 @@ def exactly(seed: float, found: Measurement) -> str:
     return REPRODUCED if abs(found.mean - seed) <= TOLERANCE * abs(seed) else NOT_REPRODUCED
 
 
-def entry(metric: str, definition: str, honest: Measurement | None, *, verdict: str,
+def entry(metric: str, definition: str, honest: Measurement | None, *, verdict: str | Difference,
           seed: float = math.nan, protocol: Measurement | None = None,
           page: str = "") -> dict | None:
-    """A row of the audit's table without id and claim; None where nothing was measured.
+    """A row of the audit's table without id, claim and direction; None where nothing was measured.
 
     page: where it is shown; by default that of the first table's stage, or of the ablations.
     """
@@ -69,7 +119,9 @@ def entry(metric: str, definition: str, honest: Measurement | None, *, verdict: 
     return {"metric": metric, "definition": definition, "seed_value": seed,
             "ours_seed_protocol": protocol.mean if protocol else math.nan,
             "ours_honest": honest.mean, "baseline": honest.baseline, "n": len(honest.values),
-            "ci_low": low, "ci_high": high, "verdict": verdict, "profile": honest.profile,
-            "device": honest.device, "evidence": " ".join(dict.fromkeys(paths)),
+            "seeds": " ".join(f"{value:.4g}" for value in honest.values),
+            "ci_low": low, "ci_high": high, "trained": honest.trained, "verdict": verdict,
+            "profile": honest.profile, "device": honest.device,
+            "evidence": " ".join(dict.fromkeys(paths)),
             "notebook": page or ("report/ablations" if is_ablated
                                  else NOTEBOOKS[honest.sources[0].stage])}

@@ -23,7 +23,9 @@ from hd.report.tables import (
     summarise,
     tables_of,
     with_baseline,
+    with_spread,
 )
+from hd.run.intervals import FEWEST_SEEDS
 from hd.run.storage import ROOT, write_text
 
 NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
@@ -96,13 +98,17 @@ def _headline_of(root: Path, profile: str, chosen: str) -> str:
     named = profile if chosen == "base" else f"{profile}, variant {chosen}"
     return "\n".join([f"**{named}**: {config.PROFILES[profile].purpose}", "",
                       f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
-                      *lines, "", "Value [95% interval over seeds] (baseline), held-out episodes. "
+                      *lines, "", f"Value of seeds, from {FEWEST_SEEDS} on [95% interval] "
+                      "(baseline), held-out episodes. "
                       + devices_and_commits(records)])
 
 
 def _headline_cell(row: Mapping) -> str:
-    bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
-    return with_baseline(number(row["mean"]) + bounds, row["baseline"])
+    return with_baseline(_with_spread(number(row["mean"]), row), row["baseline"])
+
+
+def _with_spread(mean: str, row: Mapping) -> str:
+    return with_spread(mean, row["seeds"], row["low"], row["high"])
 
 
 def summary(results_dir=None, *, claims_page: str) -> str:
@@ -151,7 +157,7 @@ def _of_metric(table: pd.DataFrame, metric: str) -> list[dict]:
 
 
 def _beside_best(row: Mapping, table: pd.DataFrame, trivial: Mapping[str, str]) -> str:
-    """value [interval] (best baseline), bold where all of the interval is above it.
+    """value, seeds or [interval] (best baseline), bold where all of an interval is above it.
 
     trivial: other method of the metric, "" for the metric's own baseline -> what it is called.
     """
@@ -161,13 +167,13 @@ def _beside_best(row: Mapping, table: pd.DataFrame, trivial: Mapping[str, str]) 
             if other["game"] == row["game"]:
                 reached[trivial[method]] = other["mean"]
     reached = {name: value for name, value in reached.items() if not pd.isna(value)}
-    bounds = f" [{number(row['low'])}, {number(row['high'])}]" if row["n"] > 1 else ""
     if not reached:
-        return number(row["mean"]) + bounds
+        return _with_spread(number(row["mean"]), row)
     best = max(reached, key=reached.get)
-    is_above = row["n"] > 1 and row["low"] > reached[best]
-    mean = f"**{number(row['mean'])}**" if is_above else number(row["mean"])
-    return f"{mean}{bounds} ({best} {number(reached[best])})"
+    mean = number(row["mean"])
+    if row["low"] > reached[best]:
+        mean = f"**{mean}**"
+    return f"{_with_spread(mean, row)} ({best} {number(reached[best])})"
 
 
 def _comparison(profile: str, cells: list[Cell]) -> str:
@@ -181,8 +187,9 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
     devices = sorted(set().union(*(cell.devices for cell in cells)))
     return "\n".join([
         f"| profile {profile} | game | {' | '.join(COMPARED)} | seeds |", "|---|---|---|---|---|",
-        *lines, "", "Value [95% interval over seeds] (best trivial baseline), held-out episodes; "
-        "bold where the whole interval is above that baseline. Each variant has codes of its own. "
+        *lines, "", f"Value of seeds, from {FEWEST_SEEDS} on [95% interval] (best trivial "
+        "baseline), held-out episodes; bold where there is an interval and all of it is above that "
+        "baseline. Each variant has codes of its own. "
         "Seeds: "
         f"of {', of '.join(COMPARED)}. Device: {'; '.join(devices)}."])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hd.run.intervals import interval
+from hd.run.intervals import interval_over_episodes
 from hd.run.metrics import named
 from hd.run.runs import row
 
@@ -21,7 +21,7 @@ def rows_of(played: dict[str, list[dict]], training_steps: int | None = None, *,
     lengths = [e["length"] for e in played["policy"]]
     rows.append(row("real_return", np.mean(returns["policy"]), game=game, split="real",
                     baseline=np.mean(returns["random"])))
-    for name, bound in zip(("low", "high"), interval(returns["policy"], seed=seed)):
+    for name, bound in zip(("low", "high"), interval_over_episodes(returns["policy"], seed=seed)):
         rows.append(row(named("real_return", f"ci_{name}"), bound, game=game, split="real"))
     rows += [row(named("real_return", name), np.mean(returns[name]), game=game, split="real")
              for name in ("tracker", "ram_policy") if name in played]

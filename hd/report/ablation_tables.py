@@ -9,7 +9,7 @@ import pandas as pd
 from hd.ablations import ABLATIONS
 from hd.config import GAMES, InputError
 from hd.report import published as published_files
-from hd.report.tables import load_with_record, number, summarise, tables_of
+from hd.report.tables import load_with_record, number, summarise, tables_of, with_spread
 from hd.run.storage import ROOT
 
 
@@ -37,7 +37,7 @@ def _tables(root: Path, profile: str, stage: str, name: str) -> list[pd.DataFram
 
 
 def compared(ablation: str, profile: str, *, results_dir: Path | None = None) -> pd.DataFrame:
-    """A row per metric and game, a column per arm, as text: mean [95% interval over seeds].
+    """A row per metric and game, a column per arm, as text: mean, seeds or [95% interval].
 
     Metrics of further stages come last, their names after the stage's. Raises InputError where no
     arm is published.
@@ -66,10 +66,7 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
 
 
 def _cell(row: dict) -> str:
-    if row["n"] < 2:
-        return number(row["mean"])
-    return (f"{number(row['mean'])} [{number(row['low'])}, "
-            f"{number(row['high'])}]")
+    return with_spread(number(row["mean"]), row["seeds"], row["low"], row["high"])
 
 
 def published(profile: str, *, results_dir: Path | None = None) -> list[str]:

@@ -34,7 +34,7 @@ from hd.report.tables import (
     summarise,
     tables_of,
 )
-from hd.run.intervals import interval
+from hd.run.intervals import interval_over_episodes
 from hd.run.metrics import METRICS, key_of, named, parsed
 from hd.run.runs import Run
 from hd.run.storage import ROOT, write_atomically, write_text
@@ -116,10 +116,14 @@ def axis_label(metric: str) -> str:
 
 
 def bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
-    """Bars of summarise's rows with their value written on them, and whiskers where n > 1."""
+    """Bars of summarise's rows with their value written on them, a dot for each of several seeds,
+    and whiskers where there is an interval."""
     drawn = ax.bar(place, found["mean"], width, color=colour, label=label)
     ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], fontsize=6, padding=2,
                  rotation=turn)
+    for x, seeds in zip(place, found["seeds"]):
+        if isinstance(seeds, tuple) and len(seeds) > 1:  # an arm without this game has none
+            ax.plot([x] * len(seeds), seeds, "o", ms=2, color="black")
     if found["low"].notna().any():
         whiskers = np.abs(found[["low", "high"]].to_numpy().T - found["mean"].to_numpy())
         ax.errorbar(place, found["mean"], whiskers, fmt="none", ecolor="black", capsize=2, lw=1)
@@ -285,7 +289,7 @@ def share_won_curves(table: pd.DataFrame) -> Figure:
 
 @styled
 def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """A panel per metric: value beside baseline for each game; 95% interval over seeds, n."""
+    """A panel per metric: value beside baseline for each game; seeds, their interval, n."""
     columns = min(3, len(metrics))
     fig, axes = panels(-(-len(metrics) // columns), columns, width=3.0, height=2.8)
     for ax, metric in zip(axes.flat, metrics):
@@ -297,7 +301,8 @@ def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         bars(ax, found, place - 0.2, 0.38, COLOURS[0], label="measured")
         words = METRICS[key_of(metric)].baseline or "baseline"
         if found["baseline"].notna().any():
-            bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan), place + 0.2,
+            bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan,
+                                   seeds=[()] * len(found)), place + 0.2,
                   0.38, "#a8a8a8", label=words.partition(";")[0])
         ax.set_xticks(place, [TITLES[game] for game in found["game"]], fontsize=8)
         ax.set(ylabel=axis_label(metric), title=f"n={found['n'].max()}")
@@ -310,7 +315,7 @@ def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 @styled
 def arm_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """A panel per metric: a bar per arm (variant) for each game, 95% interval over seeds.
+    """A panel per metric: a bar per arm (variant) for each game, seeds, and their interval.
 
     table: long, several variants of one stage. Dashed: base's baseline column, where it has one.
     """
@@ -390,7 +395,7 @@ def code_usage(tokens: Mapping[str, np.ndarray], num_codes: int) -> Figure:
 @styled
 def game_information(table: pd.DataFrame) -> Figure:
     """Bars of the information (nats) that each level's code holds about the game, from a
-    tokenizer table, below the ceiling H(game); 95% interval over seeds if there are several."""
+    tokenizer table, below the ceiling H(game); a dot for each of several seeds."""
     found = summarise(table, ["l{level}_game_information"])
     fig, ((ax,),) = panels(1, 1, width=3.4, height=2.7)
     bars(ax, found, np.arange(len(found)), 0.6, COLOURS[0])
@@ -643,7 +648,7 @@ def transfer_curves(table: pd.DataFrame) -> Figure:
     """A panel per target game: L0 cross-entropy over the steps of it that adaptation saw.
 
     table: transfer's long table. Pre-trained and from scratch, three levels and one; dashed: the
-    n-gram of the same steps. Budgets stand evenly. 95% interval over seeds if there are several.
+    n-gram of the same steps. Budgets stand evenly. A dot for each of several seeds.
     """
     name = "transfer_l0_cross_entropy"
     games = [game for game in GAMES if game in set(table["game"])]
@@ -653,9 +658,10 @@ def transfer_curves(table: pd.DataFrame) -> Figure:
         for levels, words, dash in (("", "three levels", "o-"), ("one_level", "one level", "s:")):
             found = summarise(own, [named(name, levels)]).sort_values("step")
             place = np.arange(len(found))
-            bounds = np.abs(found[["low", "high"]].to_numpy().T - found["mean"].to_numpy())
-            ax.errorbar(place, found["mean"], bounds if found["n"].min() > 1 else None, fmt=dash,
-                        color=COLOURS[0], capsize=2, ms=4, label=f"pre-trained, {words}")
+            ax.plot(place, found["mean"], dash, color=COLOURS[0], ms=4,
+                    label=f"pre-trained, {words}")
+            for x, seeds in zip(place, found["seeds"]):
+                ax.plot([x] * len(seeds), seeds, ".", ms=2, color=COLOURS[0])
             ax.plot(place, found["baseline"], dash, color=COLOURS[1], ms=4,
                     label=f"from scratch, {words}")
         counted = summarise(own, [named(name, "ngram")]).sort_values("step")
@@ -707,7 +713,7 @@ def returns_plot(episodes, anchors: Mapping[str, float] | None = None) -> Figure
             scores = here.loc[here["player"] == player, "return"].to_numpy(float)
             spread = i + 0.25 * np.sin(2.4 * np.arange(len(scores)))  # even, the same every time
             ax.plot(spread, scores, ".", color=COLOURS[i], alpha=0.6, ms=5)
-            low, high = interval(scores)
+            low, high = interval_over_episodes(scores)
             ax.errorbar(i + 0.38, scores.mean(), fmt="D", color="black", ms=4, capsize=3,
                         yerr=None if np.isnan(low) else [[scores.mean() - low],
                                                          [high - scores.mean()]])

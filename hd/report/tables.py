@@ -17,7 +17,7 @@ import pandas as pd
 from hd import atari, config
 from hd.config import GAMES, InputError
 from hd.run import runs
-from hd.run.intervals import interval
+from hd.run.intervals import interval_over_seeds
 from hd.run.metrics import METRICS, Metric, key_of, matches
 from hd.run.storage import ROOT, shown
 
@@ -25,6 +25,7 @@ from hd.run.storage import ROOT, shown
 pd.set_option("display.max_colwidth", 400, "display.max_rows", 400, "display.max_columns", 40)
 
 KEYS = ["stage", "variant", "game", "step", "split", "metric"]
+SPREAD = "seeds or 95% interval"  # of FEWEST_SEEDS seeds and more the interval
 TITLES = {**{name: game.title for name, game in atari.GAMES.items()}, "all": "all games"}
 
 
@@ -219,7 +220,8 @@ def commit_of(record: Mapping) -> str:
 
 
 def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.DataFrame:
-    """One row per number: KEYS, mean over seeds, low and high (95% bootstrap), baseline, n.
+    """One row per number: KEYS, mean over seeds, low and high (95% interval by t), baseline, n,
+    and the seeds one by one.
 
     table: long (runs.COLUMNS). metrics: names, or patterns such as "l{level}_accuracy"; they also
     decide the order. Raises InputError for a metric that is not there, or a seed counted twice.
@@ -232,9 +234,23 @@ def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.D
     rows = []
     for keys, group in table.groupby(KEYS, dropna=False, sort=False):
         values = group["value"].dropna()
-        rows.append((*keys, values.mean(), *interval(values), group["baseline"].mean(),
-                     len(values)))
-    return pd.DataFrame(rows, columns=[*KEYS, "mean", "low", "high", "baseline", "n"])
+        rows.append((*keys, values.mean(), *interval_over_seeds(values), group["baseline"].mean(),
+                     len(values), tuple(values)))
+    return pd.DataFrame(rows, columns=[*KEYS, "mean", "low", "high", "baseline", "n", "seeds"])
+
+
+def spread(values, low: float, high: float, digits: int = 3) -> str:
+    """How far the mean of values can be trusted, as text: [the interval] where there is one, else
+    the values one by one; "" where there is one value."""
+    if not math.isnan(low):
+        return f"[{number(low, digits)}, {number(high, digits)}]"
+    return ", ".join(number(value, digits) for value in values) if len(values) > 1 else ""
+
+
+def with_spread(mean: str, values, low: float, high: float) -> str:
+    """"0.5 [0.4, 0.6]", "0.5 of 0.4, 0.6" or "0.5": a mean as text, and its spread."""
+    found = spread(values, low, high)
+    return f"{mean} {'' if found.startswith('[') else 'of '}{found}" if found else mean
 
 
 def _rows_of(table: pd.DataFrame, wanted: str) -> pd.DataFrame:
@@ -262,18 +278,18 @@ def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
 
 def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
                optional: Iterable[str] = (), digits: int = 3) -> pd.DataFrame:
-    """Metrics and games down; columns game, mean, 95% interval over seeds, baseline, n; text.
+    """Metrics and games down; columns game, mean, SPREAD, baseline, n; text.
 
     A fresh table has the published mean beside its own, where there is one. optional: metrics that
     are shown too where the table has them, such as those that only long dreams have.
     """
     there = [metric for metric in optional if (table["metric"] == metric).any()]
     found = summarise(table, [*metrics, *there] if metrics else metrics)
-    bounds = [f"{number(low, digits)} to {number(high, digits)}" if n > 1 else "–"
-              for low, high, n in zip(found["low"], found["high"], found["n"])]
+    bounds = [spread(*row, digits) or "–" for row in zip(found["seeds"], found["low"],
+                                                         found["high"])]
     shown_table = pd.DataFrame({
         "game": found["game"], "mean": [number(x, digits) for x in found["mean"]],
-        "95% interval": bounds, "baseline": [number(x, digits) for x in found["baseline"]],
+        SPREAD: bounds, "baseline": [number(x, digits) for x in found["baseline"]],
         "n": found["n"]})
     if "published_as" in table.attrs:
         shown_table["published"] = _published_means(table.attrs["published_as"], found, digits)
