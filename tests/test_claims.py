@@ -309,7 +309,8 @@ def test_the_page_has_a_line_for_each_claim_and_unfolds_to_every_row():
     stored = claims.load()
     short = claims.in_short(stored)
     assert short.index.tolist() == [f"C{k:02}" for k in range(1, 26)]
-    assert short["verdict"].tolist() == claims.summary(stored)["verdict"].tolist()
+    assert short["verdict"].str.replace(r" \(\w+ in \d of \d\)", "", regex=True).tolist() == (
+        claims.summary(stored)["verdict"].tolist())
     page = claims.in_full(stored)
     assert page.count("<details>") == 25
     assert page.count("<tr>") == len(stored), "and the headings have a class of their own"

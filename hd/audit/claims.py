@@ -622,10 +622,9 @@ def agrees(stored: pd.DataFrame, results: Path | None = None) -> bool:
 def in_short(found: pd.DataFrame) -> pd.DataFrame:
     """The 25 leading rows as text, indexed by claim: the verdict and the numbers it rests on."""
     leading = found.drop_duplicates("id")
+    directions = leading["direction"].map(lambda text: f" ({text})" if text else "")
     shown = pd.DataFrame({
-        "claim": leading["claim"], "verdict": leading["verdict"],
-        "points the claim's way": leading["direction"].replace("", "–"),
-        "measured": leading["metric"].replace("", "–"),
+        "claim": leading["claim"], "verdict": leading["verdict"] + directions,
         "seed": [number(x) for x in leading["seed_value"]],
         "ours": [number(x) for x in leading["ours_honest"]],
         "baseline": [number(x) for x in leading["baseline"]], "n": leading["n"].astype(int),
