@@ -217,6 +217,7 @@ class PlaceModelConfig(TrainedStage):
     num_blocks: Count = 2  # of two convolutions, before the action and again after it
     steps: Annotated[int, Ge(1), Le(4)] = 4  # that it looks back, within a stack of frames
     num_actions: Count = 18
+    temperature: Positive = 0.5  # of what dreams draw: below 1 a code that is likely is likelier
     ema: BelowOne = 0.99  # of the weights, whose average plays and dreams; 0 takes the last
     code_weight: Positive = 0.1  # of a nat of codes, all places together, beside one of reward
     batch_size: Count = 128
@@ -264,7 +265,7 @@ class AgentConfig:
     num_levels: Count = 3
     num_codes: Count = 256
     kind: Literal["residual", "product"] = "residual"
-    outcome_share: Share = 0.06  # of the world model's batches: shortly before a reward or death
+    outcome_share: Share = 0.25  # of the world model's batches: shortly before a reward or death
     forget: Share = 0.1  # of the changes of places, in half of what the world model learns from
     shifts: CountOrZero = 16  # ways in which frames are also moved against the grid of places
     sticky: BelowOne = 0.0

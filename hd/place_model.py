@@ -4,12 +4,9 @@ A step is L x G codes (hd.patches), G places on a grid. What is seen of the last
 between neighbouring places by convolutions, so that what it learns of an object at one place holds
 at all places. Where an object stands inside its place changes its codes altogether: so the model
 also learns from frames that are moved against the grid (random shifts, as in Kostrikov et al.
-2020), and is told where each place then is. Places take turns, so that no two neighbours are drawn
-at once: drawn each by itself, a ball that is here or there would be in both places, or in none. A
-place first says whether it changes, and only then its new codes, level by level, each given the
-coarser ones: most places are background and cost nothing. Last come the reward and the end, given
-the whole next step. Rewards are predicted by sign, as the agent learns from signs (Mnih et al.
-2015).
+2020), and is told where each place then is. First it says where anything changes, then, for these
+places alone, the new codes level by level, each given the coarser ones: most places are background
+and cost nothing. Rewards are predicted by sign, as the agent learns from signs (Mnih et al. 2015).
 """
 
 from __future__ import annotations
@@ -23,8 +20,6 @@ from hd.run.training import Loss
 from hd.world_model import check_ids, draw
 
 SIGNS = (-1.0, 0.0, 1.0)  # of a reward, in the order of the head's outputs
-# In which a step is drawn: every second row and column, from these on. Places two apart share one.
-TURNS = ((0, 0), (0, 1), (1, 1), (1, 0))
 WAVES = 6  # of the place's row and column each: sines and cosines, the longest over two frames
 
 
@@ -63,15 +58,9 @@ class PlaceModel(nn.Module):
                                    for i in range(cfg.num_blocks))
         self.acted_norm = nn.LayerNorm(width)
         # What is predicted.
-        numbers = torch.arange(num_places).view(grid, grid)
-        self.turns = [turn for turn in TURNS if max(turn) < grid]
-        self.turn_places = [numbers[row::2, column::2].flatten() for row, column in self.turns]
-        self.register_buffer("back", torch.cat(self.turn_places).argsort(), persistent=False)
-        self.drawn_input = nn.Linear(2 * code + 1, width)
-        self.told = _Told(width, grid)
-        self.change = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
-        nn.init.zeros_(self.change[-1].weight)
-        nn.init.constant_(self.change[-1].bias, -2.0)  # few places change
+        self.change = nn.Linear(width, 1)
+        nn.init.zeros_(self.change.weight)
+        nn.init.constant_(self.change.bias, -2.0)  # few places change
         self.place_query = nn.Linear(2 + 4 * WAVES, width)
         for part in self.place_query.parameters():
             nn.init.zeros_(part)
@@ -136,24 +125,9 @@ class PlaceModel(nn.Module):
             x = block(x)
         return self.acted_norm(x)
 
-    def shown(self, before, after, changes):
-        """(..., width): what places show of themselves once they are drawn, from how they are read
-        before and after (..., E) and whether they change (...)."""
-        changes = changes[..., None].to(before.dtype)
-        return self.drawn_input(torch.cat([before, after.to(before.dtype), changes], -1))
-
-    def told_in_turns(self, acted, shown):
-        """(B, G, width): what each place knows when its turn comes; acted and shown are such."""
-        told, is_drawn = [acted[:, self.turn_places[0]]], shown.new_zeros(self.num_places, 1)
-        for i, turn in enumerate(self.turns[1:], 1):
-            is_drawn = is_drawn.clone()
-            is_drawn[self.turn_places[i - 1]] = 1
-            told.append(self.told(acted, shown * is_drawn, turn))
-        return torch.cat([part.to(shown.dtype) for part in told], 1)[:, self.back]
-
-    def outcome(self, told):
+    def outcome(self, acted):
         """The reward's sign as logits (B, 3) and the continue logit (B,)."""
-        out = self.outcome_head(self.summary(told).flatten(1)).float()
+        out = self.outcome_head(self.summary(acted).flatten(1)).float()
         return out[:, :-1], out[:, -1]
 
     def code_logits(self, level: int, at, coarser, tables, keys):
@@ -168,11 +142,10 @@ class PlaceModel(nn.Module):
         return [project(book) + embedding for project, book, embedding in
                 zip(self.key_projections, self.codebooks, self.key_embedding)]
 
-    def at_places(self, told, changes, places):
-        """told (B, G, width) at the places (B, G) bool that change -> (M, width); places: (1, G, 2
-        + 4 WAVES) or one for each of B."""
-        query = self.place_query(places).expand(len(told), -1, -1)
-        return told[changes] + query[changes].to(told.dtype)
+    def at_places(self, acted, changes, places):
+        """acted (B, G, width) at the places (B, G) bool that change -> (M, width)."""
+        query = self.place_query(places).expand(len(acted), -1, -1)
+        return acted[changes] + query[changes].to(acted.dtype)
 
     def loss(self, batch) -> Loss:
         """batch: tokens (B, T, L, G) of T = cfg.steps steps, actions (B, T) with the one at the
@@ -184,20 +157,18 @@ class PlaceModel(nn.Module):
         tokens, actions = batch["tokens"].long(), batch["actions"]
         target, tables, keys = batch["next"].long(), self.tables(), self.keys()
         places = self.places(batch.get("shift"))
-        embedded = self.embed(tokens, tables)
-        acted = self.act(self.state(embedded, actions[:, :-1], places), actions[:, -1])
+        state = self.state(self.embed(tokens, tables), actions[:, :-1], places)
+        acted = self.act(state, actions[:, -1])
         changes = (target != tokens[:, -1]).any(1)
-        shown = self.shown(embedded[:, -1], self.embed(target, tables), changes)
-        told = self.told_in_turns(acted, shown)
         parts = {"changes": F.binary_cross_entropy_with_logits(
-            self.change(told)[..., 0].float(), changes.float(), reduction="sum") / len(tokens)}
-        at, codes = self.at_places(told, changes, places), target.transpose(1, 2)[changes]
+            self.change(acted)[..., 0].float(), changes.float(), reduction="sum") / len(tokens)}
+        at, codes = self.at_places(acted, changes, places), target.transpose(1, 2)[changes]
         for level in range(self.num_levels):
             logits = self.code_logits(level, at, codes[:, :level], tables, keys)
             parts[f"l{level}_cross_entropy"] = F.cross_entropy(
                 logits, codes[:, level], reduction="sum") / len(tokens)
         total = self.cfg.code_weight * sum(parts.values())
-        signs, going_on = self.outcome(acted + shown)
+        signs, going_on = self.outcome(acted)
         parts["reward"] = F.cross_entropy(signs, batch["rewards"].sign().long() + 1)
         parts["continue"] = F.binary_cross_entropy_with_logits(going_on, batch["continues"])
         return Loss(total + parts["reward"] + parts["continue"], parts)
@@ -245,58 +216,31 @@ class PlaceDreamer:
         is the next step, sampled with the generator, or the most likely."""
         model = self.model
         acted = model.act(self.state, actions)
-        before, self.tokens = self.embedded[:, -1], self.tokens.clone()
-        after, is_new = before.clone(), torch.zeros_like(before[..., 0], dtype=torch.bool)
-        chances = torch.rand(is_new.shape, generator=generator,
-                             device=generator.device).to(is_new.device)
-        unchanged = model.shown(before, before, is_new)
-        shown = torch.zeros_like(unchanged)
-        for turn, places in zip(model.turns, model.turn_places):
-            told = model.told(acted, shown, turn) if any(turn) else acted[:, places]
-            chance = model.change(told)[..., 0].float().sigmoid()
-            changes = chance > 0.5 if greedy else chances[:, places] < chance
-            codes = self._new_codes(told, changes, self.places[:, places], generator, greedy)
-            is_new.zero_()
-            is_new[:, places] = changes
-            self.tokens.transpose(1, 2)[is_new] = codes
-            after[is_new] = model.embed(codes[..., None], self.tables)[:, 0].to(after.dtype)
-            shown[:, places] = unchanged[:, places]
-            shown[is_new] = model.shown(before[is_new], after[is_new], changes[changes])
-        signs, going_on = model.outcome(acted + shown)
-        self.embedded = torch.cat([self.embedded[:, 1:], after[:, None]], 1)
+        chance = (model.change(acted)[..., 0].float() / model.cfg.temperature).sigmoid()
+        if greedy:
+            changes = chance > 0.5
+        else:
+            changes = torch.rand(chance.shape, generator=generator,
+                                 device=generator.device).to(chance.device) < chance
+        self.tokens = self.tokens.clone()
+        self.tokens.transpose(1, 2)[changes] = self._new_codes(acted, changes, generator, greedy)
+        signs, going_on = model.outcome(acted)
+        embedded = model.embed(self.tokens, self.tables)
+        self.embedded = torch.cat([self.embedded[:, 1:], embedded[:, None]], 1)
         self.actions = torch.cat([self.actions[:, 1:], actions[:, None]], 1)
         self.state = model.state(self.embedded, self.actions, self.places)
         return signs.softmax(-1) @ signs.new_tensor(SIGNS), going_on.sigmoid()
 
-    def _new_codes(self, told, changes, places, generator, greedy):
+    def _new_codes(self, acted, changes, generator, greedy):
         """(M, L): the codes of the places that change."""
         model = self.model
-        at = model.at_places(told, changes, places)
+        at = model.at_places(acted, changes, self.places)
         codes = at.new_zeros((len(at), model.num_levels), dtype=torch.int64)
         for level in range(model.num_levels if len(at) else 0):
             logits = model.code_logits(level, at, codes[:, :level], self.tables, self.keys)
-            codes[:, level] = logits.argmax(-1) if greedy else draw(logits.softmax(-1), generator)
+            codes[:, level] = logits.argmax(-1) if greedy else draw(
+                (logits / model.cfg.temperature).softmax(-1), generator)
         return codes
-
-
-class _Told(nn.Module):
-    """What the places of a turn know: their own, what their neighbours show, the mean over all."""
-
-    def __init__(self, width: int, grid: int):
-        super().__init__()
-        self.grid, self.norm = grid, nn.LayerNorm(width)
-        self.mix = nn.Conv2d(width, width, 3, stride=2)
-        self.overview, self.out = nn.Linear(width, width), nn.Linear(width, width)
-
-    def forward(self, x, shown, turn: tuple[int, int]):
-        """x, shown (B, G, width) -> (B, the places of the turn, width)."""
-        (row, column), shape = turn, (self.grid, self.grid)
-        y = F.silu(self.norm(x) + shown)
-        pictures = F.pad(y.unflatten(1, shape).permute(0, 3, 1, 2), (1, 1, 1, 1))
-        mixed = self.mix(pictures[..., row:, column:]).permute(0, 2, 3, 1).flatten(1, 2)
-        mixed = mixed + self.overview(y.sum(1) / self.grid)[:, None]
-        own = x.unflatten(1, shape)[:, row::2, column::2].flatten(1, 2)
-        return own + self.out(F.silu(mixed))
 
 
 class _Block(nn.Module):

@@ -73,31 +73,21 @@ def taught():
     return model.eval(), walks(450)
 
 
-def known_in_turns(model, batch):
-    """What each place knows of the next step when its turn comes, and where places are."""
-    tables, places = model.tables(), model.places()
-    embedded = model.embed(batch["tokens"], tables)
-    acted = model.act(model.state(embedded, batch["actions"][:, :-1], places),
-                      batch["actions"][:, -1])
-    changes = (batch["next"] != batch["tokens"][:, -1]).any(1)
-    shown = model.shown(embedded[:, -1], model.embed(batch["next"], tables), changes)
-    return acted, shown, places
-
-
-def test_the_loss_is_the_sum_over_places_each_given_those_before_it():
+def test_the_loss_is_that_of_every_place_by_itself():
     model, batch = tiny_model(), any_batch()
     parts = model.loss(batch).parts
     tables, keys = model.tables(), model.keys()
-    acted, shown, places = known_in_turns(model, batch)
-    told = model.told_in_turns(acted, shown)
+    places = model.places()
+    acted = model.act(model.state(model.embed(batch["tokens"], tables), batch["actions"][:, :-1],
+                                  places), batch["actions"][:, -1])
     changes, codes = 0.0, torch.zeros(L)
     for b in range(len(acted)):
         for place in range(G):
             now, after = batch["tokens"][b, -1, :, place], batch["next"][b, :, place]
-            chance = model.change(told[b, place]).sigmoid()[0]
+            chance = model.change(acted[b, place]).sigmoid()[0]
             is_changed = bool((now != after).any())
             changes -= torch.log(chance if is_changed else 1 - chance)
-            at = (told[b, place] + model.place_query(places)[0, place])[None]
+            at = (acted[b, place] + model.place_query(places)[0, place])[None]
             for level in range(L if is_changed else 0):
                 logits = model.code_logits(level, at, after[None, :level], tables, keys)
                 codes[level] += F.cross_entropy(logits, after[None, level])
@@ -105,51 +95,6 @@ def test_the_loss_is_the_sum_over_places_each_given_those_before_it():
     for level in range(L):
         assert parts[f"l{level}_cross_entropy"].item() == pytest.approx(
             codes[level].item() / 6, rel=1e-4)
-    signs, going_on = model.outcome(acted + shown)
-    assert parts["reward"].item() == pytest.approx(
-        F.cross_entropy(signs, batch["rewards"].sign().long() + 1).item(), rel=1e-4)
-    assert parts["continue"].item() == pytest.approx(-F.logsigmoid(going_on).mean().item(),
-                                                     rel=1e-4)
-
-
-def test_a_place_knows_what_was_drawn_before_its_turn_and_no_neighbour_shares_its_turn():
-    model, batch = tiny_model(), any_batch()
-    acted, shown, _ = known_in_turns(model, batch)
-    told = model.told_in_turns(acted, shown)
-    turn = {place: i for i, places in enumerate(model.turn_places) for place in places.tolist()}
-    assert sorted(turn) == list(range(G))
-    for place in range(G):
-        other = shown.clone()
-        other[:, place] += torch.randn(shown.shape[-1])
-        is_told = ((model.told_in_turns(acted, other) - told).abs().amax((0, 2)) > 1e-6).tolist()
-        assert is_told == [turn[place] < turn[there] for there in range(G)]
-        row, column = divmod(place, 3)
-        near = {3 * r + c for r in range(row - 1, row + 2) for c in range(column - 1, column + 2)
-                if r in range(3) and c in range(3)} - {place}
-        assert turn[place] not in {turn[there] for there in near}
-
-
-def test_what_is_here_or_there_is_dreamt_in_one_place():
-    """Every place by itself would draw the mark twice, or not at all, every second time."""
-    model = tiny_model()
-    tokens = torch.zeros(2, T, L, G, dtype=torch.int64)
-    tokens[:, :, :, 4] = 1  # in the middle of the grid; it leaves to the left or upwards
-    after = torch.zeros(2, L, G, dtype=torch.int64)
-    after[0, :, 3], after[1, :, 1] = 1, 1
-
-    def batches(i):
-        rows = torch.randint(2, (64,), generator=torch.Generator().manual_seed(i))
-        return {"tokens": tokens[rows], "actions": torch.zeros(64, T, dtype=torch.int64),
-                "next": after[rows], "rewards": torch.zeros(64), "continues": torch.ones(64)}
-
-    training.train(model, batches, dataclasses.replace(CFG, num_steps=200), Unkept())
-    dream = imagine(model.eval(), tokens[:1].expand(400, -1, -1, -1),
-                    torch.zeros(400, T - 1, dtype=torch.int64),
-                    replayed(torch.zeros(400, 1, dtype=torch.int64)), horizon=1,
-                    generator=torch.Generator().manual_seed(0), features="hidden")
-    is_there = (dream.tokens[:, 1, 0] == 1).float()
-    assert (is_there.sum(1) == 1).float().mean() > 0.97
-    assert 0.4 < is_there[:, 3].mean() < 0.6 and 0.4 < is_there[:, 1].mean() < 0.6
 
 
 def test_codes_are_read_by_their_vectors_as_long_as_nothing_else_is_learned():
