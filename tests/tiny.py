@@ -44,7 +44,8 @@ def commit(root) -> str:
 
 def record_of(**changes):
     return {"stage": "encoder", "profile": "quick", "variant": "base", "seed": 0,
-            "games": list(GAMES), "config": {"lr": 1.0, "num_steps": 10, "batch_size": 2}, "device": "Test CPU",
+            "games": list(GAMES), "config": {"lr": 1.0, "num_steps": 10, "batch_size": 2},
+            "device": "Test CPU",
             "git": {"commit": "abc1234567", "dirty": False}, "wall_seconds": 40.0, **changes}
 
 
