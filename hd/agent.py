@@ -41,6 +41,8 @@ PLAYED = "played.npz"  # in the folder of a finished agent
 WARMUP_CHUNK = 50  # updates between checkpoints before the first block
 UNMOVED = 0.25  # of the world model's batches; the others are moved by one of Store.shifts
 OUTCOME_AHEAD = 8  # steps before an outcome that count as shortly before it
+SURPRISE_POWER = 0.7  # of the nats a step took, by which it is drawn (Schaul et al. 2016)
+REMEASURED = 1024  # old steps a chunk, whose surprise is measured anew
 CURVE_EVERY = 1024  # steps between points of the learning curve
 
 
@@ -132,7 +134,8 @@ class Store:
 
     frames (E, T, 84, 84) and ram (E, T, 128) uint8, actions int64, rewards and continues float32,
     ends bool, starts: the step at which the episode of each step began. tokens (S, E, T, L, G): of
-    the frames moved by each of the shifts (S, 2), pixels down and right, the first (0, 0).
+    the frames moved by each of the shifts (S, 2), pixels down and right, the first (0, 0). surprise
+    float32: the nats that what followed a step took when they were last measured, 0 until then.
     """
 
     def __init__(self, cfg: AgentConfig, num_places: int, shifts=((0, 0),)):
@@ -146,6 +149,8 @@ class Store:
         self.rewards, self.continues = np.zeros((2, E, T), np.float32)
         self.ends = np.zeros((E, T), bool)
         self.starts = np.zeros((E, T), np.int64)
+        self.surprise = np.zeros((E, T), np.float32)
+        self._reach = np.zeros(0)  # of surprise, the running sum that steps are drawn by
 
     def add(self, frames, ram, actions, rewards, continues, ends) -> None:
         """One step of every emulator: what was seen (E, 84, 84) and (E, 128), what was done, and
@@ -222,22 +227,63 @@ class Store:
         return emulators, np.maximum(times - rng.integers(0, OUTCOME_AHEAD, count),
                                      self.starts[emulators, times])
 
-    def model_batch(self, rng: np.random.Generator, count: int, steps: int) -> dict:
-        """For hd.place_model.PlaceModel.loss: a share of the steps from shortly before outcomes,
-        which are few and decide; some changes are forgotten, see forget_changes."""
-        emulators, times = self.pick(rng, count)
-        decisive = self.pick_before_outcomes(rng, int(self.cfg.outcome_share * count))
-        emulators[:len(decisive[0])], times[:len(decisive[1])] = decisive
-        moved = np.where(rng.random(count) < UNMOVED, 0, rng.integers(0, len(self.shifts), count))
+    def pick_surprising(self, rng: np.random.Generator, count: int):
+        """Emulators and times (count,), the more often the worse what followed was foretold; none
+        where nothing was measured yet."""
+        if not self._reach.size or not self._reach[-1]:
+            return np.zeros((2, 0), np.int64)
+        drawn = np.searchsorted(self._reach, self._reach[-1] * rng.random(count), side="right")
+        return np.divmod(drawn.clip(max=self._reach.size - 1), self._reach.size // len(self.ends))
+
+    def measure_surprise(self, model: PlaceModel, rng: np.random.Generator, first: int) -> None:
+        """Of all steps from the first on that have a next one, and of REMEASURED others."""
+        last = self.length - 1
+        emulators, times = np.indices((len(self.ends), max(0, last - first))).reshape(2, -1)
+        times += first
+        if first:
+            emulators = np.append(emulators, rng.integers(0, len(self.ends), REMEASURED))
+            times = np.append(times, rng.integers(0, min(first, last), REMEASURED))
+        for part in np.array_split(np.arange(len(times)), -(-len(times) // REMEASURED) or 1):
+            at = emulators[part], times[part]
+            batch = {name: value.to(model.codebooks.device)
+                     for name, value in self.transitions(*at, model.cfg.steps).items()}
+            with torch.no_grad(), training.autocast(model.cfg):
+                found = model.surprise(batch).float().cpu().numpy()
+            self.surprise[at] = np.where(self.ends[at], 0, found)  # nothing follows an end
+        self.weigh_surprise()
+
+    def weigh_surprise(self) -> None:
+        """Make ready for pick_surprising what self.surprise holds."""
+        self._reach = np.cumsum(self.surprise[:, :max(0, self.length - 1)].astype(float)
+                                ** SURPRISE_POWER)
+
+    def transitions(self, emulators, times, steps: int, moved=None) -> dict:
+        """For hd.place_model.PlaceModel: steps up to and with `times`, and what came of them."""
+        moved = np.zeros(len(times), np.int64) if moved is None else moved
         tokens, actions = self.windows(emulators, times, steps, moved)
         ended = self.ends[emulators, times][:, None, None]
         after = np.where(ended, tokens[:, -1], self.tokens[moved, emulators, times + 1])
-        parts = {"tokens": forget_changes(tokens, rng, self.cfg.forget),
-                 "actions": actions, "next": after,
+        parts = {"tokens": tokens, "actions": actions, "next": after,
                  "shift": (self.shifts[moved] / SIDE).astype(np.float32),
                  "rewards": self.rewards[emulators, times],
                  "continues": self.continues[emulators, times]}
         return {name: torch.from_numpy(part) for name, part in parts.items()}
+
+    def model_batch(self, rng: np.random.Generator, count: int, steps: int) -> dict:
+        """For hd.place_model.PlaceModel.loss: a share of the steps by surprise, another from
+        shortly before outcomes, which are few and decide; some changes are forgotten, see
+        forget_changes."""
+        emulators, times = self.pick(rng, count)
+        decisive = self.pick_before_outcomes(rng, int(self.cfg.outcome_share * count))
+        emulators[:len(decisive[0])], times[:len(decisive[1])] = decisive
+        surprising = self.pick_surprising(rng, int(self.cfg.surprise_share * count))
+        start = count - len(surprising[0])
+        emulators[start:], times[start:] = surprising
+        moved = np.where(rng.random(count) < UNMOVED, 0, rng.integers(0, len(self.shifts), count))
+        batch = self.transitions(emulators, times, steps, moved)
+        batch["tokens"] = torch.from_numpy(
+            forget_changes(batch["tokens"].numpy(), rng, self.cfg.forget))
+        return batch
 
     def policy_batch(self, rng: np.random.Generator, count: int, steps: int) -> dict:
         """Real contexts for hd.policy.ActorCritic.loss."""
@@ -395,6 +441,10 @@ class _Loop:
             self.agent.fit_codec(frames, self.run_of.seed)
             self.learners["model"].model.read_codebooks(self.agent.codec.quantizer.codebooks)
         self.store.encode(self.agent.codec, first)
+        if self.cfg.surprise_share:
+            self.agent.eval()
+            rng = rng_for(self.run_of.seed, "agent surprise", k)
+            self.store.measure_surprise(self.agent.model, rng, max(0, first - 1))
         self._learn(chunk)
 
     def _learn(self, chunk: Chunk) -> None:
@@ -486,6 +536,8 @@ class _Loop:
                    for name, value in module.state_dict().items()}
         for name, learner in self.learners.items():
             tensors |= {f"{name}.{key}": value for key, value in learner.state.tensors().items()}
+        tensors["store.surprise"] = torch.from_numpy(
+            self.store.surprise[:, :self.store.length].copy())
         runs.save_checkpoint(self.run_of, tensors, {
             "step": done, "length": self.store.length, "history": self.history,
             "episodes": self.episodes, "wall_seconds": self.seconds,
@@ -498,7 +550,7 @@ class _Loop:
             self.remove_blocks()
             return 0
         tensors, notes = saved
-        apart: dict[str, dict] = {name: {} for name in (*self._beside(), *self.learners)}
+        apart: dict[str, dict] = {name: {} for name in (*self._beside(), *self.learners, "store")}
         for key, value in tensors.items():
             owner, _, name = key.partition(".")
             apart[owner][name] = value
@@ -514,6 +566,8 @@ class _Loop:
         if self.store.length != notes["length"]:
             raise InputError(self._damaged(self._block(notes["step"]).parent))
         self.store.encode(self.agent.codec)
+        self.store.surprise[:, :self.store.length] = apart["store"]["surprise"]
+        self.store.weigh_surprise()
         return notes["step"]
 
     def _block(self, k: int) -> Path:

@@ -265,7 +265,8 @@ class AgentConfig:
     num_levels: Count = 3
     num_codes: Count = 256
     kind: Literal["residual", "product"] = "residual"
-    outcome_share: Share = 0.25  # of the world model's batches: shortly before a reward or death
+    surprise_share: Share = 0.5  # of the world model's batches: by how badly it foretold a step
+    outcome_share: Share = 0.06  # of them: shortly before a reward or death
     forget: Share = 0.1  # of the changes of places, in half of what the world model learns from
     shifts: CountOrZero = 16  # ways in which frames are also moved against the grid of places
     sticky: BelowOne = 0.0

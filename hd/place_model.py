@@ -154,24 +154,36 @@ class PlaceModel(nn.Module):
 
         Codes count in nats a step, all places and levels together, times cfg.code_weight.
         """
+        nats, acted = self._nats(batch)
+        parts = {name: each.mean() for name, each in nats.items()}
+        total = self.cfg.code_weight * sum(parts.values())
+        signs, going_on = self.outcome(acted)
+        parts["reward"] = F.cross_entropy(signs, batch["rewards"].sign().long() + 1)
+        parts["continue"] = F.binary_cross_entropy_with_logits(going_on, batch["continues"])
+        return Loss(total + parts["reward"] + parts["continue"], parts)
+
+    def surprise(self, batch):
+        """(B,): the nats that the codes of the next step took; batch as loss has it."""
+        return sum(self._nats(batch)[0].values())
+
+    def _nats(self, batch):
+        """Of a batch as loss has it: name -> (B,), the nats of what changes and of each level's
+        codes, and what was known of the next step (B, G, width)."""
         tokens, actions = batch["tokens"].long(), batch["actions"]
         target, tables, keys = batch["next"].long(), self.tables(), self.keys()
         places = self.places(batch.get("shift"))
         state = self.state(self.embed(tokens, tables), actions[:, :-1], places)
         acted = self.act(state, actions[:, -1])
         changes = (target != tokens[:, -1]).any(1)
-        parts = {"changes": F.binary_cross_entropy_with_logits(
-            self.change(acted)[..., 0].float(), changes.float(), reduction="sum") / len(tokens)}
+        nats = {"changes": F.binary_cross_entropy_with_logits(
+            self.change(acted)[..., 0].float(), changes.float(), reduction="none").sum(1)}
         at, codes = self.at_places(acted, changes, places), target.transpose(1, 2)[changes]
+        rows = changes.nonzero()[:, 0]
         for level in range(self.num_levels):
             logits = self.code_logits(level, at, codes[:, :level], tables, keys)
-            parts[f"l{level}_cross_entropy"] = F.cross_entropy(
-                logits, codes[:, level], reduction="sum") / len(tokens)
-        total = self.cfg.code_weight * sum(parts.values())
-        signs, going_on = self.outcome(acted)
-        parts["reward"] = F.cross_entropy(signs, batch["rewards"].sign().long() + 1)
-        parts["continue"] = F.binary_cross_entropy_with_logits(going_on, batch["continues"])
-        return Loss(total + parts["reward"] + parts["continue"], parts)
+            each = F.cross_entropy(logits, codes[:, level], reduction="none")
+            nats[f"l{level}_cross_entropy"] = each.new_zeros(len(tokens)).index_add(0, rows, each)
+        return nats, acted
 
     # ---- dreams
 

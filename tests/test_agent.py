@@ -14,7 +14,7 @@ from torch import nn
 from hd import agent, config, play, stages
 from hd.agent import Agent, Emulators, Store, chunks_of
 from hd.atari import GAMES, AtariGame
-from hd.config import AgentConfig, InputError
+from hd.config import AgentConfig, InputError, PlaceModelConfig
 from hd.imagination import imagine
 from hd.report import figures, tables
 from hd.run import runs, weights
@@ -125,8 +125,52 @@ def test_steps_shortly_before_outcomes_are_learned_from_more_often():
     assert set(zip(emulators.tolist(), times.tolist())) == {
         *((0, t) for t in range(393, 401)), *((1, t) for t in range(300, 303))}
     store.tokens[0, 0, 393:401] = 1
-    batch = store.model_batch(rng, 5000, 2)
+    batch = store.model_batch(rng, 5000, 2)  # nothing is surprising: nothing was measured
     assert (batch["tokens"][:, -1] == 1).float().mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+class Foretells(torch.nn.Module):
+    """A world model to which a step is as surprising as its number says."""
+
+    def __init__(self):
+        super().__init__()
+        self.cfg = dataclasses.replace(PlaceModelConfig(), steps=3)
+        self.register_buffer("codebooks", torch.zeros(1))
+        self.asked = 0
+
+    def surprise(self, batch):
+        self.asked += len(batch["actions"])
+        return batch["tokens"][:, -1, 0, 0].float()
+
+
+def test_steps_that_were_foretold_badly_are_learned_from_more_often():
+    store, rng, model = filled_store(), np.random.default_rng(0), Foretells()
+    assert store.pick_surprising(rng, 5)[0].tolist() == [], "nothing is measured yet"
+    store.measure_surprise(model, rng, 0)
+    assert model.asked == 16, "of nine steps of two emulators the last has no next one"
+    assert store.surprise[0, :9].tolist() == [0, 1, 2, 3, 0, 5, 6, 7, 0], "step 4 ends a game"
+    emulators, times = store.pick_surprising(rng, 40_000)
+    drawn = np.zeros_like(store.surprise)
+    np.add.at(drawn, (emulators, times), 1)
+    expected = store.surprise**agent.SURPRISE_POWER
+    assert drawn / len(times) == pytest.approx(expected / expected.sum(), abs=0.01)
+
+
+def test_only_what_is_new_and_some_of_what_is_old_is_measured_again():
+    store, rng, model = filled_store(), np.random.default_rng(0), Foretells()
+    store.measure_surprise(model, rng, 6)
+    assert model.asked == 2 * 2 + agent.REMEASURED
+    assert store.surprise[:, 6:8].tolist() == [[6, 7], [6, 0]]
+
+
+def test_a_share_of_the_batch_is_drawn_by_surprise():
+    store = filled_store()
+    store.cfg = dataclasses.replace(store.cfg, surprise_share=0.5, outcome_share=0.0,
+                                    recent_share=0.0)
+    store.surprise[1, 6] = 3.0
+    store.weigh_surprise()
+    now = store.model_batch(np.random.default_rng(0), 4000, 3)["tokens"][:, -1, 0, 0]
+    assert (now == 6).float().mean().item() == pytest.approx(0.5 + 0.5 / 8, abs=0.02)
 
 
 def test_forgotten_changes_show_what_was_there_or_nothing():

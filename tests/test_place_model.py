@@ -73,6 +73,17 @@ def taught():
     return model.eval(), walks(450)
 
 
+def test_what_is_surprising_is_what_the_codes_cost_row_by_row():
+    model, batch = tiny_model(), any_batch()
+    nats, parts = model.surprise(batch), model.loss(batch).parts
+    assert nats.shape == batch["tokens"].shape[:1]
+    assert nats.mean().item() == pytest.approx(
+        sum(value.item() for name, value in parts.items() if name not in ("reward", "continue")),
+        rel=1e-5)
+    one = {name: value[:1] for name, value in batch.items()}
+    assert model.surprise(one).item() == pytest.approx(nats[0].item(), rel=1e-4)
+
+
 def test_the_loss_is_that_of_every_place_by_itself():
     model, batch = tiny_model(), any_batch()
     parts = model.loss(batch).parts
