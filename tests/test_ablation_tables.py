@@ -36,7 +36,7 @@ def test_arms_stand_beside_base_with_interval_baseline_and_seeds(published):
     root = published("mask.strict", [0.4])
     wide = ablation_tables.compared("mask", "audit", results_dir=root)
     row = wide[wide["game"] == "breakout"].loc["l0_changed_accuracy"]
-    assert row["base"] == "0.200 of 0.100, 0.300"
+    assert row["base"] == "0.200 of 0.10, 0.30"
     assert row["strict"] == "0.400"
     assert (row["baseline"], row["seeds"]) == ("0.500", 1)
     assert list(wide.index.unique()) == list(METRICS)

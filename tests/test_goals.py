@@ -53,7 +53,7 @@ def test_variants_stand_side_by_side_with_their_intervals(published):
     root = published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.4)])
     found = line(root, "representation", "R2 of ball_x", "Pong")
     assert found["base"] == "0.300 (0.400), n=1"
-    assert found["hi-dreamer"] == "0.930 of 0.900, 0.960 (0.970), n=2"
+    assert found["hi-dreamer"] == "0.930 of 0.90, 0.96 (0.970), n=2"
     assert (found["base reaches it"], found["hi-dreamer reaches it"]) == ("no", "yes")
 
 

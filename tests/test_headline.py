@@ -109,7 +109,7 @@ def test_few_seeds_stand_one_by_one_and_are_never_bold(tmp_path):
     for seed, value in enumerate((0.5, 0.75)):
         write_table(tmp_path / "desk", [row("r2_ball_x", value, game="pong", baseline=0.25)],
                     seed=seed, profile="desk")
-    assert "| 0.625 of 0.500, 0.750 (untrained encoder 0.250) |" in short(tmp_path)[2]
+    assert "| 0.625 of 0.50, 0.75 (untrained encoder 0.250) |" in short(tmp_path)[2]
 
 
 def test_the_published_table_has_at_most_twelve_rows_and_counts_every_claim():

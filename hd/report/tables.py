@@ -248,8 +248,8 @@ def spread(values, low: float, high: float, digits: int = 3) -> str:
 
 
 def with_spread(mean: str, values, low: float, high: float) -> str:
-    """"0.5 [0.4, 0.6]", "0.5 of 0.4, 0.6" or "0.5": a mean as text, and its spread."""
-    found = spread(values, low, high)
+    """"0.500 [0.400, 0.600]", "0.500 of 0.40, 0.60" or "0.500": a mean as text, and its spread."""
+    found = spread(values, low, high, digits=2 if math.isnan(low) else 3)
     return f"{mean} {'' if found.startswith('[') else 'of '}{found}" if found else mean
 
 
