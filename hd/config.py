@@ -403,7 +403,7 @@ PROFILES = {
         probes=ProbeConfig(max_rows=20_000, epochs=40),
     ),
     "paper": Profile(
-        "paper", "the seed's sizes and training lengths, for one GPU",
+        "paper", "the seed's sizes and lengths (world model: 60,000 of 146,250 steps), for one GPU",
         encoder=EncoderConfig(num_steps=35_000, batch_size=256, eval_every=3500),
         tokenizer=TokenizerConfig(num_steps=3650, batch_size=4096),
         decoder=DecoderConfig(num_steps=10_000, batch_size=256, lr=1e-3),
