@@ -215,6 +215,29 @@ def test_over_seeds_gives_mean_interval_and_n():
     assert tables.over_seeds(table[table["seed"] < 3])[tables.SPREAD].tolist() == ["0, 3, 6"]
 
 
+def test_the_best_baseline_stands_beside_a_mean_by_name_where_it_is_another_method():
+    table = long_table([
+        row("l0_accuracy", 0.6, game="pong", baseline=0.5),
+        row("l0_accuracy[repeat_last]", 0.7, game="pong"),
+        row("l0_accuracy[frequency]", 0.2, game="pong"),
+        row("l0_accuracy", 0.6, game="breakout", baseline=0.5),
+        row("l0_accuracy[repeat_last]", 0.4, game="breakout"),
+        row("l0_accuracy[source tracker]", 0.9, game="pong", baseline=0.3),
+        row("dream_error_ball_x", 9.0, game="pong", step=1, baseline=20.0),
+        row("dream_error_ball_x[extrapolated]", 1.0, game="pong", step=1),
+        row("dream_error_ball_x", 9.0, game="pong", step=5, baseline=20.0),
+        row("diversity", 1.0, game="pong", baseline=0.5)])
+    shown = tables.over_seeds(table)
+    names = shown.index + " " + shown["game"]
+    found = dict(zip(names, shown["baseline"]))
+    assert found["l0_accuracy pong"] == "0.700 last code"
+    assert found["l0_accuracy breakout"] == "0.500"
+    assert found["l0_accuracy[source tracker] pong"] == "0.300"
+    assert found["dream_error_ball_x, step 1 pong"] == "1 last velocity", "less is better"
+    assert found["dream_error_ball_x, step 5 pong"] == "20"
+    assert found["diversity pong"] == "0.500", "neither more nor less is better"
+
+
 def test_optional_metrics_are_shown_where_the_table_has_them():
     table = long_table([row("diversity", 1), row("real_return", 2)])
     names = [tables.over_seeds(table, ["diversity"], optional=optional).index.tolist()

@@ -10,6 +10,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,13 +19,17 @@ from hd import atari, config
 from hd.config import GAMES, InputError
 from hd.run import runs
 from hd.run.intervals import interval_over_seeds
-from hd.run.metrics import METRICS, Metric, key_of, matches
+from hd.run.metrics import METRICS, Metric, key_of, matches, parsed
 from hd.run.storage import ROOT, shown
 
 # Pages show whole tables: nothing is cut to dots.
 pd.set_option("display.max_colwidth", 400, "display.max_rows", 400, "display.max_columns", 40)
 
 KEYS = ["stage", "variant", "game", "step", "split", "metric"]
+TRIVIAL = {  # methods that learn nothing of the game, by what stands in a metric's brackets
+    "repeat_last": "last code", "frequency": "most frequent code", "extrapolated": "last velocity",
+    "majority": "most frequent value", "pixel_pca": "pixels", "untrained": "untrained",
+    "ngram": "n-gram"}
 SPREAD = "seeds or 95% interval"  # of FEWEST_SEEDS seeds and more the interval
 TITLES = {**{name: game.title for name, game in atari.GAMES.items()}, "all": "all games"}
 
@@ -280,6 +285,7 @@ def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
                optional: Iterable[str] = (), digits: int = 3) -> pd.DataFrame:
     """Metrics and games down; columns game, mean, SPREAD, baseline, n; text.
 
+    The baseline is the best of those of best_baselines, by name where it is not the metric's own.
     A fresh table has the published mean beside its own, where there is one. optional: metrics that
     are shown too where the table has them, such as those that only long dreams have.
     """
@@ -289,11 +295,37 @@ def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
                                                          found["high"])]
     shown_table = pd.DataFrame({
         "game": found["game"], "mean": [number(x, digits) for x in found["mean"]],
-        SPREAD: bounds, "baseline": [number(x, digits) for x in found["baseline"]],
+        SPREAD: bounds, "baseline": [" ".join(filter(None, (number(value, digits), name)))
+                                    for value, name in best_baselines(found, table)],
         "n": found["n"]})
     if "published_as" in table.attrs:
         shown_table["published"] = _published_means(table.attrs["published_as"], found, digits)
     return shown_table.set_axis(_labels(found), axis=0)
+
+
+def best_baselines(found: pd.DataFrame, table: pd.DataFrame) -> list[tuple[float, str]]:
+    """For each row of found, a summary of table: the best value among its own baseline and the
+    TRIVIAL methods that the table has of the same quantity, and the method's name, "" where it is
+    the row's own; where neither is better, its own."""
+    methods = [name for name in dict.fromkeys(table["metric"])
+               if any(word in TRIVIAL for word in parsed(name).words)]
+    others = summarise(table, methods) if methods else found[:0]
+    beside = {}
+    for row in others.to_dict("records"):
+        name = parsed(row["metric"])
+        left = tuple(word for word in name.words if word not in TRIVIAL)
+        (method,) = set(name.words) - set(left)
+        place = *(str(row[key]) for key in KEYS if key != "metric"), replace(name, words=left)
+        beside.setdefault(place, []).append((row["mean"], TRIVIAL[method]))
+    best = []
+    for row in found.to_dict("records"):
+        place = *(str(row[key]) for key in KEYS if key != "metric"), parsed(row["metric"])
+        better = {"higher": max, "lower": min}.get(METRICS[key_of(row["metric"])].better)
+        known = [(row["baseline"], ""), *beside.get(place, [])]
+        known = [one for one in known if not math.isnan(one[0])]
+        best.append(better(known, key=lambda one: one[0]) if better and known
+                    else (row["baseline"], ""))
+    return best
 
 
 def _published_means(names, found: pd.DataFrame, digits: int) -> list[str]:
