@@ -17,6 +17,7 @@ from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
 from hd.report.tables import (
     TITLES,
+    best_baselines,
     fresh_or_published,
     listed,
     number,
@@ -48,15 +49,12 @@ HEADLINE = (  # stage, metric, in words, what stands in brackets
     ("policy", "real_return", "return in the real game", "random play"),
 )
 COMPARED = ("base", "hi-dreamer")
-SUMMARY = (  # stage, metric, in words, trivial methods: [method] of the metric, "" its baseline
-    ("encoder", "f1_overall", "RAM state read from embeddings, F1",
-     {"": "untrained encoder", "pixel_pca": "pixels", "majority": "most frequent value"}),
-    ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²",
-     {"": "untrained encoder", "pixel_pca": "pixels"}),
-    ("world_model", "l0_accuracy", "next coarse code, accuracy",
-     {"": "n-gram", "repeat_last": "last code", "frequency": "most frequent code"}),
-    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", {"": "last step copied"}),
-    ("policy", "real_return", "return in the real game", {"": "random play"}),
+SUMMARY = (  # stage, metric, in words, what its own baseline is
+    ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
+    ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
+    ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
+    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
+    ("policy", "real_return", "return in the real game", "random play"),
 )
 Cell = namedtuple("Cell", ("words", "game", "variant", "num_seeds", "text", "devices"))
 DREAM_STEP = 15  # the longest dream that a headline looks at
@@ -134,46 +132,35 @@ def summary(results_dir=None, *, claims_page: str) -> str:
 def _compared(root: Path, profile: str) -> list[Cell]:
     """What a profile's published tables say of each metric of SUMMARY."""
     cells = []
-    for stage, metric, words, trivial in SUMMARY:
+    for stage, metric, words, own in SUMMARY:
         for variant in COMPARED:
             if tables_of(root / profile / stage, variant):
                 table = fresh_or_published(root, profile, stage, variant)
                 devices = {record["device"] for record in table.attrs["records"]}
-                for row in _of_metric(table, metric):
+                found = _of_metric(table, metric)
+                for row, best in zip(found.to_dict("records"), best_baselines(found, table)):
                     after = "" if pd.isna(row["step"]) else f" after {row['step']:g} steps"
                     cells.append(Cell(words + after, row["game"], variant, row["n"],
-                                      _beside_best(row, table, trivial), frozenset(devices)))
+                                      _beside_best(row, *best, own), frozenset(devices)))
     return cells
 
 
-def _of_metric(table: pd.DataFrame, metric: str) -> list[dict]:
+def _of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The metric over seeds, a row per game; that of dreams at step DREAM_STEP or before."""
-    if metric not in set(table["metric"]):
-        return []
-    found = summarise(table, [metric])
+    found = summarise(table[table["metric"] == metric])
     if found["step"].notna().any():
         found = found[found["step"] == found["step"][found["step"] <= DREAM_STEP].max()]
-    return found.to_dict("records")
+    return found
 
 
-def _beside_best(row: Mapping, table: pd.DataFrame, trivial: Mapping[str, str]) -> str:
-    """value, seeds or [interval] (best baseline), bold where all of an interval is above it.
-
-    trivial: other method of the metric, "" for the metric's own baseline -> what it is called.
-    """
-    reached = {trivial[""]: row["baseline"]}
-    for method in filter(None, trivial):
-        for other in _of_metric(table, f"{row['metric']}[{method}]"):
-            if other["game"] == row["game"]:
-                reached[trivial[method]] = other["mean"]
-    reached = {name: value for name, value in reached.items() if not pd.isna(value)}
-    if not reached:
-        return _with_spread(number(row["mean"]), row)
-    best = max(reached, key=reached.get)
+def _beside_best(row: Mapping, baseline: float, name: str, own: str) -> str:
+    """value, seeds or [interval] (best baseline), bold where all of an interval is above it; name:
+    of the baseline, "" where it is the metric's own."""
     mean = number(row["mean"])
-    if row["low"] > reached[best]:
+    if row["low"] > baseline:
         mean = f"**{mean}**"
-    return f"{_with_spread(mean, row)} ({best} {number(reached[best])})"
+    text = _with_spread(mean, row)
+    return text if pd.isna(baseline) else f"{text} ({name or own} {number(baseline)})"
 
 
 def _comparison(profile: str, cells: list[Cell]) -> str:
