@@ -351,7 +351,7 @@ def test_each_game_can_be_played_by_an_untrained_agent():
         assert act(seen, torch.Generator().manual_seed(0)).item() in GAMES[game].actions
 
 
-def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_path, capsys):
+def test_the_report_shows_theagents_of_the_largest_profile_that_has_any(tmp_path, capsys):
     assert tables.agents(tmp_path) is None and tables.agent_points(tmp_path) == {}
     assert "python -m hd run agent --game pong" in capsys.readouterr().out
     run = agent_run(**{"agent.eval_episodes": 1})
@@ -383,8 +383,8 @@ def test_the_report_shows_the_points_that_agents_won_while_they_learned(tmp_path
     rows = pd.DataFrame({"metric": ["real_return", "share_won", "share_won"], "game": "pong",
                          "seed": 0, "step": [np.nan, 64, 128], "value": [-20.0, 0.1, 0.4],
                          "baseline": [-20.5, 0.05, 0.05]})
-    monkeypatch.setattr(tables, "_profile_of_agents", lambda results_dir: "audit")
-    monkeypatch.setattr(tables, "_agents_of", lambda results_dir, profile: {"pong": "base-pong"})
+    monkeypatch.setattr(tables, "profile_of_agents", lambda results_dir: "audit")
+    monkeypatch.setattr(tables, "agents_of", lambda results_dir, profile: {"pong": "base-pong"})
     monkeypatch.setattr(tables, "fresh_or_published", lambda *args: rows)
     found = tables.shares_won(tmp_path)
     assert found["value"].tolist() == [0.1, 0.4]

@@ -115,8 +115,28 @@ def test_few_seeds_stand_one_by_one_and_are_never_bold(tmp_path):
 def test_the_published_table_has_at_most_twelve_rows_and_counts_every_claim():
     text = headline.summary(claims_page="claims")
     assert 0 < len(re.findall(r"^\| (?!profile)\w", text, re.MULTILINE)) <= 12
-    of, *counts = map(int, re.findall(r"(?:Of | )(\d+) ", text.splitlines()[0]))
-    assert of == sum(counts) == 25 and text.splitlines()[0].endswith("(claims).")
+    (line,) = (line for line in text.splitlines() if line.startswith("Of "))
+    of, *counts = map(int, re.findall(r"(?:Of | )(\d+) ", line))
+    assert of == sum(counts) == 25 and line.endswith("(claims).")
+
+
+def test_the_agents_stand_first_with_what_others_reached(tmp_path):
+    def write(profile, game, seed, value):
+        write_table(tmp_path / profile, [
+            row("real_return", value, game=game, baseline=-20.0),
+            row("real_return[ci_low]", value - 1, game=game),
+            row("real_return[ci_high]", value + 1, game=game)], stage="agent",
+            variant=f"base-{game}", seed=seed, profile=profile, made_seconds=600.0,
+            config={"num_steps": 46_080, "batch_size": 2})
+
+    write("quick", "pong", 0, -13.0)
+    write("audit", "pong", 0, 12.0)
+    write("audit", "breakout", 0, 5.0)
+    write("audit", "breakout", 1, 7.0)
+    lines = headline.summary(tmp_path, claims_page="claims").splitlines()
+    assert lines[0].startswith("| profile audit, the agent | steps | minutes | return |")
+    assert lines[2] == "| Pong | 46,080 | 10 | 12 [11, 13] | -20 | 14.6 | 20.4 | 16.7 | 1 |"
+    assert lines[3].startswith("| Breakout | 46,080 | 10 | 6 of 5, 7 | -20 | 30.5 |")
 
 
 def test_the_committed_headlines_are_those_of_the_committed_tables():

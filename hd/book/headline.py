@@ -15,18 +15,22 @@ from hd import config
 from hd.audit import claims
 from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
+from hd.report import reference
 from hd.report.tables import (
     TITLES,
+    agents_of,
     best_baselines,
     fresh_or_published,
     listed,
     number,
+    profile_of_agents,
     summarise,
     tables_of,
     with_baseline,
     with_spread,
 )
 from hd.run.intervals import FEWEST_SEEDS
+from hd.run.metrics import named
 from hd.run.storage import ROOT, write_text
 
 NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
@@ -53,9 +57,9 @@ SUMMARY = (  # stage, metric, in words, what its own baseline is
     ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
     ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
     ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
-    ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
     ("policy", "real_return", "return in the real game", "random play"),
 )
+PUBLISHED = ("Human", "DIAMOND", "BBF")  # whose returns stand beside the agent's
 Cell = namedtuple("Cell", ("words", "game", "variant", "num_seeds", "text", "devices"))
 DREAM_STEP = 15  # the longest dream that a headline looks at
 
@@ -93,8 +97,8 @@ def _headline_of(root: Path, profile: str, chosen: str) -> str:
     if not lines:
         return ""
     games = " | ".join(TITLES[game] for game in GAMES)
-    named = profile if chosen == "base" else f"{profile}, variant {chosen}"
-    return "\n".join([f"**{named}**: {config.PROFILES[profile].purpose}", "",
+    heading = profile if chosen == "base" else f"{profile}, variant {chosen}"
+    return "\n".join([f"**{heading}**: {config.PROFILES[profile].purpose}", "",
                       f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
                       *lines, "", f"Value of seeds, from {FEWEST_SEEDS} on [95% interval] "
                       "(baseline), held-out episodes. "
@@ -110,14 +114,16 @@ def _with_spread(mean: str, row: Mapping) -> str:
 
 
 def summary(results_dir=None, *, claims_page: str) -> str:
-    """Markdown for the README and the book's first page: how many claims got which verdict, and
-    base beside hi-dreamer at the largest profile that has both, else base alone at its largest.
+    """Markdown for the README and the book's first page: what the agents reached, how many claims
+    got which verdict, and base beside hi-dreamer at the largest profile that has both, else base
+    alone at its largest.
 
     claims_page: the link to the page of claims.
     """
     root = Path(results_dir or ROOT / "results")
     counted = claims.counted(root)
-    parts = [f"Of {sum(counted.values())} claims: "
+    parts = [_agents(root)] if profile_of_agents(root) else []
+    parts += [f"Of {sum(counted.values())} claims: "
              + ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
              + f". [Each with its numbers]({claims_page})."] if counted else []
     measured = {profile: _compared(root, profile) for profile in reversed(config.PROFILES)
@@ -127,6 +133,38 @@ def summary(results_dir=None, *, claims_page: str) -> str:
             if needed <= {cell.variant for cell in cells}:
                 return "\n\n".join([*parts, _comparison(profile, cells)])
     return "\n\n".join(parts) or NOTHING
+
+
+def _agents(root: Path) -> str:
+    """Markdown: what the online agents of the largest profile with any reached, a row a game."""
+    profile, lines, devices = profile_of_agents(root), [], []
+    for game, name in agents_of(root, profile).items():
+        table = fresh_or_published(root, profile, "agent", name)
+        records = table.attrs["records"]
+        (row,) = _of_metric(table, "real_return").to_dict("records")
+        scores = [reference.anchor("atari100k", method, TITLES[game]) for method in PUBLISHED]
+        minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
+        lines.append("| " + " | ".join([
+            TITLES[game], number(records[0]["config"]["num_steps"], 6), number(minutes, 2),
+            _of_episodes(row, table), number(row["baseline"]), *map(number, scores),
+            str(row["n"])]) + " |")
+        devices += [record["device"] for record in records]
+    return "\n".join([
+        f"| profile {profile}, the agent | steps | minutes | return | random play | "
+        f"{' | '.join(PUBLISHED)} | seeds |", "|---|---|---|---|---|" + "---|" * len(PUBLISHED)
+        + "---|", *lines, "", "Mean unclipped return of whole real episodes by the last policy, "
+        "without sticky actions; of one seed with the 95% interval over its episodes. Others' "
+        "returns are after 100,000 steps, as published (`results/reference/anchors.csv`). Device: "
+        f"{listed(devices, '; ')}."])
+
+
+def _of_episodes(row: Mapping, table: pd.DataFrame) -> str:
+    """The return over seeds; of a single one with its interval over episodes."""
+    if row["n"] > 1:
+        return _with_spread(number(row["mean"]), row)
+    low, high = (table.loc[table["metric"] == named("real_return", bound), "value"].item()
+                 for bound in ("ci_low", "ci_high"))
+    return f"{number(row['mean'])} [{number(low)}, {number(high)}]"
 
 
 def _compared(root: Path, profile: str) -> list[Cell]:

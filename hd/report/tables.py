@@ -101,13 +101,13 @@ def agents(results_dir) -> pd.DataFrame | None:
 
     Where there is no table it prints a line that says so, and returns None.
     """
-    profile = _profile_of_agents(results_dir)
+    profile = profile_of_agents(results_dir)
     if profile is None:
         print(f"No table of an online agent. To make one: python -m hd run agent --game "
               f"{config.GAMES[0]} --profile audit")
         return None
     shown_tables = []
-    for name in _agents_of(results_dir, profile).values():
+    for name in agents_of(results_dir, profile).values():
         table = fresh_or_published(results_dir, profile, "agent", name)
         print(provenance_line(table))
         shown_tables.append(over_seeds(table[table["step"].isna()]))
@@ -116,8 +116,8 @@ def agents(results_dir) -> pd.DataFrame | None:
 
 def agent_points(results_dir) -> dict[str, dict[str, list[dict]]]:
     """The learning curves of the agents of `agents`: game -> "seed 0" -> points."""
-    profile, curves = _profile_of_agents(results_dir), {}
-    for game, name in _agents_of(results_dir, profile).items() if profile else ():
+    profile, curves = profile_of_agents(results_dir), {}
+    for game, name in agents_of(results_dir, profile).items() if profile else ():
         for path in paths_of(results_dir, profile, "agent", name):
             beside = path.with_name(f"{path.stem}-history.csv")
             if beside.exists():
@@ -130,20 +130,20 @@ def agent_points(results_dir) -> dict[str, dict[str, list[dict]]]:
 def shares_won(results_dir) -> pd.DataFrame:
     """The points that the agents of `agents` won while they learned: rows of share_won, of every
     game in which points are lost as well."""
-    profile = _profile_of_agents(results_dir)
+    profile = profile_of_agents(results_dir)
     found = [fresh_or_published(results_dir, profile, "agent", name)
-             for name in (_agents_of(results_dir, profile).values() if profile else ())]
+             for name in (agents_of(results_dir, profile).values() if profile else ())]
     rows = pd.concat(found) if found else pd.DataFrame({"metric": []})
     return rows[rows["metric"] == "share_won"]
 
 
-def _profile_of_agents(results_dir) -> str | None:
+def profile_of_agents(results_dir) -> str | None:
     """The largest profile that has an online agent; smoke says nothing about quality."""
     found = (profile for profile in reversed(config.PROFILES) if profile != "smoke")
-    return next((profile for profile in found if _agents_of(results_dir, profile)), None)
+    return next((profile for profile in found if agents_of(results_dir, profile)), None)
 
 
-def _agents_of(results_dir, profile: str) -> dict[str, str]:
+def agents_of(results_dir, profile: str) -> dict[str, str]:
     """Of each game that has an agent, what its tables' names begin with."""
     found = {game: f"base-{game}" for game in config.GAMES}
     return {game: name for game, name in found.items()
