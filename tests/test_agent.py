@@ -351,7 +351,7 @@ def test_each_game_can_be_played_by_an_untrained_agent():
         assert act(seen, torch.Generator().manual_seed(0)).item() in GAMES[game].actions
 
 
-def test_the_report_shows_theagents_of_the_largest_profile_that_has_any(tmp_path, capsys):
+def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_path, capsys):
     assert tables.agents(tmp_path) is None and tables.agent_points(tmp_path) == {}
     assert "python -m hd run agent --game pong" in capsys.readouterr().out
     run = agent_run(**{"agent.eval_episodes": 1})
@@ -372,10 +372,14 @@ def test_the_report_shows_theagents_of_the_largest_profile_that_has_any(tmp_path
     assert "profile audit" in capsys.readouterr().out
     assert set(found["game"]) == {"pong"} and "real_return" in found.index
     assert not found.index.str.startswith("training_return").any()
-    assert tables.agent_points(tmp_path) == {
-        "pong": {"seed 0": [{"step": 320, "minutes": 1.5, "return": -20.5}]}}
+    (curve,) = tables.agent_points(tmp_path)["pong"].values()
+    assert curve[:-1] == [{"step": 320, "minutes": 1.5, "return": -20.5}]
+    assert curve[-1]["is_final"] and curve[-1]["step"] == run.cfg.num_steps
+    assert curve[-1]["return"] == float(found.loc["real_return", "mean"])
     fig = figures.agent_curves(tables.agent_points(tmp_path), {"pong": {"Human": 14.6}})
     assert [ax.get_ylabel() for ax in fig.axes] == ["Pong, return"] * 2
+    stars = [line for line in fig.axes[0].get_lines() if line.get_marker() == "*"]
+    assert [line.get_ydata().tolist() for line in stars] == [[curve[-1]["return"]]]
 
 
 def test_the_report_shows_the_points_that_agents_won_while_they_learned(tmp_path, monkeypatch):

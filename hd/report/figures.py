@@ -251,15 +251,22 @@ def show_agents(results_dir) -> None:
 def agent_curves(histories: Mapping[str, Mapping[str, list[dict]]],
                  anchors: Mapping[str, Mapping[str, float]] | None = None) -> Figure:
     """A line of panels per game: the return of the last training episodes over steps of the real
-    game and over minutes. histories: game -> name -> points of an agent's record; anchors: game ->
-    name -> a return to compare with, drawn across."""
+    game and over minutes, and a star where the last policy's whole episodes were scored. histories:
+    game -> name -> points of an agent's record, or of hd.report.tables.agent_points; anchors: game
+    -> name -> a return to compare with, drawn across."""
     fig, axes = panels(len(histories), 2, width=3.4)
     for line, (game, curves) in zip(axes, histories.items()):
         for ax, x, xlabel in zip(line, ("step", "minutes"), ("steps of the real game", "minutes")):
             for name, history in curves.items():
-                points = [point for point in history if point["return"] is not None]
-                ax.plot([point[x] for point in points], [point["return"] for point in points],
-                        marker="." if len(points) < 15 else None, label=name)
+                points = [point for point in history
+                          if point["return"] is not None and not point.get("is_final")]
+                (curve,) = ax.plot([point[x] for point in points],
+                                   [point["return"] for point in points],
+                                   marker="." if len(points) < 15 else None, label=name)
+                for point in history:
+                    if point.get("is_final"):
+                        ax.plot(point[x], point["return"], "*", ms=10, color=curve.get_color(),
+                                label=f"{name}, the last policy")
                 if not points:
                     ax.text(0.5, 0.5, "no episode ended", ha="center", va="center",
                             transform=ax.transAxes)

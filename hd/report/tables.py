@@ -115,15 +115,21 @@ def agents(results_dir) -> pd.DataFrame | None:
 
 
 def agent_points(results_dir) -> dict[str, dict[str, list[dict]]]:
-    """The learning curves of the agents of `agents`: game -> "seed 0" -> points."""
+    """The learning curves of the agents of `agents`: game -> "seed 0" -> points; the last of them
+    has "is_final" and is the return of the last policy in whole episodes."""
     profile, curves = profile_of_agents(results_dir), {}
     for game, name in agents_of(results_dir, profile).items() if profile else ():
         for path in paths_of(results_dir, profile, "agent", name):
             beside = path.with_name(f"{path.stem}-history.csv")
             if beside.exists():
-                seed = f"seed {load_with_record(path)[1]['seed']}"
-                points = pd.read_csv(beside)[["step", "minutes", "return"]]
-                curves.setdefault(game, {})[seed] = points.dropna().to_dict("records")
+                table, record = load_with_record(path)
+                points = pd.read_csv(beside)[["step", "minutes", "return"]].dropna()
+                points = points.to_dict("records")
+                (score,) = table.loc[table["metric"] == "real_return", "value"]
+                points.append({"step": record["config"]["num_steps"],
+                               "minutes": record["made_seconds"] / 60, "return": score,
+                               "is_final": True})
+                curves.setdefault(game, {})[f"seed {record['seed']}"] = points
     return curves
 
 
