@@ -63,6 +63,9 @@ def chunks_of(cfg: AgentConfig) -> list[Chunk]:
     if cfg.prefill % cfg.num_emulators or cfg.block % cfg.num_emulators:
         raise InputError(f"prefill and block must be multiples of the {cfg.num_emulators} "
                          f"emulators; got {cfg.prefill} and {cfg.block}")
+    if cfg.surprise_share + cfg.outcome_share > 1:
+        raise InputError(f"surprise_share and outcome_share are shares of one batch: at most 1 "
+                         f"together; got {cfg.surprise_share} and {cfg.outcome_share}")
     warmup = [Chunk(0, min(WARMUP_CHUNK, cfg.model_warmup - done), 0)
               for done in range(0, cfg.model_warmup, WARMUP_CHUNK)]
     warmup += [Chunk(0, 0, min(WARMUP_CHUNK, cfg.dreams_warmup - done))

@@ -56,7 +56,8 @@ def test_the_work_holds_the_prefill_the_warmup_and_the_blocks_that_fit():
 
 @pytest.mark.parametrize("changes, message", [
     ({"num_steps": 270}, "270 steps must hold its prefill of 256 and a block of 32"),
-    ({"block": 30}, "multiples of the 4 emulators; got 256 and 30")])
+    ({"block": 30}, "multiples of the 4 emulators; got 256 and 30"),
+    ({"surprise_share": 0.99}, "shares of one batch: at most 1 together; got 0.99 and 0.06")])
 def test_budgets_that_do_not_fit_are_refused_before_any_work(changes, message):
     assert message in refusal(learned, **changes)
 

@@ -36,7 +36,7 @@ from hd.audit.verdicts import (
 )
 from hd.config import GAMES
 from hd.report import reference
-from hd.report.tables import SPREAD, number
+from hd.report.tables import SPREAD, number, spread
 from hd.run.metrics import named
 from hd.run.storage import ROOT, write_atomically
 
@@ -645,9 +645,8 @@ def in_full(found: pd.DataFrame) -> str:
 
 def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of the audit as text: what was compared, the numbers, and where they stand."""
-    columns = rows[["seeds", "ci_low", "ci_high"]].itertuples(index=False)
-    spreads = [f"[{number(low)}, {number(high)}]" if low == low else seeds.replace(" ", ", ") or "–"
-               for seeds, low, high in columns]
+    spreads = [spread([*map(float, seeds.split())], low, high) or "–" for seeds, low, high
+               in zip(rows["seeds"], rows["ci_low"], rows["ci_high"])]
     return pd.DataFrame({
         "metric": rows["metric"], "seed": [number(x) for x in rows["seed_value"]],
         "its protocol": [number(x) for x in rows["ours_seed_protocol"]],

@@ -308,9 +308,9 @@ def metric_bars(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         bars(ax, found, place - 0.2, 0.38, COLOURS[0], label="measured")
         words = METRICS[key_of(metric)].baseline or "baseline"
         if found["baseline"].notna().any():
-            bars(ax, found.assign(mean=found["baseline"], low=np.nan, high=np.nan,
-                                   seeds=[()] * len(found)), place + 0.2,
-                  0.38, "#a8a8a8", label=words.partition(";")[0])
+            beside = found.assign(mean=found["baseline"], low=np.nan, high=np.nan,
+                                  seeds=[()] * len(found))
+            bars(ax, beside, place + 0.2, 0.38, "#a8a8a8", label=words.partition(";")[0])
         ax.set_xticks(place, [TITLES[game] for game in found["game"]], fontsize=8)
         ax.set(ylabel=axis_label(metric), title=f"n={found['n'].max()}")
         ax.margins(y=0.1)
