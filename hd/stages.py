@@ -29,6 +29,7 @@ from hd import (
     config,
     decoder,
     encoder,
+    experience,
     play,
     policy,
     tokenizer,
@@ -597,12 +598,12 @@ def _rows_of_new_play(run: Run, made: agent.Agent) -> list[dict]:
     new steps of each player as a fifth of the agent's own; none where what it played is not there
     (restored weights)."""
     cfg = run.cfg
-    if not (run.folder / agent.PLAYED).exists():
+    if not (run.folder / experience.PLAYED).exists():
         return []
     players = {"random": play.random_act(made.game), "agent": made.act()}
     if atari.GAMES[made.game].tracker:
         players["tracker"] = play.tracker_act(made.game)
-    fitted_on = agent.Store.saved(cfg, made.codec.num_places, run.folder)
+    fitted_on = experience.Store.saved(cfg, made.codec.num_places, run.folder)
     played = contact.new_play(made, cfg, players, num_steps=cfg.num_steps // 5, seed=run.seed)
     return (control.share_won_rows(fitted_on.rewards[:, :fitted_on.length], cfg.prefill,
                                    game=made.game)

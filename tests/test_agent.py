@@ -11,10 +11,11 @@ import torch
 from tiny import refusal
 from torch import nn
 
-from hd import agent, config, play, stages
-from hd.agent import Agent, Emulators, Store, chunks_of
+from hd import agent, config, experience, play, stages
+from hd.agent import Agent, Emulators, chunks_of
 from hd.atari import GAMES, AtariGame
 from hd.config import AgentConfig, InputError, PlaceModelConfig
+from hd.experience import Store
 from hd.imagination import imagine
 from hd.report import figures, tables
 from hd.run import runs, weights
@@ -153,14 +154,14 @@ def test_steps_that_were_foretold_badly_are_learned_from_more_often():
     emulators, times = store.pick_surprising(rng, 40_000)
     drawn = np.zeros_like(store.surprise)
     np.add.at(drawn, (emulators, times), 1)
-    expected = store.surprise**agent.SURPRISE_POWER
+    expected = store.surprise**experience.SURPRISE_POWER
     assert drawn / len(times) == pytest.approx(expected / expected.sum(), abs=0.01)
 
 
 def test_only_what_is_new_and_some_of_what_is_old_is_measured_again():
     store, rng, model = filled_store(), np.random.default_rng(0), Foretells()
     store.measure_surprise(model, rng, 6)
-    assert model.asked == 2 * 2 + agent.REMEASURED
+    assert model.asked == 2 * 2 + experience.REMEASURED
     assert store.surprise[:, 6:8].tolist() == [[6, 7], [6, 0]]
 
 
@@ -177,14 +178,14 @@ def test_a_share_of_the_batch_is_drawn_by_surprise():
 def test_forgotten_changes_show_what_was_there_or_nothing():
     tokens = np.full((4000, 2, 1, 5), 3, np.uint8)
     tokens[:, 1, :, :2] = 7  # two of five places change
-    seen = agent.forget_changes(tokens, np.random.default_rng(0), 0.5)
+    seen = experience.forget_changes(tokens, np.random.default_rng(0), 0.5)
     assert seen.dtype == np.uint8 and (seen[:, 0] == 3).all() and (seen[:, 1, :, 2:] == 3).all()
     now = seen[:, 1, 0, :2]
     for value, share in ((7, 0.75), (3, 0.125), (0, 0.125)):
         assert (now == value).mean() == pytest.approx(share, abs=0.02)
     whole_rows = (now == 7).all(1).mean()
     assert whole_rows == pytest.approx(0.5 + 0.5 * 0.25, abs=0.03)
-    assert np.array_equal(agent.forget_changes(tokens, np.random.default_rng(0), 0.0), tokens)
+    assert np.array_equal(experience.forget_changes(tokens, np.random.default_rng(0), 0.0), tokens)
 
 
 def test_shifts_begin_with_none_and_stay_within_half_a_place():

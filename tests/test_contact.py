@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from hd import config, play
-from hd.agent import Agent, Store
+from hd.agent import Agent
 from hd.atari import GAMES
 from hd.config import AgentConfig
+from hd.experience import Store
 from hd.measure import contact, places
 from hd.measure.contact import HORIZON, approaches, is_lost, near
 

@@ -15,9 +15,10 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from hd.agent import Agent, Emulators, Store
+from hd.agent import Agent, Emulators
 from hd.atari import GAMES, AtariGame, labels
 from hd.config import AgentConfig
+from hd.experience import Store
 from hd.imagination import imagine, replayed
 from hd.play import Observation
 from hd.run import training
