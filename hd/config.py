@@ -256,7 +256,7 @@ class AgentConfig:
     num_emulators: Count = 8
     model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
     dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
-    model_updates: Count = 128  # a block
+    model_updates: CountOrZero = 128  # a block
     dreams: Count = 16  # a block, each learned from as agent_policy says
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on
     recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
