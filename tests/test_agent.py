@@ -354,7 +354,8 @@ def test_each_game_can_be_played_by_an_untrained_agent():
 
 
 def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_path, capsys):
-    assert tables.agents(tmp_path) is None and tables.agent_points(tmp_path) == {}
+    assert tables.agents_in_short(tmp_path) is None and tables.agents(tmp_path) is None
+    assert tables.agent_points(tmp_path) == {}
     assert "python -m hd run agent --game pong" in capsys.readouterr().out
     run = agent_run(**{"agent.eval_episodes": 1})
     stages.make(run)
@@ -373,6 +374,11 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     found = tables.agents(tmp_path)
     assert "profile audit" in capsys.readouterr().out
     assert set(found["game"]) == {"pong"} and "real_return" in found.index
+    short = tables.agents_in_short(tmp_path)
+    assert "Pong: 320 steps" in capsys.readouterr().out and list(short) == ["Pong"]
+    returned, by_chance = found.loc["real_return", ["mean", "baseline"]]
+    assert short.loc["return of whole episodes (random play)", "Pong"] == (
+        f"{returned} ({by_chance})")
     assert not found.index.str.startswith("training_return").any()
     (curve,) = tables.agent_points(tmp_path)["pong"].values()
     assert curve[:-1] == [{"step": 320, "minutes": 1.5, "return": -20.5}]
