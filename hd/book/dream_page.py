@@ -14,7 +14,7 @@ import dataclasses
 import json
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -267,16 +267,20 @@ def _planes(tensor: np.ndarray) -> bytes:
 
 # ---- pages
 
-def publish(run: Run, *, root: Path = ROOT) -> list[Path]:
-    """Write the dream of a finished agent into the book below root; returns the files.
+def publish(agents: Sequence[Run], *, root: Path = ROOT) -> list[Path]:
+    """Write the dreams of finished agents, of a game each, into the book below root; returns the
+    files.
 
-    Raises InputError when the tree is dirty or the agent was not made from a clean commit.
+    Raises InputError before anything is written: when the tree is dirty, or an agent is missing or
+    was not made from a clean commit.
     """
     check_clean(root)
-    if runs.require(run)["git"]["dirty"] is not False:
-        raise InputError("the agent was not made from a clean commit; its dream is not published")
+    for run in agents:
+        if runs.require(run)["git"]["dirty"] is not False:
+            raise InputError(f"the agent of {stages.game_of(run)} was not made from a clean "
+                             f"commit; its dream is not published")
     folder = root / PAGES.relative_to(ROOT)
-    return [_add(dream_of(run), folder), folder / LISTED]
+    return [*[_add(dream, folder) for dream in [dream_of(run) for run in agents]], folder / LISTED]
 
 
 def write_page(run: Run, folder: Path, *, num_steps: int = PLAYED) -> Path:

@@ -8,6 +8,8 @@ const HDPage = (() => {
   const OVER = 0.5; // a chance to go on below it ends a life, or the dream
   const KEYS = { ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right", " ": "fire" };
   const SIGNS = { up: "▲", down: "▼", left: "◀", right: "▶", fire: "fire" };
+  const TRACED = 100; // steps that the lines of reward and value show
+  const FADE = 4; // steps in which the light of a changed code goes out
   const PAUSE = 1500; // milliseconds between the end of a dream and the next one
 
   const make = (kind, parent, settings = {}) =>
@@ -30,9 +32,9 @@ const HDPage = (() => {
       this.tapped = new Set();
       this.agents = {}; // by game
       this.timing = { model: 0, shown: 0 };
-      this.who = "you";
       this.build();
       this.listen();
+      this.let_play("you");
       if (window.HD_GAMES.length) this.choose(window.HD_GAMES[0].game);
       else this.say("No game's data lie beside this page.");
       requestAnimationFrame((now) => this.tick(now));
@@ -60,17 +62,18 @@ const HDPage = (() => {
         make("option", this.speed, { value: rate, text, selected: rate === RATE }));
       this.said = make("p", this.root, { className: "said", ariaLive: "polite" });
       const stage = make("div", this.root, { className: "stage" });
-      this.screens = make("div", stage, { className: "screens" });
+      const seen = make("div", stage, { className: "seen" });
+      this.screens = make("div", seen, { className: "screens" });
       this.dreamed = this.screen("the dream");
       this.real = this.screen("the real game");
-      this.build_readings(make("div", stage, { className: "readings" }));
-      this.pad = make("div", this.root, { className: "pad" });
-      this.drift = make("div", this.root, { className: "drift", hidden: true });
+      this.pad = make("div", seen, { className: "pad" });
+      this.drift = make("div", seen, { className: "drift", hidden: true });
       this.chart = make("canvas", this.drift);
       make("p", this.drift, { className: "small", textContent: "Mean difference from the real frame, in "
         + "grey levels of 255 a pixel, step by step; lower is better. A dream is of use while it "
         + "stays below both lines that know nothing of the game: the first frame kept as it is, and "
         + "the empty background." });
+      this.build_readings(make("div", stage, { className: "readings" }));
       this.levels = make("div", this.root, { className: "levels" });
       this.measured = make("p", this.root, { className: "small measured" });
       this.origin = make("p", this.root, { className: "small origin" });
@@ -95,10 +98,12 @@ const HDPage = (() => {
       reading("realShown", "in the real game");
       reading("valueShown", "value, by the critic");
       reading("goesOnShown", "chance that it goes on");
+      this.trace = make("canvas", panel, { className: "trace" });
       this.choice = make("div", panel, { className: "choice" });
       make("p", panel, { className: "small", textContent: "Rewards are predicted as signs: +1 for a "
-        + "point won, −1 for one lost. The bars show how probable each action is for the agent; bold "
-        + "is what was done." });
+        + "point won, −1 for one lost. The value is the critic's sum of rewards to come, later ones "
+        + "counting less. The bars show how probable each action is for the agent; bold is what was "
+        + "done." });
     }
 
     listen() {
@@ -194,6 +199,7 @@ const HDPage = (() => {
       this.action = null;
       this.note = "";
       this.changed_at = new Map();
+      this.traced = { value: [], reward: [] };
       this.differences = { dream: [], still: [], empty: [] };
       if (this.who === "replay") this.let_play("you");
       this.film = null;
@@ -272,6 +278,8 @@ const HDPage = (() => {
         if (code !== before[i]) this.changed_at.set(i, this.step);
       });
       this.look();
+      this.traced.value.push(this.value ?? 0);
+      this.traced.reward.push(this.reward);
       const took = performance.now() - began;
       this.timing.model += (took - this.timing.model) * (this.timing.model ? 0.05 : 1);
       if (replayed) this.hold_against_truth();
@@ -365,6 +373,7 @@ const HDPage = (() => {
       this.paint(this.dreamed, this.frame);
       if (this.film) this.paint(this.real, this.film[Math.min(this.step, this.film.length - 1)]);
       this.draw_levels();
+      this.draw_trace();
       if (shown === 2) this.draw_drift();
       this.write_readings();
     }
@@ -412,14 +421,8 @@ const HDPage = (() => {
     }
 
     draw_levels() {
-      const style = getComputedStyle(this.root), [ink, line, glow] = ["--soft", "--line", "--glow"]
-        .map((name) => style.getPropertyValue(name));
       this.grids.forEach((canvas, level) => {
-        const width = canvas.clientWidth, sharp = devicePixelRatio || 1;
-        canvas.width = width * sharp;
-        canvas.height = width * sharp;
-        const context = canvas.getContext("2d"), cell = width / this.grid;
-        context.scale(sharp, sharp);
+        const { context, width, colour } = this.drawing(canvas, canvas.clientWidth), cell = width / this.grid;
         context.textAlign = "center";
         context.textBaseline = "middle";
         context.font = `${Math.min(12, cell * 0.45)}px system-ui, sans-serif`;
@@ -427,45 +430,69 @@ const HDPage = (() => {
           const i = level * this.grid ** 2 + g, code = this.dreamer.tokens[i];
           const x = (g % this.grid) * cell, y = Math.floor(g / this.grid) * cell;
           const age = this.step - (this.changed_at.get(i) ?? -Infinity);
-          context.globalAlpha = age < 4 ? 1 - age / 4 : 0;
-          context.fillStyle = glow;
+          context.globalAlpha = age < FADE ? 1 - age / FADE : 0;
+          context.fillStyle = colour("glow");
           context.fillRect(x, y, cell, cell);
           context.globalAlpha = 1;
-          context.strokeStyle = line;
+          context.strokeStyle = colour("line");
           context.strokeRect(x + 0.5, y + 0.5, cell - 1, cell - 1);
-          context.fillStyle = age < 2 ? "#fff" : ink;
+          context.fillStyle = colour(age < FADE / 2 ? "on-glow" : "ink");
           if (code) context.fillText(code, x + cell / 2, y + cell / 2);
         }
       });
     }
 
-    draw_drift() {
-      const canvas = this.chart, width = canvas.clientWidth, height = 150, sharp = devicePixelRatio || 1;
+    /** A canvas as wide as its place, in CSS pixels, and colours of the page by name. */
+    drawing(canvas, height) {
+      const width = canvas.clientWidth, sharp = devicePixelRatio || 1, style = getComputedStyle(this.root);
       canvas.width = width * sharp;
       canvas.height = height * sharp;
       canvas.style.height = `${height}px`;
-      const context = canvas.getContext("2d"), style = getComputedStyle(this.root);
+      const context = canvas.getContext("2d");
       context.scale(sharp, sharp);
       context.font = "12px system-ui, sans-serif";
-      const steps = this.start.actions.length;
-      const top = Math.max(1, ...Object.values(this.differences).flat()) * 1.1;
-      const x = (t) => 30 + (width - 40) * t / steps, y = (value) => height - 20 - (height - 40) * value / top;
-      context.fillStyle = style.getPropertyValue("--soft");
-      context.fillText(`${steps} steps`, width - 60, height - 4);
-      context.fillText("0", 16, height - 16);
-      context.fillText((top / 1.1).toFixed(1), 2, y(top / 1.1) + 4);
-      context.fillRect(30, height - 20, width - 40, 1);
-      const names = { dream: "dream", still: "first frame kept", empty: "background alone" };
-      let at = 30;
-      for (const [kind, values] of Object.entries(this.differences)) {
-        context.strokeStyle = context.fillStyle = style.getPropertyValue(`--${kind}`);
-        context.lineWidth = kind === "dream" ? 2.5 : 1.5;
+      return { context, width, colour: (name) => style.getPropertyValue(`--${name}`) };
+    }
+
+    /** Lines over steps: {name: values} in the colours of kinds [name, colour, text], between low
+        and high; from: the step at the left edge, of num_steps to the right one. */
+    draw_lines(canvas, series, kinds, { height, low, high, from, num_steps }) {
+      const { context, width, colour } = this.drawing(canvas, height), left = 34, right = width - 8;
+      const x = (t) => left + (right - left) * (t - from) / num_steps;
+      const y = (value) => height - 18 - (height - 38) * (value - low) / (high - low);
+      const write = (text, at, line) => context.fillText(text, at, line);
+      context.fillStyle = colour("soft");
+      context.fillRect(left, y(0), right - left, 1);
+      context.textAlign = "right";
+      [...new Set([low, 0, high])].forEach((value) => write(value.toFixed(1), left - 4, y(value) + 4));
+      write(`step ${from + num_steps}`, right, height - 3);
+      context.textAlign = "left";
+      write(`step ${from}`, left, height - 3);
+      let at = left;
+      for (const [name, hue, text] of kinds) {
+        context.strokeStyle = context.fillStyle = colour(hue);
+        context.lineWidth = hue === "dream" ? 2.5 : 1.5;
         context.beginPath();
-        values.forEach((value, t) => context.lineTo(x(t + 1), y(value)));
+        series[name].forEach((value, t) => { if (t >= from) context.lineTo(x(t + 1), y(value)); });
         context.stroke();
-        context.fillText(names[kind], at, 12);
-        at += context.measureText(names[kind]).width + 16;
+        write(text, at, 12);
+        at += context.measureText(text).width + 16;
       }
+    }
+
+    draw_drift() {
+      const high = Math.max(0.1, ...Object.values(this.differences).flat());
+      this.draw_lines(this.chart, this.differences, [["empty", "empty", "background alone"],
+        ["still", "still", "first frame kept"], ["dream", "dream", "dream"]],
+      { height: 160, low: 0, high, from: 0, num_steps: this.start.actions.length });
+    }
+
+    draw_trace() {
+      const from = Math.max(0, this.step - TRACED), high = Math.max(1, ...this.traced.value.slice(from));
+      const low = Math.min(-1, ...this.traced.value.slice(from));
+      const kinds = [["reward", "still", "predicted reward"], ["value", "dream", "value"]];
+      this.draw_lines(this.trace, this.traced, kinds.slice(0, this.value === null ? 1 : 2),
+        { height: 110, low, high, from, num_steps: TRACED });
     }
 
     show_origin() {
