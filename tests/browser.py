@@ -1,4 +1,4 @@
-"""A real browser for tests: Chromium without a window, driven by its DevTools protocol on a pipe."""
+"""A real browser for tests: Chromium without a window, driven by DevTools commands on a pipe."""
 
 import base64
 import itertools
@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
@@ -15,6 +16,14 @@ SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-sh
             "--no-first-run", "--disable-background-networking", "--disable-component-update",
             "--disable-sync", "--disable-default-apps", "--host-resolver-rules=MAP * ~NOTFOUND",
             "--remote-debugging-pipe")
+# Chromium reads commands from descriptor 3 and answers on 4.
+ON_3_AND_4 = """
+import fcntl, os, sys
+here = [fcntl.fcntl(int(word), fcntl.F_DUPFD, 10) for word in sys.argv[1:3]]
+for number, place in zip(here, (3, 4)):
+    os.dup2(number, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 KEYS = {"ArrowUp": 38, "ArrowDown": 40, "ArrowLeft": 37, "ArrowRight": 39, " ": 32}
 PATIENCE = 60.0  # seconds for an answer
 
@@ -25,15 +34,14 @@ class Browser:
     def __init__(self, folder, *switches):
         to_read, for_chromium = os.pipe()
         from_here, to_write = os.pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4; a shell puts them there.
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{from_here} 4>&{for_chromium}', "sh", CHROMIUM, *SWITCHES,
-             *switches, f"--user-data-dir={folder}", "about:blank"],
+            [sys.executable, "-c", ON_3_AND_4, str(from_here), str(for_chromium), CHROMIUM,
+             *SWITCHES, *switches, f"--user-data-dir={folder}", "about:blank"],
             pass_fds=(from_here, for_chromium), stderr=subprocess.DEVNULL)
         os.close(from_here)
         os.close(for_chromium)
-        self.to_write, self.to_read, self.ids, self.rest = to_write, to_read, itertools.count(1), b""
-        self.errors, self.session = [], None
+        self.to_write, self.to_read, self.rest = to_write, to_read, b""
+        self.ids, self.errors, self.session = itertools.count(1), [], None
         pages = self.call("Target.getTargets")["targetInfos"]
         page = next(one for one in pages if one["type"] == "page")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]

@@ -26,7 +26,7 @@ ALL_BYTES = 6_000_000
 SMALL = {"agent.patch": 14, "agent.num_levels": 2, "agent.num_codes": 24, "place_model.width": 10,
          "place_model.code_width": 7, "place_model.num_blocks": 1, "place_model.steps": 3,
          "agent_policy.hidden": 12}
-NEW_STEPS = 1200
+NEW_STEPS = 480
 
 
 def tiny_run(**overrides):
@@ -37,7 +37,7 @@ def tiny_run(**overrides):
     with torch.no_grad():
         for part in made.parameters():
             part.add_(0.2 * torch.randn_like(part))
-        made.model.change.bias.fill_(-2.0)
+        made.model.change.bias.fill_(0.0)
         made.codec.background.uniform_()
         made.codec.quantizer.codebooks.normal_(std=0.3)
         made.codec.quantizer.codebooks[:, 0] = 0
@@ -261,20 +261,35 @@ def test_what_really_followed_runs_in_step_with_the_dream(shown):
     assert found["dream"][-1] == pytest.approx(np.abs(after[-1] - last).mean(), abs=1e-6)
     nearer = sum(np.array(found["dream"]) < np.minimum(found["still"], found["empty"]))
     assert f"In {nearer} of 100 steps the dream was nearer" in browser.evaluate(
-        "HDPage.said.textContent")
+        "HDPage.found.textContent")
     rewards = np.sign(start["rewards"]).sum()
     assert float(browser.evaluate("HDPage.realShown.textContent").replace("−", "-")) == rewards
     assert browser.evaluate("HDPage.action") == start["actions"][-1]
 
 
+ENDS = "HDPage.agent.model.outcome = () => [new Float32Array([0, 1, 0]), -3]"
+GOES_ON = "delete HDPage.agent.model.outcome"
+
+
 @in_browser
 def test_a_dream_that_ends_says_so_and_begins_again(pong):
-    pong.evaluate("HDPage.agent.model.outcome = () => [new Float32Array([0, 1, 0]), -3]")
+    pong.evaluate(ENDS)
     pong.click(".playButton")
     note = pong.wait_for("HDPage.over && HDPage.note")
     assert note == "At step 1 the dream expects that the game is over (chance to go on: 0.05)."
-    pong.wait_for("HDPage.playing && HDPage.step === 0 || HDPage.later && HDPage.over", seconds=10)
-    pong.wait_for("HDPage.startedAgain = !HDPage.over || HDPage.startedAgain", seconds=10)
+    pong.evaluate(GOES_ON)
+    pong.wait_for("!HDPage.over && HDPage.step > 2")
+    assert pong.evaluate("HDPage.note") == ""
+
+
+@in_browser
+def test_a_life_that_is_lost_is_counted_and_the_dream_goes_on(pong):
+    pong.evaluate("HDPage.lives = 3")
+    pong.evaluate(ENDS)
+    pong.evaluate("HDPage.advance()")
+    pong.evaluate(GOES_ON)
+    assert pong.evaluate("[HDPage.lives, HDPage.over, HDPage.note]") == [
+        2, False, "At step 1 the dream expects that a life is lost (chance to go on: 0.05)."]
 
 
 @in_browser
@@ -374,8 +389,8 @@ def test_starts_are_chosen_shortly_before_points_and_not_across_an_end():
 
 def test_starts_that_new_play_does_not_hold_are_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    said = refusal(dream_page.dream_of, tiny_run(), num_steps=200)
-    assert "200 new steps hold 0 states to start from" in said
+    said = refusal(dream_page.dream_of, tiny_run(), num_steps=80)
+    assert "80 new steps hold 0 states to start from" in said
 
 
 @pytest.mark.parametrize(("game", "keys"), [
@@ -415,25 +430,34 @@ def test_a_published_dream_holds_the_published_weights(path):
         np.testing.assert_array_equal(tensor, kept[name].numpy(), err_msg=name)
 
 
-def test_publishing_needs_clean_trees_and_lists_what_is_there(tmp_path, monkeypatch):
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A committed repository to publish in; what is made is made from a clean commit."""
     root = tmp_path / "checkout"
     root.mkdir()
     git(root, "init", "-q")
     (root / "README.md").write_text("x")
     commit(root)
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setattr(machine, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
     monkeypatch.setattr(dream_page, "PLAYED", NEW_STEPS)
-    for dirty in (True, False):
-        monkeypatch.setattr(machine, "git_state", lambda: {"commit": "a" * 40, "dirty": dirty})
-        run = tiny_run(**{"agent.sticky": 0.1 + 0.1 * dirty})
-        if dirty:
-            assert "not made from a clean commit" in refusal(dream_page.publish, [run], root=root)
-    monkeypatch.setattr(dream_page, "dream_of",
-                        lambda run, make=dream_page.dream_of: make(run, num_steps=NEW_STEPS))
-    files = dream_page.publish([run], root=root)
+    return root
+
+
+def test_publishing_writes_a_game_and_lists_it_from_a_clean_tree_only(checkout):
+    run = tiny_run()
+    files = dream_page.publish([run], root=checkout)
     assert [path.name for path in files] == ["dream-pong.js", "games.js"]
     assert '"file": "dream-pong.js"' in files[1].read_text()
-    assert "clean git tree" in refusal(dream_page.publish, [run], root=root)
+    assert dream_page.read(files[0])["made_by"]["commit"] == "a" * 40
+    assert "needs a clean git tree" in refusal(dream_page.publish, [run], root=checkout)
+
+
+def test_an_agent_from_a_dirty_tree_is_not_published(checkout, monkeypatch):
+    monkeypatch.setattr(machine, "git_state", lambda: {"commit": "a" * 40, "dirty": True})
+    assert "not made from a clean commit" in refusal(dream_page.publish, [tiny_run()],
+                                                     root=checkout)
+    assert [path.name for path in checkout.iterdir() if path.name != ".git"] == ["README.md"]
 
 
 # ---- the command line

@@ -51,14 +51,14 @@ KINDS = {"int8": np.int8, "float16": np.float16, "float32": np.float32}
 
 # ---- a game's data
 
-def dream_of(run: Run, *, num_steps: int = PLAYED) -> dict:
+def dream_of(run: Run, *, num_steps: int | None = None) -> dict:
     """All that the page knows of a finished agent's run: configuration, provenance, weights, starts
-    and cases. num_steps: that the agent plays anew, to start from.
+    and cases. num_steps: that the agent plays anew, to start from; PLAYED unless given.
 
     Raises InputError where the run is missing or damaged, or where what is played anew is too
     short.
     """
-    record, game = runs.require(run), stages.game_of(run)
+    record, game, num_steps = runs.require(run), stages.game_of(run), num_steps or PLAYED
     missing = tuple(record.get("left_out", ()))
     tensors = _packed({name: tensor.cpu().float()
                        for name, tensor in stages.load(run).state_dict().items()
@@ -283,7 +283,7 @@ def publish(agents: Sequence[Run], *, root: Path = ROOT) -> list[Path]:
     return [*[_add(dream, folder) for dream in [dream_of(run) for run in agents]], folder / LISTED]
 
 
-def write_page(run: Run, folder: Path, *, num_steps: int = PLAYED) -> Path:
+def write_page(run: Run, folder: Path, *, num_steps: int | None = None) -> Path:
     """The page of the book with this run's dream alone, in a folder; returns its index.html."""
     dream = dream_of(run, num_steps=num_steps)
     for name in SCRIPTS:

@@ -65,7 +65,8 @@ const HD = (() => {
     return last;
   }
 
-  const argmax = (values) => values.reduce((best, value, k) => (value > values[best] ? k : best), 0);
+  const argmax = (values) =>
+    values.reduce((best, value, k) => (value > values[best] ? k : best), 0);
 
   // ---- weights
 
@@ -298,8 +299,8 @@ const HD = (() => {
       return this.state;
     }
 
-    /** An action -> expected sign of the reward, continue probability; this.tokens is the next step,
-        drawn with random(), or the most likely; this.changes says where it may differ. */
+    /** An action -> expected sign of the reward, continue probability; this.tokens is the next
+        step, drawn with random(), or the most likely; this.changes says where it may differ. */
     step(action, random, greedy = false) {
       const model = this.model, temperature = model.cfg.temperature;
       const acted = model.act(this.state, action);
@@ -339,7 +340,9 @@ const HD = (() => {
         const kernel = new Float32Array(data.length);
         for (let o = 0; o < out; o++) {
           for (let i = 0; i < width; i++) {
-            for (let k = 0; k < 9; k++) kernel[(k * width + i) * out + o] = data[(o * width + i) * 9 + k];
+            for (let k = 0; k < 9; k++) {
+              kernel[(k * width + i) * out + o] = data[(o * width + i) * 9 + k];
+            }
           }
         }
         return [name, kernel];
@@ -405,12 +408,13 @@ const HD = (() => {
     constructor(cfg, tensors, legal) {
       this.cfg = cfg;
       this.legal = legal;
-      this.tensors = { actor: below(tensors, "actor.layers."), critic: below(tensors, "critic.layers.") };
+      [this.actor_layers, this.critic_layers] = ["actor", "critic"].map((name) =>
+        below(tensors, `${name}.layers.`));
     }
 
     /** Features -> the probability of each legal action, in the order of this.legal. */
     actor(features) {
-      const logits = mlp(this.tensors.actor, features), mix = this.cfg.uniform_mix;
+      const logits = mlp(this.actor_layers, features), mix = this.cfg.uniform_mix;
       const shares = softmax(this.legal.map((action) => logits[action]));
       return shares.map((share) => (1 - mix) * share + mix / this.legal.length);
     }
@@ -421,7 +425,7 @@ const HD = (() => {
 
     /** Features -> the value: discounted signs of points to come. */
     critic(features) {
-      const out = mlp(this.tensors.critic, features);
+      const out = mlp(this.critic_layers, features);
       return this.cfg.critic === "two_hot" ? two_hot(out) : out[0];
     }
   }
@@ -448,7 +452,8 @@ const HD = (() => {
       this.codec = new PatchCodec(dream.config.agent, below(tensors, "codec."));
       this.model = new PlaceModel(dream.config.place_model, below(tensors, "model."),
         this.codec.codebooks);
-      this.policy = new ActorCritic(dream.config.agent_policy, below(tensors, "policy."), dream.legal);
+      this.policy = new ActorCritic(dream.config.agent_policy, below(tensors, "policy."),
+        dream.legal);
     }
 
     dreamer(start) {
@@ -459,10 +464,10 @@ const HD = (() => {
     /** What hd.book.dream_page.cases_of had PyTorch compute at each start, computed here. */
     cases() {
       return this.dream.starts.map((start, n) => {
-        const dreamer = this.dreamer(start), model = this.model, { place, codes } = this.dream.cases[n];
-        const acted = model.act(dreamer.state, start.actions[0]);
-        const at = model.at_place(acted, place, dreamer.places), [signs, going_on] = model.outcome(acted);
-        const seen = dreamer.features();
+        const { place, codes } = this.dream.cases[n], dreamer = this.dreamer(start);
+        const model = this.model, acted = model.act(dreamer.state, start.actions[0]);
+        const at = model.at_place(acted, place, dreamer.places);
+        const [signs, going_on] = model.outcome(acted), seen = dreamer.features();
         return {
           change: [...model.change(acted)],
           codes: codes.flatMap((_, level) => [...model.code_logits(

@@ -6,7 +6,9 @@ const HDPage = (() => {
   const RATE = 15; // steps a second in the game
   const POINT = 0.5; // an expected sign beyond it is announced as a point
   const OVER = 0.5; // a chance to go on below it ends a life, or the dream
-  const KEYS = { ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right", " ": "fire" };
+  const KEYS = {
+    ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right", " ": "fire",
+  };
   const SIGNS = { up: "▲", down: "▼", left: "◀", right: "▶", fire: "fire" };
   const TRACED = 100; // steps that the lines of reward and value show
   const FADE = 4; // steps in which the light of a changed code goes out
@@ -45,21 +47,25 @@ const HDPage = (() => {
     build() {
       const bar = make("div", this.root, { className: "bar" });
       this.games = make("select", bar, { title: "game" });
-      window.HD_GAMES.forEach(({ game, title }) => make("option", this.games, { value: game, text: title }));
-      this.games.onchange = () => this.choose(this.games.value);
+      window.HD_GAMES.forEach(({ game, title }) =>
+        make("option", this.games, { value: game, text: title }));
+      const focus = () => this.root.focus({ preventScroll: true });
+      this.games.onchange = () => { this.choose(this.games.value); focus(); };
       this.startsBox = make("select", bar, { title: "where the dream starts" });
-      this.startsBox.onchange = () => this.restart();
+      this.startsBox.onchange = () => { this.restart(); focus(); };
       const button = (name, text, act) => {
         this[name] = make("button", bar, { type: "button", textContent: text, className: name });
-        this[name].onclick = () => { act(); this.root.focus({ preventScroll: true }); };
+        this[name].onclick = () => { act(); focus(); };
       };
       button("playButton", "Play", () => this.play(!this.playing));
       button("restartButton", "Restart", () => { this.restart(); this.play(true); });
-      button("agentButton", "The agent plays", () => this.let_play(this.who === "agent" ? "you" : "agent"));
+      button("agentButton", "The agent plays", () =>
+        this.let_play(this.who === "agent" ? "you" : "agent"));
       button("followedButton", "What really followed", () => this.compare());
       this.speed = make("select", bar, { title: "speed" });
-      [[5, "slow"], [RATE, "the game's speed"], [2 * RATE, "twice as fast"]].forEach(([rate, text]) =>
-        make("option", this.speed, { value: rate, text, selected: rate === RATE }));
+      for (const [rate, text] of [[5, "slow"], [RATE, "the game's speed"], [2 * RATE, "double"]]) {
+        make("option", this.speed, { value: rate, text, selected: rate === RATE });
+      }
       this.said = make("p", this.root, { className: "said", ariaLive: "polite" });
       const stage = make("div", this.root, { className: "stage" });
       const seen = make("div", stage, { className: "seen" });
@@ -69,10 +75,13 @@ const HDPage = (() => {
       this.pad = make("div", seen, { className: "pad" });
       this.drift = make("div", seen, { className: "drift", hidden: true });
       this.chart = make("canvas", this.drift);
-      make("p", this.drift, { className: "small", textContent: "Mean difference from the real frame, in "
-        + "grey levels of 255 a pixel, step by step; lower is better. A dream is of use while it "
-        + "stays below both lines that know nothing of the game: the first frame kept as it is, and "
-        + "the empty background." });
+      this.found = make("p", this.drift, { className: "found" });
+      make("p", this.drift, {
+        className: "small",
+        textContent: "Mean difference from the real frame, in grey levels of 255 a pixel, step by "
+          + "step; lower is better. A dream is of use while it stays below both guesses that know "
+          + "nothing of the game: the first frame kept as it is, and the background alone.",
+      });
       this.build_readings(make("div", stage, { className: "readings" }));
       this.levels = make("div", this.root, { className: "levels" });
       this.measured = make("p", this.root, { className: "small measured" });
@@ -80,9 +89,9 @@ const HDPage = (() => {
     }
 
     screen(text) {
-      const figure = make("figure", this.screens);
-      const canvas = make("canvas", figure, { width: HD.SIDE, height: HD.SIDE });
-      make("figcaption", figure, { textContent: text });
+      const place = make("div", this.screens);
+      const canvas = make("canvas", place, { width: HD.SIDE, height: HD.SIDE });
+      make("p", place, { className: "small", textContent: text });
       return canvas;
     }
 
@@ -100,10 +109,12 @@ const HDPage = (() => {
       reading("goesOnShown", "chance that it goes on");
       this.trace = make("canvas", panel, { className: "trace" });
       this.choice = make("div", panel, { className: "choice" });
-      make("p", panel, { className: "small", textContent: "Rewards are predicted as signs: +1 for a "
-        + "point won, −1 for one lost. The value is the critic's sum of rewards to come, later ones "
-        + "counting less. The bars show how probable each action is for the agent; bold is what was "
-        + "done." });
+      make("p", panel, {
+        className: "small",
+        textContent: "Rewards are predicted as signs: +1 for a point won, −1 for one lost. The "
+          + "value is what the critic expects of rewards to come, later ones counting less. The "
+          + "bars show how probable each action is for the agent; bold is what was done.",
+      });
     }
 
     listen() {
@@ -115,15 +126,16 @@ const HDPage = (() => {
       });
       this.root.addEventListener("keyup", (event) => this.held.delete(KEYS[event.key]));
       this.root.addEventListener("focusout", () => this.held.clear());
-      this.dreamed.parentElement.onpointerdown = () => this.root.focus({ preventScroll: true });
+      this.screens.onpointerdown = () => this.root.focus({ preventScroll: true });
       addEventListener("resize", () => this.draw());
     }
 
     build_pad() {
       this.pad.replaceChildren();
       for (const key of ["left", "up", "down", "right", "fire"].filter((name) => this.keys[name])) {
-        const button = make("button", this.pad, { type: "button", textContent: SIGNS[key], className: key,
-          ariaLabel: key });
+        const button = make("button", this.pad, {
+          type: "button", textContent: SIGNS[key], className: key, ariaLabel: key,
+        });
         button.onpointerdown = (event) => {
           event.preventDefault();
           button.setPointerCapture(event.pointerId);
@@ -200,6 +212,7 @@ const HDPage = (() => {
       this.note = "";
       this.changed_at = new Map();
       this.traced = { value: [], reward: [] };
+      this.found.textContent = "";
       this.differences = { dream: [], still: [], empty: [] };
       if (this.who === "replay") this.let_play("you");
       this.film = null;
@@ -215,7 +228,8 @@ const HDPage = (() => {
       const picture = new Image();
       picture.src = start.film;
       await picture.decode();
-      const canvas = Object.assign(document.createElement("canvas"), { width: HD.SIDE, height: picture.height });
+      const canvas = document.createElement("canvas");
+      [canvas.width, canvas.height] = [HD.SIDE, picture.height];
       const context = canvas.getContext("2d", { willReadFrequently: true });
       context.drawImage(picture, 0, 0);
       return Array.from({ length: picture.height / HD.SIDE }, (_, t) => {
@@ -243,7 +257,7 @@ const HDPage = (() => {
       if (this.agent) { this.explain(); this.draw(); }
     }
 
-    /** From the chosen start, under the actions that were really taken, beside what really followed. */
+    /** From the chosen start, under the actions really taken, beside what really followed. */
     async compare() {
       if (this.who === "replay") { this.let_play("you"); return; }
       this.play(false);
@@ -266,10 +280,11 @@ const HDPage = (() => {
 
     /** One step of the dream. */
     advance() {
-      const began = performance.now(), before = this.dreamer.tokens, replayed = this.who === "replay";
-      if (replayed && this.step >= this.start.actions.length) { this.finish(); return; }
-      if (replayed) this.action = this.start.actions[this.step];
-      else if (this.who === "agent") this.action = this.agent.policy.act(this.dreamer.features(), Math.random);
+      const began = performance.now(), before = this.dreamer.tokens;
+      const is_replay = this.who === "replay", seen = this.dreamer.features();
+      if (is_replay && this.step >= this.start.actions.length) { this.finish(); return; }
+      if (is_replay) this.action = this.start.actions[this.step];
+      else if (this.who === "agent") this.action = this.agent.policy.act(seen, Math.random);
       else this.action = this.wished();
       [this.reward, this.goes_on] = this.dreamer.step(this.action, Math.random);
       this.step += 1;
@@ -282,7 +297,7 @@ const HDPage = (() => {
       this.traced.reward.push(this.reward);
       const took = performance.now() - began;
       this.timing.model += (took - this.timing.model) * (this.timing.model ? 0.05 : 1);
-      if (replayed) this.hold_against_truth();
+      if (is_replay) this.hold_against_truth();
       this.judge();
     }
 
@@ -296,7 +311,7 @@ const HDPage = (() => {
 
     hold_against_truth() {
       const truth = this.film[this.step];
-      const background = this.agent.codec.background.data.map((value) => Math.round(255 * value));
+      const background = this.agent.codec.background.data.map((grey) => Math.round(255 * grey));
       this.differences.dream.push(apart(this.frame, truth));
       this.differences.still.push(apart(this.film[0], truth));
       this.differences.empty.push(apart(background, truth));
@@ -306,7 +321,8 @@ const HDPage = (() => {
     judge() {
       const step = `At step ${this.step} the dream expects`;
       if (Math.abs(this.reward) > POINT) {
-        this.note = `${step} a point ${this.reward > 0 ? "won" : "lost"} (${signed(this.reward, 2)}).`;
+        const outcome = this.reward > 0 ? "won" : "lost";
+        this.note = `${step} a point ${outcome} (${signed(this.reward, 2)}).`;
       }
       if (this.goes_on < OVER && this.who !== "replay") {
         this.lives -= 1;
@@ -327,23 +343,25 @@ const HDPage = (() => {
       }
       const { dream, still, empty } = this.differences;
       const nearer = dream.filter((value, t) => value < Math.min(still[t], empty[t])).length;
-      this.note = `In ${nearer} of ${dream.length} steps the dream was nearer to the real frame than `
-        + `both lines that know nothing. Mean difference: dream ${mean(dream).toFixed(2)}, first frame `
-        + `${mean(still).toFixed(2)}, background ${mean(empty).toFixed(2)}. It is drawn anew each time.`;
-      this.explain();
+      const [dreamed, kept, alone] = [dream, still, empty].map((one) => mean(one).toFixed(2));
+      this.found.textContent = `In ${nearer} of ${dream.length} steps the dream was nearer to the `
+        + `real frame than both guesses. Mean difference: dream ${dreamed}, first frame kept `
+        + `${kept}, background alone ${alone}. Another dream drawn from the same start differs.`;
     }
 
     explain() {
       const texts = {
-        you: "You play, and nothing here is the game: the world model answers to your keys and draws "
-          + "every picture itself.",
+        you: "You play, and nothing here is the game: the world model answers to your keys and "
+          + "draws every picture itself.",
         agent: "The agent plays in its own dream, as it did to learn. Press a key to take over.",
-        replay: "Left the dream, right what really followed, both under the actions that the agent "
-          + "took in the real game. The dream saw only what lies before.",
+        replay: "Left the dream, right what really followed: both under the actions that the agent "
+          + "took in the real game. The dream saw only what lay before.",
       };
-      const keys = Object.keys(this.keys).map((key) => SIGNS[key]).join(" ").replace("fire", "and space to fire");
-      const still = this.playing || this.over || this.who !== "you" ? "" : ` Press Play, or a key: ${keys}.`;
-      this.say(`${texts[this.who]}${still} ${this.note}`);
+      const keys = Object.keys(this.keys).map((key) => SIGNS[key]).join(" ");
+      const is_still = !this.playing && !this.over && this.who === "you";
+      const words = keys.replace("fire", "and space to fire");
+      const hint = is_still ? `Press Play, or a key: ${words}.` : "";
+      this.say([texts[this.who], hint, this.note].filter(Boolean).join(" "));
     }
 
     // ---- drawing
@@ -385,13 +403,15 @@ const HDPage = (() => {
     }
 
     write_readings() {
-      const { legal, meanings, starts } = this.agent.dream, rewards = this.start.rewards.slice(0, this.step);
+      const { legal, meanings } = this.agent.dream, is_replay = this.who === "replay";
+      const really = this.start.rewards.slice(0, this.step).map(Math.sign);
       this.stepShown.textContent = this.step;
       this.rewardShown.textContent = signed(this.reward, 2);
       this.pointsShown.textContent = signed(this.points, 1);
-      this.realShown.textContent = signed(rewards.reduce((sum, reward) => sum + Math.sign(reward), 0), 0);
-      this.realShown.hidden = this.realShown.previousElementSibling.hidden = this.who !== "replay";
-      this.valueShown.textContent = this.value === null ? "not in these weights" : signed(this.value, 2);
+      this.realShown.textContent = signed(really.reduce((sum, sign) => sum + sign, 0), 0);
+      this.realShown.hidden = this.realShown.previousElementSibling.hidden = !is_replay;
+      this.valueShown.textContent =
+        this.value === null ? "not in these weights" : signed(this.value, 2);
       this.goesOnShown.textContent = this.goes_on.toFixed(3);
       this.choice.replaceChildren();
       legal.forEach((action, k) => {
@@ -399,30 +419,37 @@ const HDPage = (() => {
         make("span", this.choice, { className: done, textContent: meanings[action].toLowerCase() });
         make("i", this.choice).style.width = `${100 * this.shares[k]}%`;
       });
-      const { model, shown } = this.timing;
-      const error = this.checked?.toExponential(0);
-      this.measured.textContent = (model ? `In this browser a step of the dream takes ${model.toFixed(1)} ms: `
-        + `${Math.round(1000 / model)} steps a second would be possible` : "The speed is shown once the dream runs")
-        + (shown ? `, ${(1000 / shown).toFixed(0)} are shown. ` : ". ")
-        + (error ? `At the ${starts.length} starts the model's outputs differ from PyTorch's by at most ${error}.` : "");
+      this.write_measured();
+    }
+
+    write_measured() {
+      const { model, shown } = this.timing, error = this.checked?.toExponential(0);
+      const speed = model ? `In this browser a step of the dream takes ${model.toFixed(1)} ms: `
+        + `${Math.round(1000 / model)} steps a second would be possible`
+        + `${shown ? `, ${Math.round(1000 / shown)} are shown` : ""}.`
+        : "The speed is shown once the dream runs.";
+      const exact = error ? `At the ${this.agent.dream.starts.length} starts the outputs of world `
+        + `model and policy differ from PyTorch's by at most ${error}.` : "";
+      this.measured.textContent = `${speed} ${exact}`;
     }
 
     show_levels({ num_levels, patch }) {
       this.levels.replaceChildren();
       this.grids = Array.from({ length: num_levels }, (_, level) => {
-        const figure = make("figure", this.levels), canvas = make("canvas", figure);
+        const place = make("div", this.levels), canvas = make("canvas", place);
         const grade = level === 0 ? ", coarse" : level === num_levels - 1 ? ", fine" : "";
-        make("figcaption", figure, { textContent: `level ${level}${grade}` });
+        make("p", place, { className: "small", textContent: `level ${level}${grade}` });
         return canvas;
       });
       this.grid = HD.SIDE / patch;
-      this.levels.title = `The codes of ${this.grid} × ${this.grid} places, ${patch} × ${patch} pixels each. What `
-        + "changed lights up; an empty place is code 0, the background.";
+      this.levels.title = `The codes of ${this.grid} × ${this.grid} places, ${patch} × ${patch} `
+        + "pixels each. What changed lights up; an empty place is code 0, the background.";
     }
 
     draw_levels() {
       this.grids.forEach((canvas, level) => {
-        const { context, width, colour } = this.drawing(canvas, canvas.clientWidth), cell = width / this.grid;
+        const { context, width, colour } = this.drawing(canvas, canvas.clientWidth);
+        const cell = width / this.grid;
         context.textAlign = "center";
         context.textBaseline = "middle";
         context.font = `${Math.min(12, cell * 0.45)}px system-ui, sans-serif`;
@@ -444,7 +471,8 @@ const HDPage = (() => {
 
     /** A canvas as wide as its place, in CSS pixels, and colours of the page by name. */
     drawing(canvas, height) {
-      const width = canvas.clientWidth, sharp = devicePixelRatio || 1, style = getComputedStyle(this.root);
+      const width = canvas.clientWidth, sharp = devicePixelRatio || 1;
+      const style = getComputedStyle(this.root);
       canvas.width = width * sharp;
       canvas.height = height * sharp;
       canvas.style.height = `${height}px`;
@@ -464,7 +492,7 @@ const HDPage = (() => {
       context.fillStyle = colour("soft");
       context.fillRect(left, y(0), right - left, 1);
       context.textAlign = "right";
-      [...new Set([low, 0, high])].forEach((value) => write(value.toFixed(1), left - 4, y(value) + 4));
+      new Set([low, 0, high]).forEach((value) => write(value.toFixed(1), left - 4, y(value) + 4));
       write(`step ${from + num_steps}`, right, height - 3);
       context.textAlign = "left";
       write(`step ${from}`, left, height - 3);
@@ -488,8 +516,8 @@ const HDPage = (() => {
     }
 
     draw_trace() {
-      const from = Math.max(0, this.step - TRACED), high = Math.max(1, ...this.traced.value.slice(from));
-      const low = Math.min(-1, ...this.traced.value.slice(from));
+      const from = Math.max(0, this.step - TRACED), values = this.traced.value.slice(from);
+      const high = Math.max(1, ...values), low = Math.min(-1, ...values);
       const kinds = [["reward", "still", "predicted reward"], ["value", "dream", "value"]];
       this.draw_lines(this.trace, this.traced, kinds.slice(0, this.value === null ? 1 : 2),
         { height: 110, low, high, from, num_steps: TRACED });
@@ -497,9 +525,10 @@ const HDPage = (() => {
 
     show_origin() {
       const { made_by: by, title, starts_from: from } = this.agent.dream;
-      this.origin.textContent = `${title}: the agent of profile ${by.profile}, variant ${by.variant}, seed `
-        + `${by.seed}, after ${by.steps.toLocaleString("en")} steps of the real game, trained at commit `
-        + `${by.commit.slice(0, 10)} (run ${by.identity.slice(0, 10)}). ${from}`;
+      this.origin.textContent = `${title}: the agent of profile ${by.profile}, variant `
+        + `${by.variant}, seed ${by.seed}, after ${by.steps.toLocaleString("en")} steps of the `
+        + `real game, trained at commit ${(by.commit ?? "unknown").slice(0, 10)} (run `
+        + `${by.identity.slice(0, 10)}). ${from}`;
     }
   }
 
