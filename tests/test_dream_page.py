@@ -27,6 +27,11 @@ SMALL = {"agent.patch": 14, "agent.num_levels": 2, "agent.num_codes": 24, "place
          "place_model.code_width": 7, "place_model.num_blocks": 1, "place_model.steps": 3,
          "agent_policy.hidden": 12}
 NEW_STEPS = 480
+# Numbers from 0 to 1 that are the same in every run (a linear congruential generator).
+SEEDED = """(() => {
+    let state = 1;
+    Math.random = () => (state = (Math.imul(1664525, state) + 1013904223) >>> 0) / 2 ** 32;
+})()"""
 
 
 def tiny_run(**overrides):
@@ -46,8 +51,14 @@ def tiny_run(**overrides):
     return run
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def tiny_page(tmp_path_factory):
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HD_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
         return dream_page.write_page(tiny_run(), tmp_path_factory.mktemp("tiny") / "page",
@@ -64,6 +75,7 @@ def opened(browser, page, game="pong"):
     """The page with a game that is ready to be played; returns the game's dream."""
     browser.screen(1000, 900)
     browser.open(page)
+    browser.evaluate(SEEDED)
     browser.wait_for("HDPage.checked !== undefined && HDPage.film")
     if browser.evaluate("HDPage.agent.dream.game") != game:
         browser.evaluate(f"HDPage.choose({game!r})")
@@ -265,6 +277,10 @@ def test_what_really_followed_runs_in_step_with_the_dream(shown):
     rewards = np.sign(start["rewards"]).sum()
     assert float(browser.evaluate("HDPage.realShown.textContent").replace("−", "-")) == rewards
     assert browser.evaluate("HDPage.action") == start["actions"][-1]
+    browser.click(".restartButton")  # another dream beside the same frames
+    browser.wait_for("HDPage.step > 3 && !HDPage.over")
+    assert browser.evaluate("[HDPage.who, HDPage.differences.still[0]]") == [
+        "replay", found["still"][0]]
 
 
 ENDS = "HDPage.agent.model.outcome = () => [new Float32Array([0, 1, 0]), -3]"
@@ -475,6 +491,22 @@ def test_play_interactive_writes_a_page_of_its_own(tmp_path, monkeypatch, capsys
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [*dream_page.SCRIPTS, dream_page.LISTED, "dream-breakout.js"])
     assert (written["run"].games, written["run"].profile.name) == (("breakout",), "audit")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_the_page_is_opened_only_where_there_is_a_screen(tmp_path, monkeypatch, capsys, is_there):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
+    monkeypatch.setattr(__main__.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if is_there:
+        monkeypatch.setenv("DISPLAY", ":0")
+    addresses, page = [], tmp_path / "dream" / "index.html"
+    monkeypatch.setattr(__main__.webbrowser, "open", addresses.append)
+    monkeypatch.setattr(dream_page, "write_page", lambda run, folder: page)
+    assert __main__.main(["play", "--interactive"]) == 0
+    assert capsys.readouterr().out == "$HD_ARTIFACTS/dream/index.html\n"
+    assert addresses == [page.as_uri()] * is_there
 
 
 @pytest.mark.parametrize(("words", "message"), [

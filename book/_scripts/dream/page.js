@@ -163,11 +163,15 @@ const HDPage = (() => {
 
     async choose(game) {
       this.play(false);
+      this.games.value = game;
+      this.checked = undefined;
       this.say("The agent is being loaded.");
       const { file } = window.HD_GAMES.find((one) => one.game === game);
       try {
         this.agents[game] ??= HD.Agent.read(await this.load(game, file));
-        this.agent = await this.agents[game];
+        const agent = await this.agents[game];
+        if (this.games.value !== game) return; // another was chosen meanwhile
+        this.agent = agent;
       } catch (error) {
         delete this.agents[game];
         this.say(`${file} cannot be loaded: ${error.message}.`);
@@ -175,7 +179,6 @@ const HDPage = (() => {
       }
       const { dream } = this.agent;
       this.keys = dream.keys;
-      this.games.value = game;
       this.startsBox.replaceChildren();
       dream.starts.forEach((start, n) => make("option", this.startsBox, {
         value: n, text: `start ${n + 1}: real game, step ${start.episode_step}` }));
@@ -214,12 +217,12 @@ const HDPage = (() => {
       this.traced = { value: [], reward: [] };
       this.found.textContent = "";
       this.differences = { dream: [], still: [], empty: [] };
-      if (this.who === "replay") this.let_play("you");
       this.film = null;
       this.look();
       this.explain();
       this.draw();
-      this.film = await this.film_of(this.start);
+      const start = this.start, film = await this.film_of(start);
+      if (start === this.start) this.film = film;
       this.draw();
     }
 
