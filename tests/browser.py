@@ -10,8 +10,13 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
                                                 "google-chrome"))), None)
+in_browser = pytest.mark.skipif(
+    CHROMIUM is None or os.name != "posix",  # elsewhere a pipe cannot be handed over like this
+    reason="needs Chromium, which .ci/run installs")
 SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
             "--no-first-run", "--disable-background-networking", "--disable-component-update",
             "--disable-sync", "--disable-default-apps", "--host-resolver-rules=MAP * ~NOTFOUND",

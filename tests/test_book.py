@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Browser, in_browser
 
 from hd.book import notebooks
 from hd.book.building import build_book, stage_book
@@ -209,7 +209,7 @@ def test_search_finds_a_page_in_a_browser_without_network(pages, tmp_path):
     assert any("notation" in page for page in found), found
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which .ci/run installs")
+@in_browser
 def test_the_dream_of_the_built_book_is_played_from_a_file(pages, tmp_path):
     with Browser(tmp_path) as browser:
         browser.open(pages / "dream.html")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, Browser
+from browser import Browser, in_browser
 from safetensors.torch import load_file
 from tiny import commit, git, refusal
 
@@ -21,7 +21,6 @@ from hd.run import machine, runs, weights
 
 PUBLISHED = sorted(dream_page.PAGES.glob("dream-*.js"))
 TOLERANCE = 1e-3  # of the browser's outputs, from PyTorch's
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which .ci/run installs")
 ALL_BYTES = 6_000_000
 SMALL = {"agent.patch": 14, "agent.num_levels": 2, "agent.num_codes": 24, "place_model.width": 10,
          "place_model.code_width": 7, "place_model.num_blocks": 1, "place_model.steps": 3,
@@ -235,7 +234,7 @@ def test_the_agent_takes_over_points_appear_and_a_key_takes_back(pong):
     assert done <= set(pong.evaluate("HDPage.agent.dream.legal"))
     note = pong.wait_for("HDPage.note.includes('a point') && HDPage.note", seconds=90)
     assert re.match(r"At step \d+ the dream expects a point (won|lost) \([+−][01]\.\d\d\)\.$", note)
-    assert note in pong.evaluate("HDPage.said.textContent")
+    assert pong.evaluate("HDPage.noted.textContent === HDPage.note")
     assert abs(pong.evaluate("HDPage.points")) > 0.5
     pong.key("ArrowUp", "keyDown")
     pong.wait_for("HDPage.who === 'you' && HDPage.action === 3")

@@ -66,12 +66,13 @@ const HDPage = (() => {
       for (const [rate, text] of [[5, "slow"], [RATE, "the game's speed"], [2 * RATE, "double"]]) {
         make("option", this.speed, { value: rate, text, selected: rate === RATE });
       }
-      this.said = make("p", this.root, { className: "said", ariaLive: "polite" });
+      this.said = make("p", this.root, { className: "said" });
       const stage = make("div", this.root, { className: "stage" });
       const seen = make("div", stage, { className: "seen" });
       this.screens = make("div", seen, { className: "screens" });
       this.dreamed = this.screen("the dream");
       this.real = this.screen("the real game");
+      this.noted = make("p", seen, { className: "noted", ariaLive: "polite" });
       this.pad = make("div", seen, { className: "pad" });
       this.drift = make("div", seen, { className: "drift", hidden: true });
       this.chart = make("canvas", this.drift);
@@ -156,7 +157,7 @@ const HDPage = (() => {
     }
 
     say(text) {
-      if (this.said.textContent !== text) this.said.textContent = text;
+      this.said.textContent = text;
     }
 
     // ---- what is played
@@ -364,7 +365,8 @@ const HDPage = (() => {
       const is_still = !this.playing && !this.over && this.who === "you";
       const words = keys.replace("fire", "and space to fire");
       const hint = is_still ? `Press Play, or a key: ${words}.` : "";
-      this.say([texts[this.who], hint, this.note].filter(Boolean).join(" "));
+      this.say(`${texts[this.who]} ${hint}`.trim());
+      if (this.noted.textContent !== this.note) this.noted.textContent = this.note;
     }
 
     // ---- drawing
