@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tiny import commit, git, refusal
 
 from hd import __main__, agent, config
-from hd.agent import Store
 from hd.book import dream_page
+from hd.experience import Store
 from hd.imagination import imagine, replayed
 from hd.run import machine, runs, weights
 

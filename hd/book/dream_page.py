@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from hd import stages
-from hd.agent import Agent, Store
+from hd.agent import Agent
 from hd.atari import ACTION_MEANINGS, GAMES, AtariGame
 from hd.book.publishing import check_clean
 from hd.config import AgentConfig, AgentPolicyConfig, InputError, PlaceModelConfig
+from hd.experience import Store
 from hd.measure import contact
 from hd.run import runs
 from hd.run.machine import git_state
