@@ -497,7 +497,8 @@ const HDPage = (() => {
       context.fillStyle = colour("soft");
       context.fillRect(left, y(0), right - left, 1);
       context.textAlign = "right";
-      new Set([low, 0, high]).forEach((value) => write(value.toFixed(1), left - 4, y(value) + 4));
+      [0, low, high].filter((value) => !value || Math.abs(y(value) - y(0)) > 12)
+        .forEach((value) => write(value.toFixed(1), left - 4, y(value) + 4));
       write(`step ${from + num_steps}`, right, height - 3);
       context.textAlign = "left";
       write(`step ${from}`, left, height - 3);
