@@ -17,7 +17,8 @@ from hd.atari import GAMES, AtariGame
 from hd.config import AgentConfig, InputError, PlaceModelConfig
 from hd.experience import Store
 from hd.imagination import imagine
-from hd.report import figures, tables
+from hd.measure import contact
+from hd.report import figures, pictures, tables
 from hd.run import runs, weights
 from hd.run.runs import TimeLimitReached
 from hd.run.training import Unkept
@@ -422,3 +423,33 @@ def test_published_agents_are_restored_and_play_the_same(tmp_path):
     seen = play.Observation(np.repeat(frame[None], 4, 0)[None], info["ram"][None],
                             np.zeros(1, int), np.zeros(1, int))
     assert restored.act()(seen, torch.Generator().manual_seed(0)).item() in GAMES["pong"].actions
+
+
+def test_contacts_are_shown_in_the_real_game_and_dreamed(monkeypatch):
+    """A tracker in the place of the agent's policy, which meets the ball."""
+    torch.manual_seed(0)
+    made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
+    frames = contact.recorded("pong", play.random_act("pong"), CFG, num_steps=400, seed=1).frames
+    made.fit_codec(frames[:, :200].reshape(-1, 84, 84), seed=0)
+    monkeypatch.setattr(made, "act", lambda: play.tracker_act("pong"))
+    monkeypatch.setattr(stages, "load", lambda run: made)
+    run = dataclasses.replace(agent_run(), profile=dataclasses.replace(
+        SMOKE, agent=dataclasses.replace(SMOKE.agent, num_steps=2000)))
+    found = pictures.contacts(run, count=4, num_steps=1200)
+    assert 2 <= len(found) <= 4
+    for each in found:
+        assert each["real game"].shape == each["dream"].shape == (GAMES["pong"].lost_within, 84, 84)
+        assert each["dreamed_loss"] >= 0
+    assert len(figures.contacts(found).axes) == len(found) + len(found) % 2
+    assert pictures.contacts(run, num_steps=80) == []
+    assert not any(ax.get_visible() for ax in figures.contacts([]).axes)
+
+
+def test_half_of_the_pictures_are_of_one_kind_where_there_are_enough():
+    rng = np.random.default_rng(0)
+    few = np.array([True] * 2 + [False] * 9)
+    assert few[pictures._half_of_each(few, 6, rng)].sum() == 2
+    assert len(pictures._half_of_each(few, 6, rng)) == 6
+    many = np.array([True] * 9 + [False] * 9)
+    assert many[pictures._half_of_each(many, 6, rng)].sum() == 3
+    assert len(pictures._half_of_each(~few[:3], 6, rng)) == 3

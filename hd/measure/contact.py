@@ -19,7 +19,7 @@ from hd.agent import Agent, Emulators
 from hd.atari import GAMES, AtariGame, labels
 from hd.config import AgentConfig
 from hd.experience import Store
-from hd.imagination import imagine, replayed
+from hd.imagination import Rollout, imagine, replayed
 from hd.play import Observation
 from hd.run import training
 from hd.run.metrics import named
@@ -81,16 +81,21 @@ def recorded(game: str, act: Callable, cfg: AgentConfig, *, num_steps: int, seed
 def dreamed_losses(agent: Agent, store: Store, emulators, times, seed: int) -> np.ndarray:
     """(N,): what is lost in a dream of GAMES[game].lost_within steps under the true actions, the
     mean of SAMPLES: points below zero, and the chance of a life's or a game's end."""
-    steps = agent.model.cfg.steps
-    tokens, actions = store.windows(emulators, times, steps)
-    horizon = GAMES[agent.game].lost_within
-    to_do = store.actions[emulators[:, None], times[:, None] + np.arange(horizon)]
-    rollout = _dreams(agent, tokens, actions[:, :-1], to_do, seed)
+    rollout = dreamed(agent, store, emulators, times, seed)
     lost = (-rollout.rewards).clamp_min(0).sum(1) + 1 - rollout.continues.prod(1)
     return lost.view(SAMPLES, -1).mean(0).cpu().numpy()
 
 
-def _dreams(agent: Agent, tokens, past, to_do, seed: int):
+def dreamed(agent: Agent, store: Store, emulators, times, seed: int) -> Rollout:
+    """SAMPLES dreams of GAMES[game].lost_within steps from each state (N,), under the true actions:
+    the first sample of all N, then the second."""
+    tokens, actions = store.windows(emulators, times, agent.model.cfg.steps)
+    horizon = GAMES[agent.game].lost_within
+    to_do = store.actions[emulators[:, None], times[:, None] + np.arange(horizon)]
+    return _dreams(agent, tokens, actions[:, :-1], to_do, seed)
+
+
+def _dreams(agent: Agent, tokens, past, to_do, seed: int) -> Rollout:
     """SAMPLES dreams from each context, one sample of all after the other."""
     device = agent.model.codebooks.device
     tokens, past, to_do = (torch.from_numpy(np.tile(part, (SAMPLES, *[1] * (part.ndim - 1))))
