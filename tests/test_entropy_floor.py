@@ -379,6 +379,14 @@ def test_the_ladder_stands_from_the_ngram_down_to_the_floors():
         figures.floor_ladder(floor, model[model["game"] == "ms_pacman"])
 
 
+def test_the_ladder_names_what_counted_in_newer_tables():
+    floor, model = floor_tables()
+    counted = model.assign(metric=model["metric"] + "[back_off]", value=2.0, baseline=np.nan)
+    fig = figures.floor_ladder(floor, pd.concat([model, counted]))
+    assert fig.legends[0].get_texts()[0].get_text() == "best trivial predictor"
+    plt.close(fig)
+
+
 def test_twin_curves_show_disagreement_while_there_are_twins():
     fig = figures.twin_curves(floor_tables()[0])
     disagreeing, shares = fig.axes[0].lines

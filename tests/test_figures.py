@@ -145,8 +145,21 @@ def test_accuracies_stand_beside_all_three_baselines_on_all_and_on_changed_codes
     assert heights(fig.axes[0]) == [0.5] * 3 + [0.4] * 3 + [0.3] * 3 + [0.2] * 3
     assert heights(fig.axes[1])[:3] == [0.6] * 3
     assert [text.get_text() for text in fig.legends[0].get_texts()] == [
-        "world model", "n-gram", "repeat last", "frequency"]
+        "world model", "n-gram", "last code", "most frequent code"]
     assert fig.axes[0].get_ylabel() == "accuracy (share)"
+
+
+def test_newer_accuracies_stand_beside_back_off_in_place_of_the_ngram():
+    rows = []
+    for level in range(3):
+        for name in (f"l{level}_accuracy", f"l{level}_changed_accuracy"):
+            rows += [row(name, 0.5, game="pong", baseline=0.4),
+                     *(row(f"{name}[{word}]", value, game="pong") for word, value in
+                       (("repeat_last", 0.3), ("frequency", 0.2), ("back_off", 0.4)))]
+    fig = figures.accuracy_table_figure(long_table(rows, stage="world_model"))
+    assert heights(fig.axes[0]) == [0.5] * 3 + [0.4] * 3 + [0.3] * 3 + [0.2] * 3
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "world model", "back-off", "last code", "most frequent code"]
 
 
 def test_metric_bars_draw_value_and_baseline_for_each_game():

@@ -24,8 +24,8 @@ def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
         "| coarse codes right in a dream after 15 steps |  |  | 0.150 (0.500) "
         "| last step copied | 1 |",
         "",
-        "Value of seeds, from 5 on [95% interval] (baseline), held-out episodes. Device: Test CPU. "
-        "Commit: abc1234."])
+        "Value of seeds, from 5 on [95% interval] (baseline, or a better trivial one by name), "
+        "held-out episodes. Device: Test CPU. Commit: abc1234."])
 
 
 def test_a_headline_lists_mixed_commits_and_devices_with_their_stages(tmp_path):
@@ -93,6 +93,32 @@ def test_the_best_trivial_method_stands_in_brackets_under_its_name(tmp_path):
     _, _, pong, breakout, *_ = short(tmp_path)
     assert "| Pong | 0.625 (last code 0.500) | – |" in pong
     assert "| Breakout | 0.625 (n-gram 0.750) | – |" in breakout
+
+
+def test_newer_tables_name_the_one_predictor_that_was_best_in_all_seeds(tmp_path):
+    others = (0.5, 0.75), (0.5, 0.25)  # of the last code, of back-off, by seed
+    for seed, (last, counted) in enumerate(zip(*others)):
+        rows = [row("l0_accuracy", 0.9, game="pong", baseline=0.8),
+                row("l0_accuracy[back_off]", 0.8, game="pong"),
+                row("l0_accuracy[repeat_last]", 0.5, game="pong"),
+                row("l0_accuracy", 0.9, game="breakout", baseline=max(last, counted)),
+                row("l0_accuracy[back_off]", counted, game="breakout"),
+                row("l0_accuracy[repeat_last]", last, game="breakout")]
+        write_table(tmp_path / "desk", rows, stage="world_model", profile="desk", seed=seed)
+    _, _, pong, breakout, *_ = short(tmp_path)
+    assert "(back-off 0.800)" in pong
+    assert "(last code 0.625)" in breakout
+    full = next(line for line in headline.in_full(tmp_path).splitlines() if "coarse code" in line)
+    assert "(back-off 0.800)" in full and "| best trivial predictor |" in full
+
+
+def test_where_seeds_differ_in_the_best_predictor_no_single_one_is_named(tmp_path):
+    for seed, (last, counted) in enumerate(((0.5, 0.75), (0.75, 0.5))):
+        rows = [row("l0_accuracy", 0.9, game="pong", baseline=0.75),
+                row("l0_accuracy[back_off]", counted, game="pong"),
+                row("l0_accuracy[repeat_last]", last, game="pong")]
+        write_table(tmp_path / "desk", rows, stage="world_model", profile="desk", seed=seed)
+    assert "(best trivial predictor 0.750)" in short(tmp_path)[2]
 
 
 def test_bold_says_that_the_whole_interval_is_above_the_baseline(tmp_path):

@@ -36,7 +36,8 @@ def test_metrics_of_a_source_count_its_own_windows_only():
     windows, of_tracker = FourWindows(), np.array([True, False, True, False])
     is_right = np.array([0, 1, 0, 0, 1, 1, 0, 0], bool)  # two predictions a window
     score = Score(np.arange(8.0), is_right)
-    base = {name: Score(np.full(8, 7.0), ~is_right) for name in ("ngram", "repeat_last")}
+    base = {name: Score(np.full(8, 7.0), ~is_right) for name in ("back_off", "frequency")}
+    base["repeat_last"] = Score(np.full(8, 9.0), np.zeros(8, bool))
     predicted = np.array([0, 0, 0.9, 0, 0, 0, 0.1, 0, 0, 0, 0, 0.5])
     scored = {0: score, 1: score, 2: score, "reward": predicted, "ends": np.zeros(12)}
     rows = predictions._source_rows(scored, [base] * 3, windows, windows.starts, of_tracker)
@@ -90,10 +91,14 @@ def test_a_table_of_arrays_has_every_game_and_the_trivial_predictors_beside_the_
     with torch.no_grad():
         scored = predictions.score_windows(model, windows, starts)
     counted = predictions.baselines(windows, "breakout", 0, starts)
-    assert found["l0_cross_entropy", "breakout"] == (scored[0].nats.mean(),
-                                                     counted["ngram"].nats.mean())
+    nats = {name: score.nats.mean() for name, score in counted.items()}
+    assert set(nats) == {"repeat_last", "frequency", "back_off"}
+    assert found["l0_cross_entropy", "breakout"] == (scored[0].nats.mean(), min(nats.values()))
+    for name, value in nats.items():
+        assert found[f"l0_cross_entropy[{name}]", "breakout"] == (value, None)
     assert found["l0_accuracy[repeat_last]", "breakout"] == (0, None), "an hour never stays"
-    assert found["l0_accuracy", "breakout"][1] > 0.9, "an n-gram knows the clock"
+    assert found["l0_accuracy", "breakout"][1] > 0.9, "counting knows the clock"
+    assert found["l1_accuracy[back_off]", "breakout"][0] == 1, "the hour says the finer code"
     assert 0.5 < found["l2_accuracy[repeat_last]", "pong"][0] < 1
     assert found["l2_changed_accuracy[repeat_last]", "pong"] == (0, None)
     assert {name.partition("[")[2] for name, game in found if "source" in name} == {

@@ -135,8 +135,8 @@ def test_arrays_and_models_are_enough_for_the_rows_of_a_target():
         assert found[f"transfer_l0_cross_entropy{word}"] == pytest.approx(tuple(nats))
         assert found[f"transfer_l0_gain{word}"] == pytest.approx((nats[1] - nats[0], 0))
         assert nats[0] != nats[1]
-    counted = predictions.baselines(windows[3], "pong", 2, starts)["ngram"]
-    assert found["transfer_l2_accuracy[ngram]"][0] == counted.is_right.mean()
+    for name, counted in predictions.baselines(windows[3], "pong", 2, starts).items():
+        assert found[f"transfer_l2_accuracy[{name}]"][0] == counted.is_right.mean()
 
 
 # ---- what decides a part
@@ -207,9 +207,10 @@ def test_the_table_has_every_target_budget_level_and_condition_once(made):
     run, table = made
     assert not table.duplicated(["game", "step", "metric"]).any()
     kinds = ["cross_entropy", "accuracy", "changed_cross_entropy", "changed_accuracy"]
+    methods = ("", "[back_off]", "[frequency]", "[repeat_last]")
     expected = {"transfer_steps", "transfer_l0_gain", "transfer_l0_gain[one_level]",
-                *(f"transfer_l{level}_{kind}{suffix}" for kind in kinds
-                  for level in range(3) for suffix in ("", "[ngram]")),
+                *(f"transfer_l{level}_{kind}{method}" for kind in kinds
+                  for level in range(3) for method in methods),
                 *(f"transfer_l0_{kind}[one_level]" for kind in kinds)}
     for _, own in table.groupby(["game", "step"]):
         # A code that never changes in these few steps has no row about its changes.
@@ -220,10 +221,10 @@ def test_the_table_has_every_target_budget_level_and_condition_once(made):
     assert np.isfinite(table["value"]).all()
 
 
-def test_before_adapting_from_scratch_and_ngram_know_nothing(made):
+def test_before_adapting_from_scratch_and_counting_know_nothing(made):
     _, table = made
     for game in config.GAMES:
-        assert value(table, "transfer_l1_cross_entropy[ngram]", game=game, step=0) == \
+        assert value(table, "transfer_l1_cross_entropy[frequency]", game=game, step=0) == \
             pytest.approx(math.log(256))
         untrained = value(table, "transfer_l0_cross_entropy", game=game, step=0, column="baseline")
         assert untrained == pytest.approx(math.log(256), rel=0.05)  # small initial weights
@@ -309,8 +310,12 @@ def test_the_curves_show_every_condition_of_every_target(made):
         "to Pong, n=1", "to Breakout, n=1", "to MsPacman, n=1"]
     (words,) = [[text.get_text() for text in legend.get_texts()] for legend in fig.legends]
     assert sorted(words) == sorted([
-        "n-gram", *(f"{how}, {what}" for how in ("pre-trained", "from scratch")
+        "back-off", *(f"{how}, {what}" for how in ("pre-trained", "from scratch")
                     for what in ("three levels", "one level"))])
+    old = table[~table["metric"].str.contains("frequency|repeat_last")].assign(
+        metric=lambda rows: rows["metric"].str.replace("back_off", "ngram"))
+    assert "n-gram" in [text.get_text() for legend in figures.transfer_curves(old).legends
+                        for text in legend.get_texts()], "tables from before back-off"
     drawn = [line.get_ydata().tolist() for line in fig.axes[0].get_lines()]
     wanted = [value(table, "transfer_l0_cross_entropy", step=step) for step in (0, 100, 900)]
     assert wanted in drawn

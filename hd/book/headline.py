@@ -17,8 +17,10 @@ from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
 from hd.report import reference
 from hd.report.tables import (
+    BEST_TRIVIAL,
     TITLES,
     agents_of,
+    baseline_words,
     best_baselines,
     fresh_or_published,
     listed,
@@ -26,7 +28,6 @@ from hd.report.tables import (
     profile_of_agents,
     summarise,
     tables_of,
-    with_baseline,
     with_spread,
 )
 from hd.run.intervals import FEWEST_SEEDS
@@ -47,8 +48,8 @@ HEADLINE = (  # stage, metric, in words, what stands in brackets
     ("tokenizer", "l0_usage", "share of coarse codes in use", "random codes"),
     ("tokenizer", "l0_perplexity", "perplexity of coarse codes, of 256", "random codes"),
     ("tokenizer", "l2_variance_explained", "variance explained by all levels", "mean embedding"),
-    ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
-    ("world_model", "l0_changed_accuracy", "next coarse code, where it changes", "n-gram"),
+    ("world_model", "l0_accuracy", "next coarse code, accuracy", BEST_TRIVIAL),
+    ("world_model", "l0_changed_accuracy", "next coarse code, where it changes", BEST_TRIVIAL),
     ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
     ("policy", "real_return", "return in the real game", "random play"),
 )
@@ -56,7 +57,7 @@ COMPARED = ("base", "hi-dreamer")
 SUMMARY = (  # stage, metric, in words, what its own baseline is
     ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
     ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
-    ("world_model", "l0_accuracy", "next coarse code, accuracy", "n-gram"),
+    ("world_model", "l0_accuracy", "next coarse code, accuracy", BEST_TRIVIAL),
     ("policy", "real_return", "return in the real game", "random play"),
 )
 PUBLISHED = ("Human", "DIAMOND", "BBF")  # whose returns stand beside the agent's
@@ -67,7 +68,8 @@ DREAM_STEP = 15  # the longest dream that a headline looks at
 def in_full(results_dir=None) -> str:
     """Markdown: for each published profile, largest first, the headline metrics beside baselines.
 
-    base, then hi-dreamer; the policy's other games come from base's policy_game variants. smoke
+    In brackets the baseline of the metric, or a better trivial one by name. base, then hi-dreamer;
+    the policy's other games come from base's policy_game variants. smoke
     says nothing about quality and is left out.
     """
     root = Path(results_dir or ROOT / "results")
@@ -87,11 +89,13 @@ def _headline_of(root: Path, profile: str, chosen: str) -> str:
         if not tables:
             continue
         records += [record for table in tables for record in table.attrs["records"]]
-        found = summarise(pd.concat(tables), [metric])
+        table = pd.concat(tables)
+        found, baseline = summarise(table, [metric]), baseline_words(baseline, table)
         if found["step"].notna().any():
             step = found["step"][found["step"] <= DREAM_STEP].max()
             found, words = found[found["step"] == step], f"{words} after {step:g} steps"
-        cells = {row["game"]: _headline_cell(row) for row in found.to_dict("records")}
+        cells = {row["game"]: _headline_cell(row, *best) for row, best
+                 in zip(found.to_dict("records"), best_baselines(found, table))}
         lines.append("| " + " | ".join([words, *(cells.get(game, "") for game in GAMES), baseline,
                                         listed(found["n"])]) + " |")
     if not lines:
@@ -101,12 +105,13 @@ def _headline_of(root: Path, profile: str, chosen: str) -> str:
     return "\n".join([f"**{heading}**: {config.PROFILES[profile].purpose}", "",
                       f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
                       *lines, "", f"Value of seeds, from {FEWEST_SEEDS} on [95% interval] "
-                      "(baseline), held-out episodes. "
+                      "(baseline, or a better trivial one by name), held-out episodes. "
                       + devices_and_commits(records)])
 
 
-def _headline_cell(row: Mapping) -> str:
-    return with_baseline(_with_spread(number(row["mean"]), row), row["baseline"])
+def _headline_cell(row: Mapping, baseline: float, name: str) -> str:
+    text = _with_spread(number(row["mean"]), row)
+    return text if pd.isna(baseline) else f"{text} ({name}{' ' * bool(name)}{number(baseline)})"
 
 
 def _with_spread(mean: str, row: Mapping) -> str:
@@ -176,10 +181,11 @@ def _compared(root: Path, profile: str) -> list[Cell]:
                 table = fresh_or_published(root, profile, stage, variant)
                 devices = {record["device"] for record in table.attrs["records"]}
                 found = _of_metric(table, metric)
+                in_words = baseline_words(own, table)
                 for row, best in zip(found.to_dict("records"), best_baselines(found, table)):
                     after = "" if pd.isna(row["step"]) else f" after {row['step']:g} steps"
                     cells.append(Cell(words + after, row["game"], variant, row["n"],
-                                      _beside_best(row, *best, own), frozenset(devices)))
+                                      _beside_best(row, *best, in_words), frozenset(devices)))
     return cells
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
 from hd.config import WorldModelConfig
-from hd.measure.baselines import NextCode, Score
+from hd.measure.baselines import NextCode, Score, Steps
 from hd.measure.frames import of_source
 from hd.run.machine import device
 from hd.run.metrics import named
@@ -16,6 +16,8 @@ from hd.run.runs import row
 from hd.run.training import to_device
 from hd.windows import Windows
 from hd.world_model import SLOTS, WorldModel
+
+STRETCH = 250  # steps of an episode that a counted predictor is fitted without, to be tried on them
 
 
 def exposures(windows: Windows) -> float:
@@ -29,8 +31,8 @@ def exposures(windows: Windows) -> float:
 def rows_of(model: WorldModel, windows: Windows) -> list[dict]:
     """Next-code, reward and end-of-episode metrics per game on held-out episodes.
 
-    Codes: nats and accuracy per level, on all and on changed codes; the baseline column is the
-    n-gram's, repeat-last and code frequency have rows of their own; so has each source of the
+    Codes: nats and accuracy per level, on all and on changed codes; the baseline column is that of
+    the best trivial predictor, each of which has a row of its own; so has each source of the
     held-out data, where there are several.
     """
     rows, games = [], windows.data.games
@@ -110,22 +112,26 @@ def baselines(windows, game, level, starts) -> dict[str, Score]:
     """Trivial predictors, counted on the game's training steps, scored on the same pairs."""
     data, cfg = windows.data, windows.cfg
     fit = np.flatnonzero(windows.may_train & data.has_next & data.in_game(game))
-    codes = windows.tokens[:, level].astype(np.int64)
-    counted = NextCode.fit(codes[fit], codes[fit + 1], windows.actions[fit],
-                           num_codes=cfg.num_codes, num_actions=cfg.num_actions)
-    last, following = pairs(windows, starts, level)
-    acted = windows.actions[starts[:, None] + np.arange(cfg.max_steps - 1)].ravel()
-    return counted.scores(last, following.astype(np.int64), acted)
+    # Where held-out windows stand inside training episodes, each step is a stretch by itself.
+    length = 1 if cfg.split == "windows" else STRETCH
+    stretches = fit - (fit - data.starts[fit]) % length
+    at = (starts[:, None] + np.arange(cfg.max_steps - 1)).ravel()
+
+    def steps(rows, stretches=None):
+        return Steps(level, windows.tokens[rows], windows.tokens[rows + 1], windows.actions[rows],
+                     stretches)
+
+    return NextCode.fit(steps(fit, stretches), num_codes=cfg.num_codes).scores(steps(at))
 
 
 def _code_rows(score: Score, baselines, subset, prefix, game) -> list[dict]:
     rows = []
-    for metric, field in (("cross_entropy", "nats"), ("accuracy", "is_right")):
+    for metric, field, best in (("cross_entropy", "nats", min), ("accuracy", "is_right", max)):
         means = {name: getattr(x, field)[subset].mean() for name, x in baselines.items()}
         rows.append(row(prefix + metric, getattr(score, field)[subset].mean(), game=game,
-                        baseline=means["ngram"]))
+                        baseline=best(means.values())))
         rows += [row(named(prefix + metric, name), value, game=game)
-                 for name, value in means.items() if name != "ngram"]
+                 for name, value in means.items()]
     return rows
 
 

@@ -46,8 +46,8 @@ def rows_of(windows: Mapping[int, Windows], model: Callable[[int, str], WorldMod
 
     windows: levels -> what adapting on budget steps saw; model(levels, start): as adapted, or for
     a budget of 0 as it began. The value is the pre-trained model's, the baseline column the one
-    from scratch with as many steps; [ngram] is counted on the same steps of the target, [one_level]
-    is the pair that knows level 0 only. step: the budget.
+    from scratch with as many steps; the trivial predictors ([back_off] and others) are counted on
+    the same steps of the target, [one_level] is the pair that knows level 0 only. step: the budget.
     """
     data = windows[3].data
     target, = data.games
@@ -62,6 +62,8 @@ def rows_of(windows: Mapping[int, Windows], model: Callable[[int, str], WorldMod
         for level in range(levels):
             last, following = predictions.pairs(seen, starts, level)
             everywhere, changed = np.ones(len(last), bool), last != following
+            # One level alone reads the same codes: the predictors are those of three.
+            trivial = predictions.baselines(seen, target, level, starts) if levels == 3 else {}
             for infix, subset in (("", everywhere), ("changed_", changed)):
                 if not subset.any():  # a code that never changes
                     continue
@@ -69,10 +71,9 @@ def rows_of(windows: Mapping[int, Windows], model: Callable[[int, str], WorldMod
                 rows += [row(named(prefix + metric, word), value, baseline=base, **where)
                          for metric, value, base in _means(pretrained[level], scratch[level],
                                                            subset)]
-                if levels == 3:
-                    counted = predictions.baselines(seen, target, level, starts)["ngram"]
-                    rows += [row(named(prefix + metric, "ngram"), value, **where)
-                             for metric, value, _ in _means(counted, counted, subset)]
+                rows += [row(named(prefix + metric, method), value, **where)
+                         for method, counted in trivial.items()
+                         for metric, value, _ in _means(counted, counted, subset)]
         saved = scratch[0].nats.mean() - pretrained[0].nats.mean()
         rows.append(row(named("transfer_l0_gain", word), saved, baseline=0.0, **where))
     return rows

@@ -9,7 +9,14 @@ import pandas as pd
 from hd.ablations import ABLATIONS
 from hd.config import GAMES, InputError
 from hd.report import published as published_files
-from hd.report.tables import load_with_record, number, summarise, tables_of, with_spread
+from hd.report.tables import (
+    best_baselines,
+    load_with_record,
+    number,
+    summarise,
+    tables_of,
+    with_spread,
+)
 from hd.run.storage import ROOT
 
 
@@ -39,8 +46,8 @@ def _tables(root: Path, profile: str, stage: str, name: str) -> list[pd.DataFram
 def compared(ablation: str, profile: str, *, results_dir: Path | None = None) -> pd.DataFrame:
     """A row per metric and game, a column per arm, as text: mean, seeds or [95% interval].
 
-    Metrics of further stages come last, their names after the stage's. Raises InputError where no
-    arm is published.
+    Metrics of further stages come last, their names after the stage's. The baseline is base's, or
+    a better trivial one by name. Raises InputError where no arm is published.
     """
     chosen, found = ABLATIONS[ablation], []
     for stage, metrics in {chosen.measure: chosen.metrics, **chosen.of_also}.items():
@@ -50,6 +57,8 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
                 f"no arm of {ablation} is published at profile {profile}; make them: "
                 f"python -m hd run 07_ablation --profile {profile} -p ablation {ablation}")
         rows = summarise(table, metrics)
+        rows["beside"] = [" ".join(filter(None, (number(value), name)))
+                          for value, name in best_baselines(rows, table)]
         if stage != chosen.measure:
             rows["metric"] = f"{stage}: " + rows["metric"]
         found.append(rows)
@@ -59,8 +68,8 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
     found = found.assign(arm=names, text=[_cell(row) for row in found.to_dict("records")])
     wide = found.pivot_table(index=["metric", "game"], columns="arm", values="text",
                              aggfunc="first", sort=False).fillna("–")
-    base = found[found["arm"] == "base"].set_index(["metric", "game"])["baseline"]
-    wide["baseline"] = [number(base.get(key)) for key in wide.index]
+    base = found[found["arm"] == "base"].set_index(["metric", "game"])["beside"]
+    wide["baseline"] = [base.get(key, number(None)) for key in wide.index]
     wide["seeds"] = found.groupby(["metric", "game"])["n"].min()
     return wide.rename_axis(columns=None).reset_index("game").rename_axis(index=None)
 

@@ -24,8 +24,11 @@ from hd import atari, world_model
 from hd.config import GAMES, InputError
 from hd.report import published, reference
 from hd.report.tables import (
+    BEST_TRIVIAL,
     TITLES,
+    TRIVIAL,
     agent_points,
+    baseline_words,
     fresh_or_published,
     load_with_record,
     number,
@@ -511,18 +514,22 @@ def attention_masks(num_steps: int = 3) -> Figure:
 
 @styled
 def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
-    """Next-code accuracy (or cross_entropy) per level beside n-gram, repeat-last and frequency:
-    games down, all codes left and changed codes right. table: the world model's long table."""
+    """Next-code accuracy (or cross_entropy) per level beside the trivial predictors: games down,
+    all codes left and changed codes right. table: the world model's long table."""
     games = [game for game in GAMES if game in set(table["game"])]
     fig, axes = panels(len(games), 2, width=3.6, height=2.1, sharey="row")
     for line, game in zip(axes, games):
         own = summarise(table[table["game"] == game]).set_index("metric")
         for ax, infix, words in zip(line, ("", "changed_"), ("all codes", "codes that change")):
             names = [f"l{level}_{infix}{metric}" for level in range(3)]
-            drawn = {"world model": own.loc[names], "n-gram": own.loc[names].assign(
-                mean=own.loc[names, "baseline"], low=np.nan, high=np.nan)}
-            for guess in ("repeat_last", "frequency"):
-                drawn[guess.replace("_", " ")] = own.loc[[named(name, guess) for name in names]]
+            drawn = {"world model": own.loc[names]}
+            if baseline_words(BEST_TRIVIAL, table) == "n-gram":  # which has no row of its own
+                drawn["n-gram"] = own.loc[names].assign(mean=own.loc[names, "baseline"], low=np.nan,
+                                                        high=np.nan)
+            for guess in ("back_off", "repeat_last", "frequency"):
+                rows = [named(name, guess) for name in names]
+                if set(rows) <= set(own.index):
+                    drawn[TRIVIAL[guess]] = own.loc[rows]
             colours = (COLOURS[0], "#555555", "#8f8f8f", "#c8c8c8")  # grey: trivial predictors
             for i, ((name, found), colour) in enumerate(zip(drawn.items(), colours)):
                 bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
@@ -595,12 +602,11 @@ def _seeds_and_mean(ax, curve: pd.DataFrame, key: str, colour: str, dash: str, l
 
 @styled
 def floor_ladder(table: pd.DataFrame, world_model_table: pd.DataFrame) -> Figure:
-    """A panel per game: nats of the next code that the n-gram, the world model and one who sees
-    the emulator's state are left with, a group of bars per level.
+    """A panel per game: nats of the next code that the best trivial predictor, the world model and
+    one who sees the emulator's state are left with, a group of bars per level.
 
     table: of entropy_floor; world_model_table: of world_model, all of one variant. Whiskers: 95%
-    over seeds. The n-gram sees its own level and the action only. Raises InputError where the
-    tables have no game in common.
+    over seeds. Raises InputError where the tables have no game in common.
     """
     games = [game for game in GAMES
              if game in set(table["game"]) & set(world_model_table["game"])]
@@ -608,10 +614,10 @@ def floor_ladder(table: pd.DataFrame, world_model_table: pd.DataFrame) -> Figure
         raise InputError("the tables of entropy_floor and world_model have no game in common")
     model = summarise(world_model_table, ["l{level}_cross_entropy"])
     model = model[model["metric"].isin([f"l{level}_cross_entropy" for level in range(3)])]
-    ngram = model.assign(mean=model["baseline"], low=np.nan, high=np.nan)
+    trivial = model.assign(mean=model["baseline"], low=np.nan, high=np.nan)
     shares = [name.sticky for name in map(parsed, table["metric"].unique())
               if name.metric == "l0_state_floor" and name.sticky is not None and not name.words]
-    rungs = {"n-gram": ngram, "world model": model}
+    rungs = {baseline_words(BEST_TRIVIAL, world_model_table): trivial, "world model": model}
     for sticky in shares:
         rungs[f"floor given the state, sticky {sticky:g}"] = summarise(
             table, [named(f"l{level}_state_floor", sticky=sticky) for level in range(3)])
@@ -664,8 +670,9 @@ def twin_curves(table: pd.DataFrame) -> Figure:
 def transfer_curves(table: pd.DataFrame) -> Figure:
     """A panel per target game: L0 cross-entropy over the steps of it that adaptation saw.
 
-    table: transfer's long table. Pre-trained and from scratch, three levels and one; dashed: the
-    n-gram of the same steps. Budgets stand evenly. A dot for each of several seeds.
+    table: transfer's long table. Pre-trained and from scratch, three levels and one; dashed: what
+    counting the same steps gives, by back-off or an n-gram. Budgets stand evenly. A dot for each of
+    several seeds.
     """
     name = "transfer_l0_cross_entropy"
     games = [game for game in GAMES if game in set(table["game"])]
@@ -681,8 +688,10 @@ def transfer_curves(table: pd.DataFrame) -> Figure:
                 ax.plot([x] * len(seeds), seeds, ".", ms=2, color=COLOURS[0])
             ax.plot(place, found["baseline"], dash, color=COLOURS[1], ms=4,
                     label=f"from scratch, {words}")
-        counted = summarise(own, [named(name, "ngram")]).sort_values("step")
-        ax.plot(place, counted["mean"], "--", color=GREY, label="n-gram")
+        (counted,) = (word for word in ("back_off", "ngram")
+                      if named(name, word) in set(own["metric"]))
+        found_by_it = summarise(own, [named(name, counted)]).sort_values("step")
+        ax.plot(place, found_by_it["mean"], "--", color=GREY, label=TRIVIAL[counted])
         ax.set_xticks(place, [number(step) for step in found["step"]])
         ax.set(title=f"to {TITLES[game]}, n={found['n'].min()}", xlabel="steps of the new game")
     axes[0].set_ylabel(axis_label(name))

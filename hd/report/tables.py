@@ -29,7 +29,8 @@ KEYS = ["stage", "variant", "game", "step", "split", "metric"]
 TRIVIAL = {  # methods that learn nothing of the game, by what stands in a metric's brackets
     "repeat_last": "last code", "frequency": "most frequent code", "extrapolated": "last velocity",
     "majority": "most frequent value", "pixel_pca": "pixels", "untrained": "untrained",
-    "ngram": "n-gram"}
+    "ngram": "n-gram", "back_off": "back-off"}
+BEST_TRIVIAL = "best trivial predictor"  # in METRICS: the best of those with a row beside
 SPREAD = "seeds or 95% interval"  # of FEWEST_SEEDS seeds and more the interval
 TITLES = {**{name: game.title for name, game in atari.GAMES.items()}, "all": "all games"}
 
@@ -38,7 +39,24 @@ def explain(metrics: Iterable[str] | pd.DataFrame) -> pd.DataFrame:
     """One row per metric of a table (or list of names): meaning, unit, better, baseline."""
     used = set(map(key_of, getattr(metrics, "metric", metrics)))
     rows = {key: METRICS[key] for key in METRICS if key in used}
+    if isinstance(metrics, pd.DataFrame):
+        rows = {key: metric._replace(baseline=baseline_words(metric.baseline, metrics))
+                for key, metric in rows.items()}
     return pd.DataFrame(rows.values(), index=list(rows), columns=Metric._fields)
+
+
+def baseline_words(declared: str, table: pd.DataFrame) -> str:
+    """What the baseline column of a table holds where METRICS declares this in words.
+
+    Tables from before the back-off model have an n-gram's score, of (code, action) alone, where
+    newer ones have the best of all trivial predictors.
+    """
+    if declared != BEST_TRIVIAL:
+        return declared
+    has_rows = table["metric"].str.contains("back_off")
+    new = set(table.loc[has_rows, "seed"])
+    return (BEST_TRIVIAL if new == set(table["seed"]) else
+            "n-gram" if not new else f"n-gram or {BEST_TRIVIAL}")
 
 
 def number(value, digits: int = 3) -> str:
@@ -202,7 +220,8 @@ def agents_of(results_dir, profile: str) -> dict[str, str]:
 
 
 def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
-                   view: Callable | None = None) -> pd.DataFrame | None:
+                   view: Callable | None = None, *,
+                   optional: Iterable[str] = ()) -> pd.DataFrame | None:
     """view (over_seeds by default) of a stage that not every profile has, after its provenance.
 
     Where there is no table it prints a line that says so, and returns None.
@@ -213,7 +232,7 @@ def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str]
         return None
     table = fresh_or_published(results_dir, profile, stage)
     print(provenance_line(table))
-    return (view or over_seeds)(table, metrics)
+    return (view or over_seeds)(table, metrics, optional=optional)
 
 
 def _require_paths(results_dir, profile, stage, variant, seed) -> list[Path]:
@@ -318,9 +337,12 @@ def _rows_of(table: pd.DataFrame, wanted: str) -> pd.DataFrame:
 
 
 def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
-          digits: int = 3) -> pd.DataFrame:
-    """Metrics down, games across; each cell the text "value (baseline)", a mean if seeds > 1."""
-    found = summarise(table, metrics)
+          optional: Iterable[str] = (), digits: int = 3) -> pd.DataFrame:
+    """Metrics down, games across; each cell the text "value (baseline)", a mean if seeds > 1.
+
+    optional: metrics that are shown too where the table has them.
+    """
+    found = summarise(table, _with(metrics, optional, table))
     found = found.assign(label=_labels(found), text=[
         with_baseline(number(mean, digits), baseline, digits)
         for mean, baseline in zip(found["mean"], found["baseline"])])
@@ -339,8 +361,7 @@ def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
     A fresh table has the published mean beside its own, where there is one. optional: metrics that
     are shown too where the table has them, such as those that only long dreams have.
     """
-    there = [metric for metric in optional if (table["metric"] == metric).any()]
-    found = summarise(table, [*metrics, *there] if metrics else metrics)
+    found = summarise(table, _with(metrics, optional, table))
     bounds = [spread(*row, digits) or "–" for row in zip(found["seeds"], found["low"],
                                                          found["high"])]
     shown_table = pd.DataFrame({
@@ -353,10 +374,19 @@ def over_seeds(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
     return shown_table.set_axis(_labels(found), axis=0)
 
 
+def _with(metrics, optional: Iterable[str], table: pd.DataFrame) -> list[str] | None:
+    """metrics and those optional ones that the table has; None, all of them, for None."""
+    there = [metric for metric in optional if (table["metric"] == metric).any()]
+    return [*metrics, *there] if metrics else metrics
+
+
 def best_baselines(found: pd.DataFrame, table: pd.DataFrame) -> list[tuple[float, str]]:
     """For each row of found, a summary of table: the best value among its own baseline and the
     TRIVIAL methods that the table has of the same quantity, and the method's name, "" where it is
-    the row's own; where neither is better, its own."""
+    the row's own; where neither is better, its own.
+
+    An own baseline that is BEST_TRIVIAL is called by the one method that gave it, if it was one.
+    """
     methods = [name for name in dict.fromkeys(table["metric"])
                if any(word in TRIVIAL for word in parsed(name).words)]
     others = summarise(table, methods) if methods else found[:0]
@@ -367,12 +397,14 @@ def best_baselines(found: pd.DataFrame, table: pd.DataFrame) -> list[tuple[float
         (method,) = set(name.words) - set(left)
         place = *(str(row[key]) for key in KEYS if key != "metric"), replace(name, words=left)
         beside.setdefault(place, []).append((row["mean"], TRIVIAL[method]))
-    best = []
+    best, is_new = [], baseline_words(BEST_TRIVIAL, table) == BEST_TRIVIAL
     for row in found.to_dict("records"):
         place = *(str(row[key]) for key in KEYS if key != "metric"), parsed(row["metric"])
         better = {"higher": max, "lower": min}.get(METRICS[key_of(row["metric"])].better)
         known = [(row["baseline"], ""), *beside.get(place, [])]
         known = [one for one in known if not math.isnan(one[0])]
+        if METRICS[key_of(row["metric"])].baseline == BEST_TRIVIAL and is_new:
+            known = known[::-1]  # among equals the first is taken: one with a name
         best.append(better(known, key=lambda one: one[0]) if better and known
                     else (row["baseline"], ""))
     return best

@@ -129,10 +129,10 @@ l{level}_same_as_base | steps with the code that base gives them | share | - | c
 l{level}_game_information | mutual information of code and game | nats | - | ceiling: H(game)
 pixel_error | decoded pixels in 0..1 | squared | lower | mean picture
 moving_pixel_error | where the game differs from its mean picture | squared | lower | mean picture
-l{level}_changed_cross_entropy | next code where it changes | nats | lower | n-gram
-l{level}_changed_accuracy | next code where it changes | share | higher | n-gram
-l{level}_cross_entropy | next code, given the true past | nats | lower | n-gram
-l{level}_accuracy | next code, given the true past | share | higher | n-gram
+l{level}_changed_cross_entropy | next code where it changes | nats | lower | best trivial predictor
+l{level}_changed_accuracy | next code where it changes | share | higher | best trivial predictor
+l{level}_cross_entropy | next code, given the true past | nats | lower | best trivial predictor
+l{level}_accuracy | next code, given the true past | share | higher | best trivial predictor
 reward_squared_error | predicted reward | points² | lower | mean training reward
 reward_average_precision | finding rewards by |predicted reward| | share | higher | base rate
 end_average_precision | finding episode ends by P(end) | share | higher | base rate
