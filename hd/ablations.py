@@ -165,11 +165,12 @@ ABLATIONS = {
          "one_place": {"agent.patch": 84, "agent.shifts": 0}}),
     "agent_data": Ablation(
         "What must the agent's world model learn from: its own play, what it foretold badly, "
-        "moved frames?",
+        "moved frames? What is learned from the same steps without one?",
         "agent", _OF_AGENT,
         # As many updates in all as base makes at `quick`, none of them on its own play.
         {"prefill": {"agent.model_warmup": 5440, "agent.model_updates": 0},
-         "uniform": {"agent.surprise_share": 0.0}, "unmoved": {"agent.shifts": 0}}),
+         "uniform": {"agent.surprise_share": 0.0}, "unmoved": {"agent.shifts": 0},
+         "model_free": {"agent.learner": "dqn"}}),
     "policy_game": Ablation(
         "Can the other two games be learned in the dream?",
         "policy", ("real_return",),

@@ -272,6 +272,7 @@ class AgentConfig:
     sticky: BelowOne = 0.0
     noop_max: CountOrZero = 30
     eval_episodes: Count = 100
+    learner: Literal["dqn"] | None = None  # instead of a model and dreams, see measure.model_free
 
 
 @dataclass(frozen=True)

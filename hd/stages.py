@@ -49,6 +49,7 @@ from hd.measure import (
     entropy_floor,
     frames,
     game_state,
+    model_free,
     places,
     predictions,
     ram_policy,
@@ -574,11 +575,24 @@ def game_of(run: Run) -> str:
 
 
 def _train_agent(run: Run) -> dict:
+    if run.cfg.learner:
+        return _train_model_free(run)
     return agent.train(run.cfg, run.profile.place_model, run.profile.agent_policy, game_of(run),
                        run)[1]
 
 
-def _load_agent(run: Run) -> agent.Agent:
+def _train_model_free(run: Run) -> dict:
+    with runs.exclusive(run):
+        if record := runs.finished_or_cleared(run):
+            return record
+        made, record = model_free.train(run.cfg, game_of(run), seed=run.seed,
+                                        must_stop=run.must_stop)
+        return runs.save_model(run, made, **record)
+
+
+def _load_agent(run: Run) -> agent.Agent | model_free.ModelFree:
+    if run.cfg.learner:
+        return runs.load_model(run, model_free.ModelFree(game_of(run)))
     return runs.load_model(run, agent.Agent(run.cfg, run.profile.place_model,
                                             run.profile.agent_policy, game_of(run)))
 
@@ -596,7 +610,7 @@ def _measure_agent(run: Run) -> list[dict]:
 def _rows_of_new_play(run: Run, made: agent.Agent) -> list[dict]:
     """Points won while it learned; what the codes hold and what dreams know of contacts, in as many
     new steps of each player as a fifth of the agent's own; none where what it played is not there
-    (restored weights)."""
+    (restored weights, a learner without a model)."""
     cfg = run.cfg
     if not (run.folder / experience.PLAYED).exists():
         return []

@@ -69,8 +69,11 @@ def contacts(run: Run, *, count: int = 10, num_steps: int = 4800) -> list[dict]:
 
     Each has is_lost; dreamed_loss, the mean of some dreams from GAMES[game].lost_within steps
     before under the true actions; and "real game" and "dream", one of these dreams decoded: frames
-    (H + 1, 84, 84) uint8 of H = lost_within - 1 steps. Empty where the play holds none.
+    (H + 1, 84, 84) uint8 of H = lost_within - 1 steps. Empty where the play holds none, and for a
+    learner without a model.
     """
+    if run.cfg.learner:
+        return []
     made, cfg, rng = stages.load(run), run.cfg, rng_for(run.seed, "contact pictures")
     store = contact.new_play(made, cfg, {"agent": made.act()},
                              num_steps=min(num_steps, cfg.num_steps), seed=run.seed)["agent"]
