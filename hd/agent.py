@@ -175,8 +175,10 @@ class Emulators:
 # ---- the loop
 
 def train(cfg: AgentConfig, model_cfg: PlaceModelConfig, policy_cfg: AgentPolicyConfig, game: str,
-          run: Run | Unkept) -> tuple[Agent, dict]:
+          run: Run | Unkept, *, start: PlaceModel | None = None) -> tuple[Agent, dict]:
     """Play and learn until cfg.num_steps; the agent in eval mode, and the record.
+
+    start: another game's world model, from which this one goes on.
 
     The record's "history" has a point about every thousand steps, its "episodes" a row for each
     episode that ended: step, return, length, minutes. A finished run is loaded, an interrupted one
@@ -185,6 +187,8 @@ def train(cfg: AgentConfig, model_cfg: PlaceModelConfig, policy_cfg: AgentPolicy
     work = chunks_of(cfg)
     seed_everything(run.seed)
     agent = Agent(cfg, model_cfg, policy_cfg, game).to(device())
+    if start is not None:
+        agent.model.go_on_from(start)
     if isinstance(run, Unkept):
         with kept_memory():
             return agent, _Loop(cfg, agent, run).run(work)

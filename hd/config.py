@@ -273,6 +273,9 @@ class AgentConfig:
     noop_max: CountOrZero = 30
     eval_episodes: Count = 100
     learner: Literal["dqn"] | None = None  # instead of a model and dreams, see measure.model_free
+    # Games whose agents learn first, each from the world model of the one before, and the last of
+    # which gives its model to this one; None for a model that starts from nothing.
+    start_from: Literal["others"] | tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

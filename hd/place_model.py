@@ -86,6 +86,13 @@ class PlaceModel(nn.Module):
         size = codebooks.pow(2).mean((1, 2), keepdim=True).sqrt()
         self.codebooks.copy_(codebooks / size.clamp_min(1e-6))
 
+    def go_on_from(self, other: PlaceModel) -> None:
+        """Take over what the model of another game learned, but for what it learned of single
+        codes, which are other patches there."""
+        of_codes = ("codebooks", "code_embedding", "key_embedding", "code_bias")
+        taken = {name: part for name, part in other.state_dict().items() if name not in of_codes}
+        self.load_state_dict(self.state_dict() | taken)
+
     # ---- from tokens to predictions
 
     def tables(self):

@@ -577,8 +577,14 @@ def game_of(run: Run) -> str:
 def _train_agent(run: Run) -> dict:
     if run.cfg.learner:
         return _train_model_free(run)
-    return agent.train(run.cfg, run.profile.place_model, run.profile.agent_policy, game_of(run),
-                       run)[1]
+    game, start = game_of(run), None
+    for before in run.upstream:
+        if runs.finished_or_cleared(before) is None:
+            print(f"first an agent of {game_of(before)}, from whose world model this one starts")
+            make(before)
+        start = load(before).model
+    return agent.train(run.cfg, run.profile.place_model, run.profile.agent_policy, game, run,
+                       start=start)[1]
 
 
 def _train_model_free(run: Run) -> dict:

@@ -48,6 +48,10 @@ def agent_run(**overrides):
     return runs.start("agent", profile="smoke", games=["pong"], overrides=fields | overrides)
 
 
+def agent_run_of(game):
+    return dataclasses.replace(agent_run(), games=(game,))
+
+
 def test_the_work_holds_the_prefill_the_warmup_and_the_blocks_that_fit():
     cfg = AgentConfig(num_steps=1000, prefill=200, block=300, num_emulators=4, model_warmup=120,
                       dreams_warmup=60, model_updates=7, dreams=3)
@@ -453,3 +457,47 @@ def test_half_of_the_pictures_are_of_one_kind_where_there_are_enough():
     many = np.array([True] * 9 + [False] * 9)
     assert many[pictures._half_of_each(many, 6, rng)].sum() == 3
     assert len(pictures._half_of_each(~few[:3], 6, rng)) == 3
+
+
+def test_an_agent_may_go_on_from_the_world_model_of_others_that_learn_first(monkeypatch, capsys):
+    run = agent_run(**{"agent.start_from": "others"})
+    (before,), own = run.upstream, agent_run()
+    assert before.games == ("ms_pacman",) and before.upstream[0].games == ("breakout",)
+    assert before.upstream[0].identity == agent_run_of("breakout").identity, "that of base"
+    assert run.identity != own.identity and own.upstream == ()
+    given = {}
+
+    def train(cfg, model_cfg, policy_cfg, game, run, *, start):
+        given[game] = start
+        return None, {}
+
+    monkeypatch.setattr(stages.agent, "train", train)
+    monkeypatch.setattr(stages, "load", lambda run: type("Made", (), {"model": run.games[0]}))
+    stages.make(run)
+    assert given == {"breakout": None, "ms_pacman": "breakout", "pong": "ms_pacman"}
+    assert "first an agent of ms_pacman" in capsys.readouterr().out
+    wrong = agent_run(**{"agent.start_from": ("breakout", "pong")})
+    assert refusal(getattr, wrong, "upstream").startswith("an agent of pong may start from agents")
+    assert "unknown game" in refusal(
+        getattr, agent_run(**{"agent.start_from": ("chess",)}), "upstream")
+
+
+def test_what_a_model_learned_of_single_codes_stays_behind():
+    torch.manual_seed(0)
+    one, other = (Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, game).model
+                  for game in ("pong", "breakout"))
+    before = {name: part.clone() for name, part in other.state_dict().items()}
+    for part in one.parameters():
+        nn.init.normal_(part)
+    other.go_on_from(one)
+    same = {name for name, part in other.state_dict().items() if torch.equal(part, before[name])}
+    assert same == {"codebooks", "code_embedding", "key_embedding", "code_bias"}
+
+
+def test_where_an_agents_model_starts_decides_what_it_learns():
+    torch.manual_seed(1)
+    start = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "breakout").model
+    made = [agent.train(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong", Unkept(seed=0),
+                        start=first)[0] for first in (start, None)]
+    weights_of = [one.model.inputs.weight for one in made]
+    assert not torch.allclose(*weights_of)

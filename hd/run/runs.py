@@ -89,11 +89,28 @@ class Run:
     @property
     def upstream(self) -> tuple[Run, ...]:
         """The runs that this one reads: of its chain, or for frames that the trained agent plays
-        too, the policy of AGENT_VARIANT at this profile and seed."""
+        too, the policy of AGENT_VARIANT at this profile and seed; for an agent that starts from
+        another's world model, that agent."""
+        if self.stage == "agent" and self.cfg.start_from:
+            return (self._before(),)
         if self.stage == "frames" and self.cfg.sources.get("agent"):
             profile = config.resolve(self.profile.name, AGENT_VARIANT, games=self.games)
             return (Run("policy", profile, AGENT_VARIANT, self.seed, self.games),)
         return tuple(self.at(stage) for stage in config.UPSTREAM[self.stage])
+
+    def _before(self) -> Run:
+        """The agent whose world model this agent starts from. Raises InputError for games that
+        cannot come before this one."""
+        (own,), before = self.games, self.cfg.start_from
+        if before == "others":
+            before = tuple(game for game in config.GAMES if game != own)
+        if own in config.check_games(before):
+            raise InputError(f"an agent of {own} may start from agents of other games; got "
+                             f"{', '.join(before)}")
+        *first, last = before
+        cfg = dataclasses.replace(self.cfg, start_from=tuple(first) or None)
+        return dataclasses.replace(self, games=(last,),
+                                   profile=dataclasses.replace(self.profile, agent=cfg))
 
     @property
     def settings(self) -> dict:
