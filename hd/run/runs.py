@@ -100,7 +100,10 @@ class Run:
         """All that decides this stage's content beside seed, games and inputs."""
         inside = {stage: dataclasses.asdict(getattr(self.profile, stage))
                   for stage in config.INSIDE.get(self.stage, ())}
-        settings = {"config": dataclasses.asdict(self.cfg), "inside": inside, "part": self.part}
+        own = dataclasses.asdict(self.cfg)
+        if not own.get("test_share", True):
+            del own["test_share"]  # runs without a test part are those from before there was one
+        settings = {"config": own, "inside": inside, "part": self.part}
         return {name: value for name, value in settings.items() if name == "config" or value}
 
     @property
@@ -331,7 +334,7 @@ def provenance(run: Run, *, wall_seconds: float) -> dict:
             **run.settings, **circumstances(wall_seconds), "inputs": inputs}
 
 
-def row(metric: str, value, *, game: str = "all", split: str = "val", step=None,
+def row(metric: str, value, *, game: str = "all", split: str = "test", step=None,
         baseline=None) -> dict:
     """One row of a metric table; stage, variant and seed are added by save_table."""
     return {"game": game, "step": step, "split": split, "metric": metric,
