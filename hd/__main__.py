@@ -11,7 +11,9 @@ import argparse
 import contextlib
 import os
 import sys
+import webbrowser
 from importlib.util import find_spec
+from pathlib import Path
 
 from hd import config
 from hd.config import GAMES, InputError
@@ -90,6 +92,8 @@ def make_parser() -> Parser:
     play.add_argument("--policy", default="recorded",
                       help="recorded, random, tracker, agent or online")
     play.add_argument("--out", help="the mp4; by default among the run's figures")
+    play.add_argument("--interactive", action="store_true",
+                      help="a page to play in the dream of the online agent; --out is a folder")
 
     check = _add(commands, "check", run_checks, "validate data, model and mask; plays if needed",
                  needs_checkout=True)
@@ -107,8 +111,10 @@ def make_parser() -> Parser:
     publish.add_argument("--seed", type=_number, help="all seeds unless one is given")
     publish.add_argument("--weights", action="store_true",
                          help="the weights of one seed (default 0), not tables and figures")
+    publish.add_argument("--dream", action="store_true",
+                         help="what the book's playable dream needs of one seed's agents")
     publish.add_argument("--games", default=",".join(GAMES),
-                         help="with --weights: of the runs of these games alone")
+                         help="with --weights and --dream: of the runs of these games alone")
     restore = _add(commands, "restore", restore_weights, "published weights into the runs' folders",
                    needs_checkout=True)
     _add_choices(restore)
@@ -193,10 +199,33 @@ def play_game(args) -> None:
     config.allowed("game", args.game, GAMES)
     config.resolve(args.profile, args.variant)
     config.check_seed(args.seed)
+    if args.interactive:
+        return play_dream(args)
     from hd.report.video import play_video
     path = play_video(game=args.game, profile=args.profile, variant=args.variant, seed=args.seed,
                       policy=args.policy, steps=args.steps, out=args.out)
     print(shown(path))
+
+
+def play_dream(args) -> None:
+    """Write the page on which the reader plays in the online agent's dream; open it if it lies in
+    its own place and there is a screen."""
+    require_checkout("hd play --interactive")
+    if args.policy not in ("recorded", "online"):
+        raise InputError(f"--interactive plays in the dream of the online agent; it has no policy "
+                         f"{args.policy!r}")
+    if args.out and Path(args.out).is_file():
+        raise InputError(f"--interactive writes a folder; {args.out} is a file")
+    from hd.book.dream_page import write_page
+    from hd.run import runs
+    run = runs.start("agent", profile=args.profile, variant=args.variant, seed=args.seed,
+                     games=[args.game])
+    page = write_page(run, Path(args.out or run.root / "figures" / run.name / "dream"))
+    print(shown(page))
+    has_screen = os.name == "nt" or sys.platform == "darwin" or any(
+        map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if has_screen and not args.out:
+        webbrowser.open(page.as_uri())
 
 
 def run_checks(args) -> int:
@@ -225,6 +254,8 @@ def publish_profile(args) -> None:
     """Copy a profile's fresh tables and figures, or the benchmark, into results/ and figures/."""
     if args.benchmark == bool(args.profile):
         raise InputError("publish needs either --profile or --benchmark")
+    if args.dream and args.weights:
+        raise InputError("publish takes --weights or --dream, not both")
     if args.profile:
         config.resolve(args.profile, "base" if args.variant == "all" else args.variant)
     if args.seed is not None:
@@ -232,6 +263,12 @@ def publish_profile(args) -> None:
     if args.benchmark:
         from hd.book.publishing import publish_benchmark
         copied = publish_benchmark()
+    elif args.dream:
+        from hd.book import dream_page
+        from hd.run import runs
+        copied = dream_page.publish([
+            runs.start("agent", profile=args.profile, variant=args.variant, seed=args.seed or 0,
+                       games=[game]) for game in config.check_games(args.games)])
     elif args.weights:
         from hd.run import runs, weights
         copied = weights.publish(runs.start("encoder", profile=args.profile, variant=args.variant,

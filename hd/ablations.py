@@ -19,6 +19,7 @@ class Ablation:
 
 
 _NEXT_CODE = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
+_OF_AGENT = ("real_return", "contact_auc[source agent]")
 _CODES = ("l0_usage", "l2_variance_explained", "r2_ball_x")
 _OFTEN = 720  # steps: on one game of `audit`, up to 200 exposures of each training step
 _SEED_COSTS, _FLAT, _ZERO = (0.05, 0.25, 0.60), (0.25, 0.25, 0.25), (0.0, 0.0, 0.0)
@@ -157,6 +158,20 @@ ABLATIONS = {
         "Does a policy play better when it sees what the world model makes of the past?",
         "policy", ("real_return",),
         {"hidden": {"policy.features": "hidden"}}),
+    "agent_codes": Ablation(
+        "Which codes does the agent need: levels, equal bits without levels, how many places?",
+        "agent", _OF_AGENT,
+        {"one_level": {"agent.num_levels": 1}, "product": {"agent.kind": "product"},
+         "places_9": {"agent.patch": 28},
+         "one_place": {"agent.patch": 84, "agent.shifts": 0}}),
+    "agent_data": Ablation(
+        "What must the agent's world model learn from: its own play, what it foretold badly, "
+        "moved frames? What is learned from the same steps without one?",
+        "agent", _OF_AGENT,
+        # As many updates in all as base makes at `quick`, none of them on its own play.
+        {"prefill": {"agent.model_warmup": 5440, "agent.model_updates": 0},
+         "uniform": {"agent.surprise_share": 0.0}, "unmoved": {"agent.shifts": 0},
+         "model_free": {"agent.learner": "dqn"}}),
     "policy_game": Ablation(
         "Can the other two games be learned in the dream?",
         "policy", ("real_return",),

@@ -105,6 +105,7 @@ class Game:
     tracker: Callable[[np.ndarray], int] | None = None  # RAM (128,) -> ALE id, a scripted player
     # Labels, int (..., T) of steps in order -> bool (..., T): about five steps before a contact
     near_contact: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
+    lost_within: int = 14  # steps after that, in which a point or a life is lost, or not
 
     def __post_init__(self):
         unknown = {*self.coordinates, *self.place[:2]} - {*self.labels}
@@ -130,7 +131,9 @@ GAMES = {
             "player_x": 72, "ball_x": 99, "ball_y": 101, "blocks_hit_count": 77, "score": 84,
             "block_bit_map": range(30)},
         ("player_x", "ball_x", "ball_y"), Place("ball_x", "ball_y", -48.5, 10.5),
-        near_contact=_ball_past("ball_y", 140), ball_y_end=187, tracker=_track_breakout),
+        # A slow ball is out of the picture, and the life with it, after 17 steps.
+        near_contact=_ball_past("ball_y", 140), lost_within=20, ball_y_end=187,
+        tracker=_track_breakout),
     "ms_pacman": Game(
         "MsPacman", "ms_pacman", "ALE/MsPacman-v5", (0, 2, 3, 4, 5, 6, 7, 8, 9), {
             "sue_x": 6, "inky_x": 7, "pinky_x": 8, "blinky_x": 9, "sue_y": 12, "inky_y": 13,
@@ -138,7 +141,8 @@ GAMES = {
             "fruit_y": 17, "ghosts_count": 19, "player_direction": 56, "dots_eaten": 119,
             "player_score": 120, "num_lives": 123},
         ("player_x", "player_y", "blinky_x", "blinky_y"),
-        Place("player_x", "player_y", -8.5, 5.5), near_contact=_ghost_within(24)),
+        # A life is counted out some twenty steps after the ghost has it.
+        Place("player_x", "player_y", -8.5, 5.5), near_contact=_ghost_within(24), lost_within=30),
 }
 
 

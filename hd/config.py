@@ -79,8 +79,8 @@ class FramesConfig:
     sources: Mapping[Literal[SOURCES], PositiveOrZero] = field(
         default_factory=lambda: {"random": 1.0})
     val_share: Share = 0.2  # of the episodes of each game: what is chosen is chosen on them
-    # Read once, for the numbers of a table. 0: what validates is what a table is of, split "val".
-    test_share: Share = 0.2
+    # Read once, for the numbers of a table; None: a table, split "val", is of what validates.
+    test_share: Annotated[float, Gt(0), Lt(1)] | None = 0.2
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class AgentConfig:
     num_emulators: Count = 8
     model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
     dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
-    model_updates: Count = 128  # a block
+    model_updates: CountOrZero = 128  # a block
     dreams: Count = 16  # a block, each learned from as agent_policy says
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on
     recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
@@ -274,6 +274,7 @@ class AgentConfig:
     sticky: BelowOne = 0.0
     noop_max: CountOrZero = 30
     eval_episodes: Count = 100
+    learner: Literal["dqn"] | None = None  # instead of a model and dreams, see measure.model_free
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,7 @@ PROFILES = {
     "desk": Profile(
         "desk", "the seed's sizes on a desk machine, as much training as two hours hold",
         # Its published weights have seen four of five episodes: 0.2 as soon as they are made again.
-        frames=FramesConfig(test_share=0.0),
+        frames=FramesConfig(test_share=None),
         encoder=EncoderConfig(num_steps=2400, batch_size=256, eval_every=300),
         tokenizer=TokenizerConfig(num_steps=1500, batch_size=4096),
         decoder=DecoderConfig(num_steps=1500, batch_size=64, lr=1e-3),

@@ -105,7 +105,9 @@ class PatchCodec(nn.Module):
     @torch.no_grad()
     def decode(self, tokens):
         """tokens (..., L, G) -> frames (..., 84, 84) uint8."""
-        rows = self.quantizer.decode(tokens.long())
+        # A quantizer of one group has no axis for it.
+        rows = self.quantizer.decode(tokens.long().squeeze(-1) if self.num_places == 1
+                                     else tokens.long())
         rows = rows.unflatten(-1, (self.num_places, -1))
         frames = join(rows, self.patch) + self.background
         return (255 * frames.clamp(0, 1)).round().to(torch.uint8)

@@ -89,7 +89,7 @@ class Replay:
 
     @classmethod
     def open(cls, folder: Path, games: tuple[str, ...], *, val_share: float, seed: int,
-             test_share: float = 0.0) -> Replay:
+             test_share: float | None = None) -> Replay:
         """Open the files that hd.collection wrote, split by episode within each game, see
         split_three_ways.
 
@@ -233,21 +233,21 @@ def split_by_episode(episode_ids: np.ndarray, *, val_share: float, seed: int,
     return ~val, val
 
 
-def split_three_ways(episode_ids: np.ndarray, *, val_share: float, test_share: float, seed: int,
-                     source: np.ndarray | None = None
+def split_three_ways(episode_ids: np.ndarray, *, val_share: float, test_share: float | None,
+                     seed: int, source: np.ndarray | None = None
                      ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """episode_ids (N,) -> (train, val, test), bool (N,): each row in one part, no episode in two.
 
     val is that of split_by_episode, test is test_share of all episodes, chosen among the others in
-    the same way. A test_share of 0 splits in two: test is val. Raises InputError where the shares
-    leave nothing to train on.
+    the same way. Without a test_share it is split in two: test is val. Raises InputError where the
+    shares leave nothing to train on.
     """
     rest, val = split_by_episode(episode_ids, val_share=val_share, seed=seed, source=source)
-    if not test_share:
+    if test_share is None:
         return rest, val, val
     if not 0 < test_share < 1 - val_share:
-        raise InputError(f"val_share and test_share must be 0 or more and leave episodes to train "
-                         f"on; got {val_share!r} and {test_share!r}")
+        raise InputError(f"val_share must be 0 or more, test_share more, and both leave episodes "
+                         f"to train on; got {val_share!r} and {test_share!r}")
     test = np.zeros_like(val)
     test[rest] = split_by_episode(
         episode_ids[rest], val_share=test_share / (1 - val_share), seed=seed,

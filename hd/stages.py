@@ -29,6 +29,7 @@ from hd import (
     config,
     decoder,
     encoder,
+    experience,
     play,
     policy,
     tokenizer,
@@ -48,6 +49,7 @@ from hd.measure import (
     entropy_floor,
     frames,
     game_state,
+    model_free,
     places,
     predictions,
     ram_policy,
@@ -586,11 +588,24 @@ def game_of(run: Run) -> str:
 
 
 def _train_agent(run: Run) -> dict:
+    if run.cfg.learner:
+        return _train_model_free(run)
     return agent.train(run.cfg, run.profile.place_model, run.profile.agent_policy, game_of(run),
                        run)[1]
 
 
-def _load_agent(run: Run) -> agent.Agent:
+def _train_model_free(run: Run) -> dict:
+    with runs.exclusive(run):
+        if record := runs.finished_or_cleared(run):
+            return record
+        made, record = model_free.train(run.cfg, game_of(run), seed=run.seed,
+                                        must_stop=run.must_stop)
+        return runs.save_model(run, made, **record)
+
+
+def _load_agent(run: Run) -> agent.Agent | model_free.ModelFree:
+    if run.cfg.learner:
+        return runs.load_model(run, model_free.ModelFree(game_of(run)))
     return runs.load_model(run, agent.Agent(run.cfg, run.profile.place_model,
                                             run.profile.agent_policy, game_of(run)))
 
@@ -608,14 +623,14 @@ def _measure_agent(run: Run) -> list[dict]:
 def _rows_of_new_play(run: Run, made: agent.Agent) -> list[dict]:
     """Points won while it learned; what the codes hold and what dreams know of contacts, in as many
     new steps of each player as a fifth of the agent's own; none where what it played is not there
-    (restored weights)."""
+    (restored weights, a learner without a model)."""
     cfg = run.cfg
-    if not (run.folder / agent.PLAYED).exists():
+    if not (run.folder / experience.PLAYED).exists():
         return []
     players = {"random": play.random_act(made.game), "agent": made.act()}
     if atari.GAMES[made.game].tracker:
         players["tracker"] = play.tracker_act(made.game)
-    fitted_on = agent.Store.saved(cfg, made.codec.num_places, run.folder)
+    fitted_on = experience.Store.saved(cfg, made.codec.num_places, run.folder)
     played = contact.new_play(made, cfg, players, num_steps=cfg.num_steps // 5, seed=run.seed)
     return (control.share_won_rows(fitted_on.rewards[:, :fitted_on.length], cfg.prefill,
                                    game=made.game)

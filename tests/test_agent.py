@@ -11,12 +11,14 @@ import torch
 from tiny import refusal
 from torch import nn
 
-from hd import agent, config, play, stages
-from hd.agent import Agent, Emulators, Store, chunks_of
+from hd import agent, config, experience, play, stages
+from hd.agent import Agent, Emulators, chunks_of
 from hd.atari import GAMES, AtariGame
 from hd.config import AgentConfig, InputError, PlaceModelConfig
+from hd.experience import Store
 from hd.imagination import imagine
-from hd.report import figures, tables
+from hd.measure import contact
+from hd.report import figures, pictures, tables
 from hd.run import runs, weights
 from hd.run.runs import TimeLimitReached
 from hd.run.training import Unkept
@@ -153,14 +155,14 @@ def test_steps_that_were_foretold_badly_are_learned_from_more_often():
     emulators, times = store.pick_surprising(rng, 40_000)
     drawn = np.zeros_like(store.surprise)
     np.add.at(drawn, (emulators, times), 1)
-    expected = store.surprise**agent.SURPRISE_POWER
+    expected = store.surprise**experience.SURPRISE_POWER
     assert drawn / len(times) == pytest.approx(expected / expected.sum(), abs=0.01)
 
 
 def test_only_what_is_new_and_some_of_what_is_old_is_measured_again():
     store, rng, model = filled_store(), np.random.default_rng(0), Foretells()
     store.measure_surprise(model, rng, 6)
-    assert model.asked == 2 * 2 + agent.REMEASURED
+    assert model.asked == 2 * 2 + experience.REMEASURED
     assert store.surprise[:, 6:8].tolist() == [[6, 7], [6, 0]]
 
 
@@ -177,14 +179,14 @@ def test_a_share_of_the_batch_is_drawn_by_surprise():
 def test_forgotten_changes_show_what_was_there_or_nothing():
     tokens = np.full((4000, 2, 1, 5), 3, np.uint8)
     tokens[:, 1, :, :2] = 7  # two of five places change
-    seen = agent.forget_changes(tokens, np.random.default_rng(0), 0.5)
+    seen = experience.forget_changes(tokens, np.random.default_rng(0), 0.5)
     assert seen.dtype == np.uint8 and (seen[:, 0] == 3).all() and (seen[:, 1, :, 2:] == 3).all()
     now = seen[:, 1, 0, :2]
     for value, share in ((7, 0.75), (3, 0.125), (0, 0.125)):
         assert (now == value).mean() == pytest.approx(share, abs=0.02)
     whole_rows = (now == 7).all(1).mean()
     assert whole_rows == pytest.approx(0.5 + 0.5 * 0.25, abs=0.03)
-    assert np.array_equal(agent.forget_changes(tokens, np.random.default_rng(0), 0.0), tokens)
+    assert np.array_equal(experience.forget_changes(tokens, np.random.default_rng(0), 0.0), tokens)
 
 
 def test_shifts_begin_with_none_and_stay_within_half_a_place():
@@ -353,7 +355,8 @@ def test_each_game_can_be_played_by_an_untrained_agent():
 
 
 def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_path, capsys):
-    assert tables.agents(tmp_path) is None and tables.agent_points(tmp_path) == {}
+    assert tables.agents_in_short(tmp_path) is None and tables.agents(tmp_path) is None
+    assert tables.agent_points(tmp_path) == {}
     assert "python -m hd run agent --game pong" in capsys.readouterr().out
     run = agent_run(**{"agent.eval_episodes": 1})
     stages.make(run)
@@ -372,6 +375,11 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     found = tables.agents(tmp_path)
     assert "profile audit" in capsys.readouterr().out
     assert set(found["game"]) == {"pong"} and "real_return" in found.index
+    short = tables.agents_in_short(tmp_path)
+    assert "Pong: 320 steps" in capsys.readouterr().out and list(short) == ["Pong"]
+    returned, by_chance = found.loc["real_return", ["mean", "baseline"]]
+    assert short.loc["return of whole episodes (random play)", "Pong"] == (
+        f"{returned} ({by_chance})")
     assert not found.index.str.startswith("training_return").any()
     (curve,) = tables.agent_points(tmp_path)["pong"].values()
     assert curve[:-1] == [{"step": 320, "minutes": 1.5, "return": -20.5}]
@@ -415,3 +423,33 @@ def test_published_agents_are_restored_and_play_the_same(tmp_path):
     seen = play.Observation(np.repeat(frame[None], 4, 0)[None], info["ram"][None],
                             np.zeros(1, int), np.zeros(1, int))
     assert restored.act()(seen, torch.Generator().manual_seed(0)).item() in GAMES["pong"].actions
+
+
+def test_contacts_are_shown_in_the_real_game_and_dreamed(monkeypatch):
+    """A tracker in the place of the agent's policy, which meets the ball."""
+    torch.manual_seed(0)
+    made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
+    frames = contact.recorded("pong", play.random_act("pong"), CFG, num_steps=400, seed=1).frames
+    made.fit_codec(frames[:, :200].reshape(-1, 84, 84), seed=0)
+    monkeypatch.setattr(made, "act", lambda: play.tracker_act("pong"))
+    monkeypatch.setattr(stages, "load", lambda run: made)
+    run = dataclasses.replace(agent_run(), profile=dataclasses.replace(
+        SMOKE, agent=dataclasses.replace(SMOKE.agent, num_steps=2000)))
+    found = pictures.contacts(run, count=4, num_steps=1200)
+    assert 2 <= len(found) <= 4
+    for each in found:
+        assert each["real game"].shape == each["dream"].shape == (GAMES["pong"].lost_within, 84, 84)
+        assert each["dreamed_loss"] >= 0
+    assert len(figures.contacts(found).axes) == len(found) + len(found) % 2
+    assert pictures.contacts(run, num_steps=80) == []
+    assert not any(ax.get_visible() for ax in figures.contacts([]).axes)
+
+
+def test_half_of_the_pictures_are_of_one_kind_where_there_are_enough():
+    rng = np.random.default_rng(0)
+    few = np.array([True] * 2 + [False] * 9)
+    assert few[pictures._half_of_each(few, 6, rng)].sum() == 2
+    assert len(pictures._half_of_each(few, 6, rng)) == 6
+    many = np.array([True] * 9 + [False] * 9)
+    assert many[pictures._half_of_each(many, 6, rng)].sum() == 3
+    assert len(pictures._half_of_each(~few[:3], 6, rng)) == 3

@@ -13,13 +13,13 @@ PACKAGE = ROOT / "hd"
 # is a layer of its own, in the order in which a frame becomes an action.
 LAYERS = (
     "ablations", "config", "run",
-    "atari", "collection", "replay", "windows", "negatives", "quantization", "patches", "encoder",
+    "atari", "collection", "replay", "windows", "quantization", "patches", "encoder",
     "tokenizer", "decoder", "transformer", "two_hot", "world_model", "place_model", "imagination",
-    "policy", "play", "agent",
+    "policy", "play", "experience", "agent",
     "measure", "stages", "report", "audit", "book", "bench", "__main__",
 )
 # What takes arrays: whoever has some can train it without a run, a file or a game's name.
-MODELS = ("negatives", "quantization", "patches", "encoder", "tokenizer", "decoder",
+MODELS = ("quantization", "patches", "encoder", "tokenizer", "decoder",
           "transformer", "two_hot", "world_model", "place_model", "imagination", "policy")
 # What a model may know of how it is kept: it hands a run on to the training loop, and draws.
 OF_RUNS = {"Run", "rng_for", "seed_everything", "progress"}

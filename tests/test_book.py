@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
+from browser import CHROMIUM, Browser, in_browser
 
 from hd.book import notebooks
 from hd.book.building import build_book, stage_book
@@ -27,8 +28,6 @@ IN_SCRIPTS = re.compile(
     r"""(?:\bsrc\s*=\s*|\.href\s*=\s*|\b(?:import|importScripts|fetch|Worker|EventSource|WebSocket|"""
     r"""getScript|getJSON|sendBeacon)\s*\(\s*|\bimport\s+|\bfrom\s+|\.open\(\s*["']GET["'],\s*)"""
     r"""["'`]((?:https?:|wss?:)?//[^"'`]+)""")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
-                                                "google-chrome"))), None)
 
 
 class Loads(HTMLParser):
@@ -208,6 +207,19 @@ def test_search_finds_a_page_in_a_browser_without_network(pages, tmp_path):
     dom = dom_of(pages / "search.html", tmp_path, "?q=commitment")
     found = re.findall(r'<li[^>]*><a href="([^"?#]+)', dom)
     assert any("notation" in page for page in found), found
+
+
+@in_browser
+def test_the_dream_of_the_built_book_is_played_from_a_file(pages, tmp_path):
+    with Browser(tmp_path) as browser:
+        browser.open(pages / "dream.html")
+        browser.wait_for("HDPage.checked !== undefined")
+        browser.click(".playButton")
+        browser.wait_for("HDPage.step > 3")
+        assert browser.errors == []
+    loading = [page.name for page in pages.rglob("*.html")
+               if "page.js" in page.read_text("utf-8") and page.parent == pages]
+    assert loading == ["dream.html"], "only the page of the dream loads its scripts"
 
 
 @pytest.mark.long

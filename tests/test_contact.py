@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from hd import config, play
-from hd.agent import Agent, Store
+from hd.agent import Agent
 from hd.atari import GAMES
 from hd.config import AgentConfig
+from hd.experience import Store
 from hd.measure import contact, places
-from hd.measure.contact import HORIZON, approaches, is_lost, near
+from hd.measure.contact import approaches, is_lost, near
 
 SMOKE = config.PROFILES["smoke"]
 CFG = dataclasses.replace(SMOKE.agent, num_emulators=2, num_steps=800)
@@ -57,7 +58,7 @@ def test_an_approach_is_counted_once_and_only_with_all_its_steps_in_the_episode(
     _, times = approaches("pong", store, 4)
     # Every fifth step from the second on; near an end, and where 14 steps are not left, none.
     expected = [t for t in range(2, 40, 5)
-                if t >= 4 and t + HORIZON <= 40 and not t <= 21 < t + HORIZON - 1
+                if t >= 4 and t + 14 <= 40 and not t <= 21 < t + 13
                 and not 22 <= t < 26]
     assert times.tolist() == expected
 
@@ -67,7 +68,18 @@ def test_a_point_against_is_a_loss_and_one_for_is_none():
     rewards[10], rewards[35] = -1, 1
     store = store_of(pong_ram([0] * 40), rewards)
     at = np.array([0, 0, 0, 0]), np.array([0, 5, 10, 25])
-    assert is_lost(store, *at).tolist() == [True, True, True, False]
+    assert is_lost("pong", store, *at).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_a_loss_comes_within_the_stated_steps_of_a_contact(game):
+    store = contact.recorded(game, play.random_act(game), CFG, num_steps=1600, seed=2)
+    lost = (store.rewards < 0) | (store.continues == 0)
+    is_near = near(game, store.ram[:, :store.length])
+    losses = [(e, t) for e, t in zip(*lost[:, :store.length].nonzero()) if t > 40]
+    first = is_near & ~np.roll(is_near, 1, -1)
+    before = [first[e, t - GAMES[game].lost_within + 1:t + 1].any() for e, t in losses]
+    assert len(losses) >= 4 and np.mean(before) > 0.9
 
 
 def test_what_is_recorded_is_what_the_player_would_see_in_hd_play():

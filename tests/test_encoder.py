@@ -10,9 +10,8 @@ from tiny import refusal
 
 from hd import config, encoder, stages
 from hd.config import EncoderConfig, InputError
-from hd.encoder import AtariEncoder, temporal_infonce
+from hd.encoder import BATCHES, AtariEncoder, temporal_infonce
 from hd.measure import game_state
-from hd.negatives import BATCHES
 from hd.replay import Replay
 from hd.run import runs, training
 from hd.run.training import Unkept

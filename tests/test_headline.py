@@ -181,3 +181,24 @@ def test_the_agents_stand_first_with_what_others_reached(tmp_path):
 def test_the_committed_headlines_are_those_of_the_committed_tables():
     for path, text in headline.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make publish"
+
+
+def test_the_abstract_says_what_plays_and_how_many_that_only_dreamed_beat_random(
+        tmp_path, monkeypatch):
+    assert headline.abstract(tmp_path) == headline.NOTHING
+    monkeypatch.setattr(headline.claims, "counted", lambda root: {"reproduced": 3, "artefact": 1})
+    for game, value, seconds in (("pong", 12.5, 600), ("ms_pacman", 500, 1800)):
+        write_table(tmp_path / "audit", [row("real_return", value, game=game, baseline=-20)],
+                    stage="agent", variant=f"base-{game}", profile="audit", made_seconds=seconds,
+                    config={"num_steps": 5000, "num_levels": 2, "patch": 12})
+    for variant, low in (("base", -21), ("hi-dreamer", -19)):
+        write_table(tmp_path / "desk", [
+            row("real_return", low + 1, game="pong", baseline=-20.5),
+            row("real_return[ci_low]", low, game="pong")], stage="policy", variant=variant)
+    text = headline.abstract(tmp_path)
+    assert "audited its 4 claims: 3 reproduced, 1 artefact." in text
+    assert "Of 2 policies that were trained in its dreams alone, 1 beat random play." in text
+    assert "2 levels of codes at each of 49 places" in text
+    assert "After 5,000 steps of the real game and 10 to 30 minutes on Test CPU" in text
+    assert "12.5 in Pong (random play -20, a human 14.6, DIAMOND 20.4)" in text
+    assert "500 in MsPacman" in text and "Breakout" not in text

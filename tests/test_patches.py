@@ -68,6 +68,17 @@ def test_the_object_is_drawn_where_it_is():
     assert np.abs(drawn - frames[:50])[~is_object].mean() < 1
 
 
+def test_one_place_holds_the_whole_picture():
+    frames, _ = pictures()
+    codec, left = fitted(frames, patch=84, num_levels=3, num_codes=64)
+    tokens = codec.encode(frames)
+    drawn = codec.decode(tokens).float() - torch.from_numpy(frames).float()
+    empty = 60 - torch.from_numpy(frames).float()
+    assert tokens.shape == (200, 3, 1)
+    left_of_all = (drawn.pow(2).mean() / empty.pow(2).mean()).item()
+    assert left_of_all == pytest.approx(left, rel=0.02)
+
+
 @pytest.mark.parametrize("down, right", [(3, -2), (-5, 0), (0, 4)])
 def test_moved_frames_have_the_codes_of_what_stands_elsewhere(down, right):
     frames, corners = pictures()

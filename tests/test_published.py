@@ -40,6 +40,18 @@ def test_of_drawings_pages_show_what_ablations_watched(tmp_path):
     assert published.curves("mask", "quick", figures=tmp_path) is None
 
 
+def test_contacts_come_from_the_largest_profile_that_has_any(tmp_path):
+    for place in ("audit/base-pong-seed0", "audit/base-breakout-seed0", "quick/base-pong-seed0"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "contacts.png").write_bytes(b"x")
+    found = published.contacts(figures=tmp_path)
+    assert list(found) == ["pong", "breakout"]
+    assert names(tmp_path, published.shown(figures=tmp_path)) == [
+        "audit/base-breakout-seed0/contacts.png", "audit/base-pong-seed0/contacts.png"]
+    assert published.is_shown_kind("base-pong-seed0/contacts.svg")
+    assert published.contacts(figures=tmp_path / "audit") == {}
+
+
 @pytest.mark.parametrize(("place", "is_read"), [
     ("policy/base-seed2-episodes.csv", True), ("policy/policy.ppo-seed0-episodes.csv", False),
     ("world_model/exposures.windows-pong-seed1-history.csv", True),

@@ -229,7 +229,7 @@ def test_each_episode_trains_validates_or_tests(num_episodes, val_share, test_sh
 
 def test_without_a_test_share_what_validates_is_what_tests():
     ids = episode_rows([5] * 10)
-    train, val, test = split_three_ways(ids, val_share=0.3, test_share=0, seed=2)
+    train, val, test = split_three_ways(ids, val_share=0.3, test_share=None, seed=2)
     assert np.array_equal(val, test) and np.array_equal(train, ~val)
     assert np.array_equal(val, split_by_episode(ids, val_share=0.3, seed=2)[1])
 
@@ -250,7 +250,8 @@ def test_every_source_is_in_all_three_parts():
             assert set(source[part]) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("val_share, test_share", [(0.5, 0.5), (0.2, 0.9), (0.2, -0.1), (1, 0.1)])
+@pytest.mark.parametrize("val_share, test_share", [
+    (0.5, 0.5), (0.2, 0.9), (0.2, -0.1), (0.2, 0), (1, 0.1)])
 def test_shares_that_leave_nothing_to_train_on_are_refused(val_share, test_share):
     with pytest.raises(InputError, match="leave episodes to train on; got"):
         split_three_ways(IDS, val_share=val_share, test_share=test_share, seed=0)

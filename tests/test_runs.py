@@ -305,6 +305,14 @@ def test_a_strangers_record_cannot_have_files_outside_its_folder_removed(root):
     assert (root / "precious.txt").read_text() == "keep me"
 
 
+def test_a_field_that_is_none_is_no_part_of_what_a_run_is():
+    run, other = (runs.start("agent", profile="smoke", variant=variant, games=["pong"])
+                  for variant in ("base", "agent_data.model_free"))
+    assert run.cfg.learner is None and "learner" not in run.settings["config"]
+    assert other.settings["config"] == {**run.settings["config"], "learner": "dqn"}
+    assert other.identity != run.identity
+
+
 # ---- checkpoints
 
 

@@ -123,7 +123,7 @@ def test_unknown_ablations_and_no_seeds_are_refused_before_any_work():
         stages.compare("mask", profile="smoke", seeds=[])
 
 
-TWO_WAYS = {"frames.test_share": 0}
+TWO_WAYS = {"frames.test_share": None}
 
 
 def steps_in(found, starts):
@@ -158,7 +158,7 @@ def test_a_table_says_whether_its_episodes_were_those_on_which_things_were_chose
 
 def test_a_run_without_a_test_part_is_the_one_from_before_there_was_one():
     one, two = (runs.start("encoder", profile="smoke", overrides={"frames.test_share": share})
-                for share in (0, 0.25))
+                for share in (None, 0.25))
     assert "test_share" not in one.at("frames").settings["config"]
     assert two.at("frames").settings["config"]["test_share"] == 0.25
     assert one.identity != two.identity

@@ -15,6 +15,7 @@ from hd import config
 from hd.audit import claims
 from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
+from hd.patches import SIDE
 from hd.report import reference
 from hd.report.tables import (
     BEST_TRIVIAL,
@@ -149,6 +150,52 @@ def summary(results_dir=None, *, claims_page: str) -> str:
     return "\n\n".join(parts) or NOTHING
 
 
+def abstract(results_dir=None) -> str:
+    """Markdown for the book's first page: what was asked, how the claims fared, what plays, in
+    numbers of the published tables; a line where no agent is published."""
+    root = Path(results_dir or ROOT / "results")
+    profile, counted = profile_of_agents(root), claims.counted(root)
+    if profile is None or not counted:
+        return NOTHING
+    scores, minutes, records = [], [], []
+    for game, name in agents_of(root, profile).items():
+        table = fresh_or_published(root, profile, "agent", name)
+        (row,) = _of_metric(table, "real_return").to_dict("records")
+        human, best = (reference.anchor("atari100k", method, TITLES[game])
+                       for method in ("Human", "DIAMOND"))
+        scores.append(f"{number(row['mean'])} in {TITLES[game]} (random play "
+                      f"{number(row['baseline'])}, a human {number(human)}, DIAMOND "
+                      f"{number(best)})")
+        records += table.attrs["records"]
+        minutes += [record["made_seconds"] / 60 for record in table.attrs["records"]]
+    cfg, beating = records[0]["config"], _policies_that_beat_random(root)
+    return "\n".join([
+        "Can a few code numbers carry a game well enough to dream it, and to learn playing in the "
+        f"dream? We rebuilt a project that says so and audited its {sum(counted.values())} claims: "
+        + ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
+        + f". Of {len(beating)} policies that were trained in its dreams alone, {sum(beating)} "
+        "beat random play. What plays uses the same kind of codes otherwise: "
+        f"{cfg['num_levels']} levels of codes at each of {(SIDE // cfg['patch']) ** 2} places of "
+        "the picture, a small world model that learns most from what it foretold worst, and a "
+        "policy that practises in its dreams while it plays. After "
+        f"{number(cfg['num_steps'], 6)} steps of the real game and {min(minutes):.0f} to "
+        f"{max(minutes):.0f} minutes on {listed(dict.fromkeys(r['device'] for r in records))}, it "
+        f"reaches {'; '.join(scores)}. DIAMOND's scores are after 100,000 steps on a GPU."])
+
+
+def _policies_that_beat_random(root: Path) -> list[bool]:
+    """Of each game of each published table of a policy that only dreamed: whether the interval of
+    its return over episodes is above random play."""
+    found = []
+    for path in sorted(root.glob("*/policy/*.csv")):
+        if path.with_suffix(".json").exists():
+            table = pd.read_csv(path).set_index(["metric", "game"])
+            for game, row in table.loc["real_return"].iterrows():
+                low = table.loc[(named("real_return", "ci_low"), game), "value"]
+                found.append(bool(low > row["baseline"]))
+    return found
+
+
 def _agents(root: Path) -> str:
     """Markdown: what the online agents of the largest profile with any reached, a row a game."""
     profile, lines, devices = profile_of_agents(root), [], []
@@ -236,8 +283,8 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """The whole text of README.md, of the book's headline.md, which its first page shows, and of
-    its measured.md, which has all headline numbers, from root's tables."""
+    """The whole text of README.md, of the book's headline.md and abstract.md, which its first page
+    shows, and of its measured.md, which has all headline numbers, from root's tables."""
     readme, results = root / "README.md", root / "results"
     page = readme.read_text(encoding="utf-8")
     if not 0 <= page.find(BEGIN) < page.find(END):
@@ -248,6 +295,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     full = "\n\n".join(filter(None, [claims.in_markdown(results), in_full(results)]))
     return {readme: f"{before}{BEGIN}\n{short['book/']}\n{END}{after}",
             root / "book" / "headline.md": f"{HEADER}\n\n{short['']}\n",
+            root / "book" / "abstract.md": f"{HEADER}\n\n{abstract(results)}\n",
             root / "book" / "measured.md": f"{HEADER}\n\n{MEASURED}\n\n{full}\n"}
 
 

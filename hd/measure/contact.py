@@ -15,16 +15,17 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from hd.agent import Agent, Emulators, Store
+from hd.agent import Agent, Emulators
 from hd.atari import GAMES, AtariGame, labels
 from hd.config import AgentConfig
-from hd.imagination import imagine, replayed
+from hd.experience import Store
+from hd.imagination import Rollout, imagine, replayed
 from hd.play import Observation
 from hd.run import training
 from hd.run.metrics import named
 from hd.run.runs import progress, rng_for, row
 
-HORIZON = 14  # steps in which the point is lost, or not
+HELD = 14  # steps for which one action is held
 SAMPLES = 8  # dreams from each state
 BRANCHES = 60  # states from which one action is held
 
@@ -38,21 +39,22 @@ def near(game: str, ram: np.ndarray) -> np.ndarray:
 
 def approaches(game: str, store: Store, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Emulators and times (N,) at which a contact comes near, with `steps` steps of the same
-    episode before and HORIZON after."""
+    episode before and GAMES[game].lost_within after."""
+    horizon = GAMES[game].lost_within
     is_near = near(game, store.ram[:, :store.length])
     first = is_near & ~np.roll(is_near, 1, -1)
     first[:, :steps] = False
-    first[:, max(0, store.length - HORIZON):] = False
+    first[:, max(0, store.length - horizon):] = False
     emulators, times = first.nonzero()
-    window = times[:, None] + np.arange(HORIZON - 1)
+    window = times[:, None] + np.arange(horizon - 1)
     whole = (times - steps >= store.starts[emulators, times]) & ~store.ends[
         emulators[:, None], window].any(1)
     return emulators[whole], times[whole]
 
 
-def is_lost(store: Store, emulators, times) -> np.ndarray:
-    """(N,) bool: a point or a life is lost within HORIZON steps."""
-    window = emulators[:, None], times[:, None] + np.arange(HORIZON)
+def is_lost(game: str, store: Store, emulators, times) -> np.ndarray:
+    """(N,) bool: a point or a life is lost within GAMES[game].lost_within steps."""
+    window = emulators[:, None], times[:, None] + np.arange(GAMES[game].lost_within)
     return ((store.rewards[window] < 0) | (store.continues[window] == 0)).any(1)
 
 
@@ -77,17 +79,23 @@ def recorded(game: str, act: Callable, cfg: AgentConfig, *, num_steps: int, seed
 
 @torch.no_grad()
 def dreamed_losses(agent: Agent, store: Store, emulators, times, seed: int) -> np.ndarray:
-    """(N,): what is lost in a dream of HORIZON steps under the true actions, the mean of SAMPLES:
-    points below zero, and the chance of a life's or a game's end."""
-    steps = agent.model.cfg.steps
-    tokens, actions = store.windows(emulators, times, steps)
-    to_do = store.actions[emulators[:, None], times[:, None] + np.arange(HORIZON)]
-    rollout = _dreams(agent, tokens, actions[:, :-1], to_do, seed)
+    """(N,): what is lost in a dream of GAMES[game].lost_within steps under the true actions, the
+    mean of SAMPLES: points below zero, and the chance of a life's or a game's end."""
+    rollout = dreamed(agent, store, emulators, times, seed)
     lost = (-rollout.rewards).clamp_min(0).sum(1) + 1 - rollout.continues.prod(1)
     return lost.view(SAMPLES, -1).mean(0).cpu().numpy()
 
 
-def _dreams(agent: Agent, tokens, past, to_do, seed: int):
+def dreamed(agent: Agent, store: Store, emulators, times, seed: int) -> Rollout:
+    """SAMPLES dreams of GAMES[game].lost_within steps from each state (N,), under the true actions:
+    the first sample of all N, then the second."""
+    tokens, actions = store.windows(emulators, times, agent.model.cfg.steps)
+    horizon = GAMES[agent.game].lost_within
+    to_do = store.actions[emulators[:, None], times[:, None] + np.arange(horizon)]
+    return _dreams(agent, tokens, actions[:, :-1], to_do, seed)
+
+
+def _dreams(agent: Agent, tokens, past, to_do, seed: int) -> Rollout:
     """SAMPLES dreams from each context, one sample of all after the other."""
     device = agent.model.codebooks.device
     tokens, past, to_do = (torch.from_numpy(np.tile(part, (SAMPLES, *[1] * (part.ndim - 1))))
@@ -98,12 +106,14 @@ def _dreams(agent: Agent, tokens, past, to_do, seed: int):
 
 
 def ram_features(game: str, store: Store, emulators, times) -> np.ndarray:
-    """(N, F): places and speeds in RAM, and the actions of the next HORIZON steps."""
+    """(N, F): places and speeds in RAM, and the actions of the next GAMES[game].lost_within
+    steps."""
     def places(at):
         state = labels(game, store.ram[emulators, at])
         return np.stack([state[name].astype(float) for name in GAMES[game].coordinates], 1)
 
-    to_do = store.actions[emulators[:, None], times[:, None] + np.arange(HORIZON)]
+    horizon = GAMES[game].lost_within
+    to_do = store.actions[emulators[:, None], times[:, None] + np.arange(horizon)]
     known = np.array(GAMES[game].actions)
     chosen = (to_do[..., None] == known).reshape(len(to_do), -1).astype(float)
     return np.concatenate([places(times), places(times) - places(times - 1), chosen], 1)
@@ -131,14 +141,14 @@ def rows_of(agent: Agent, played: dict[str, Store], fitted_on: Store, *, seed: i
     if GAMES[game].near_contact is None:
         return []
     known = approaches(game, fitted_on, steps)
-    truth = is_lost(fitted_on, *known)
+    truth = is_lost(game, fitted_on, *known)
     boosted = None
     if 0 < truth.sum() < len(truth):
         boosted = HistGradientBoostingClassifier(random_state=seed).fit(
             ram_features(game, fitted_on, *known), truth)
     for name, seen in played.items():
         at = approaches(game, seen, steps)
-        lost = is_lost(seen, *at)
+        lost = is_lost(game, seen, *at)
         rows.append(row(named("contacts", source=name), len(lost), game=game, split="test"))
         if not 0 < lost.sum() < len(lost):
             continue
@@ -153,7 +163,7 @@ def rows_of(agent: Agent, played: dict[str, Store], fitted_on: Store, *, seed: i
 
 
 def held_action_rows(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int) -> list[dict]:
-    """Rows about one action held for HORIZON steps from states of the agent's play: how far the
+    """Rows about one action held for HELD steps from states of the agent's play: how far the
     dreamed sum of the rewards' signs is from the emulator's, the mean over actions of the error of
     the mean over states; beside it the error of expecting nothing."""
     game, steps = agent.game, agent.model.cfg.steps
@@ -182,7 +192,7 @@ def held_action_rows(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int
     errors, nothing = [], []
     for action in GAMES[game].actions:
         real = np.mean([_held(branch, state, action) for state in states])
-        rollout = _dreams(agent, tokens, before, np.full((BRANCHES, HORIZON), action), seed)
+        rollout = _dreams(agent, tokens, before, np.full((BRANCHES, HELD), action), seed)
         errors.append(abs(rollout.rewards.float().sum(1).mean().item() - real))
         nothing.append(abs(real))
     return [row("held_action_error", np.mean(errors), game=game, split="test",
@@ -190,10 +200,10 @@ def held_action_rows(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int
 
 
 def _held(env: AtariGame, state, action: int) -> float:
-    """The sum of the rewards' signs when one action is held for HORIZON steps from a state."""
+    """The sum of the rewards' signs when one action is held for HELD steps from a state."""
     env.restore_state(state)
     total = 0.0
-    for _ in range(HORIZON):
+    for _ in range(HELD):
         _, reward, terminated, truncated, _ = env.step(action)
         total += np.sign(reward)
         if terminated or truncated:

@@ -40,7 +40,7 @@ def share_won_rows(rewards: np.ndarray, prefill: int, *, game: str, window: int 
     beside it that of the prefill, which is played by chance. Episodes are long, so that their
     returns come late; points come at once.
 
-    rewards: (E, T) of E emulators side by side (hd.agent.Store).
+    rewards: (E, T) of E emulators side by side (hd.experience.Store).
     """
     if not (rewards < 0).any():
         return []

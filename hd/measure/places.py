@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from hd import atari
-from hd.agent import Agent, Store
+from hd.agent import Agent
 from hd.config import ProbeConfig
+from hd.experience import Store
 from hd.measure import probes
 from hd.measure.game_state import places_of
 from hd.replay import thin

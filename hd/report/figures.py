@@ -22,7 +22,7 @@ from sklearn.decomposition import PCA
 
 from hd import atari, world_model
 from hd.config import GAMES, InputError
-from hd.report import reference
+from hd.report import published, reference
 from hd.report.tables import (
     BEST_TRIVIAL,
     TITLES,
@@ -250,6 +250,16 @@ def show_agents(results_dir) -> None:
     show(agent_curves(curves, anchors))
     if len(won := shares_won(results_dir)):
         show(share_won_curves(won))
+
+
+def show_contacts() -> None:
+    """Show the published pictures of agents' contacts, game by game; a line where there are
+    none."""
+    found = published.contacts()
+    for game, path in found.items():
+        published.show(path, f"{atari.GAMES[game].title}: contacts in the real game and dreamed")
+    if not found:
+        print("No pictures of contacts are published.")
 
 
 @styled
@@ -711,6 +721,32 @@ def ten_dreams(shares: np.ndarray, frames: Mapping[str, np.ndarray], *,
         line[0].set_ylabel(f"step {step}\n{name}", fontsize=6)
     for ax, share in zip(axes[0], shares):
         ax.set_title(f"{share:.0%} true", fontsize=7)
+    return fig
+
+
+@styled
+def contacts(found: Sequence[Mapping]) -> Figure:
+    """Contacts below and beside each other: the real game above, a dream from the same state under
+    the same actions below, at four steps up to the outcome. found: of hd.report.pictures.contacts;
+    where there are none, a line says so."""
+    fig, axes = panels(max(1, -(-len(found) // 2)), 2, width=3.3, height=2.0)
+    if not found:
+        fig.suptitle("no contact in new play", fontsize=8)
+    for ax, contact in zip(axes.flat, [*found, *[None] * axes.size]):
+        if contact is None:
+            ax.set_visible(False)
+            continue
+        films = [contact["real game"], contact["dream"]]
+        steps = np.linspace(0, len(films[0]) - 1, 4).round().astype(int)
+        apart = [np.pad(film[steps], ((0, 0), (0, 4), (0, 4)), constant_values=255)
+                 for film in films]
+        ax.imshow(np.vstack([np.hstack(film) for film in apart]), cmap="gray", vmin=0, vmax=255)
+        ax.set(xticks=42 + 88 * np.arange(4), yticks=[42, 130])
+        ax.set_xticklabels([f"step {step}" for step in steps], fontsize=6)
+        ax.set_yticklabels(["real", "dream"], fontsize=6)
+        ax.tick_params(length=0)
+        ax.set_title(f"{'lost' if contact['is_lost'] else 'not lost'}; the dreams: "
+                     f"{contact['dreamed_loss']:.2f} lost", fontsize=7)
     return fig
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from hd import atari, stages
-from hd.measure import dreams
-from hd.run.runs import Run
+from hd.measure import contact, dreams
+from hd.run.runs import Run, rng_for
 from hd.tokenizer import quantized
 
 
@@ -61,3 +61,41 @@ def ranked_dreams(run: Run, game: str, *, count: int = 10) -> tuple[np.ndarray, 
     dreamt = stages.dreams_of(run, game)
     share, picks = dreams.ranked(dreamt, count)
     return share, beside_truth(run, dreamt.rows[picks], dreamt.rollout.tokens.cpu()[picks])
+
+
+def contacts(run: Run, *, count: int = 10, num_steps: int = 4800) -> list[dict]:
+    """Contacts of an online agent in num_steps steps that it plays anew, half of them lost where
+    there are as many, in the order in which they came.
+
+    Each has is_lost; dreamed_loss, the mean of some dreams from GAMES[game].lost_within steps
+    before under the true actions; and "real game" and "dream", one of these dreams decoded: frames
+    (H + 1, 84, 84) uint8 of H = lost_within - 1 steps. Empty where the play holds none, and for a
+    learner without a model.
+    """
+    if run.cfg.learner:
+        return []
+    made, cfg, rng = stages.load(run), run.cfg, rng_for(run.seed, "contact pictures")
+    store = contact.new_play(made, cfg, {"agent": made.act()},
+                             num_steps=min(num_steps, cfg.num_steps), seed=run.seed)["agent"]
+    at = np.stack(contact.approaches(made.game, store, made.model.cfg.steps))
+    is_lost = contact.is_lost(made.game, store, *at)
+    picked = _half_of_each(is_lost, count, rng)
+    if not len(picked):
+        return []
+    emulators, times = at[:, picked]
+    losses = contact.dreamed_losses(made, store, emulators, times, run.seed)
+    tokens = contact.dreamed(made, store, emulators, times, run.seed).tokens[:len(picked), :-1]
+    steps = times[:, None] + np.arange(tokens.shape[1])
+    frames = {"real game": store.frames[emulators[:, None], steps],
+              "dream": made.codec.decode(tokens).cpu().numpy()}
+    return [{"is_lost": bool(lost), "dreamed_loss": float(loss),
+             **{name: films[k] for name, films in frames.items()}}
+            for k, (lost, loss) in enumerate(zip(is_lost[picked], losses))]
+
+
+def _half_of_each(is_true: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to count numbers of is_true (N,) bool, rising: half of them true ones where there are as
+    many, and as many false ones; drawn at random."""
+    true, false = (rng.permutation(np.flatnonzero(kind)) for kind in (is_true, ~is_true))
+    num_true = max(min(len(true), count // 2), min(len(true), count - len(false)))
+    return np.sort(np.concatenate([true[:num_true], false[:count - num_true]]))

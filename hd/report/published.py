@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from hd.ablations import ABLATIONS
-from hd.config import PROFILES
+from hd.config import GAMES, PROFILES
 from hd.run.storage import ROOT
 
 FIGURES = ROOT / "figures"
@@ -40,6 +40,18 @@ def dreams(*, figures: Path | None = None) -> dict[str, Path]:
     return {}
 
 
+def contacts(*, figures: Path | None = None) -> dict[str, Path]:
+    """The pictures of contacts of the agents of seed 0, by game, at the largest profile that has
+    any; else empty."""
+    for profile in reversed(PROFILES):
+        places = {game: Path(figures or FIGURES) / profile / f"base-{game}-seed0" for game in GAMES}
+        found = {game: next(filter(Path.exists, (place / f"contacts{kind}" for kind in FORMATS)),
+                            None) for game, place in places.items()}
+        if any(found.values()):
+            return {game: path for game, path in found.items() if path}
+    return {}
+
+
 def _film(variant: str, profile: str, figures: Path | None) -> Path:
     return Path(figures or FIGURES) / profile / f"{variant}-seed0" / "dream.mp4"
 
@@ -54,13 +66,15 @@ def shown(*, figures: Path | None = None) -> set[Path]:
         found |= set(filter(Path.exists, films))
         if films <= found:
             break
-    return found - {None}
+    return (found | {*contacts(figures=figures).values()}) - {None}
 
 
 def is_shown_kind(place: str) -> bool:
     """Whether a page shows figures of this name; place: below a profile's figures, such as
     base-seed0/dream.mp4."""
-    drawings = (f"ablation-{name}-curves{kind}" for name in ABLATIONS for kind in FORMATS)
+    drawings = (f"{name}{kind}" for kind in FORMATS for name in (
+        *(f"ablation-{name}-curves" for name in ABLATIONS),
+        *(f"base-{game}-seed0/contacts" for game in GAMES)))
     return place in {*drawings, *(f"{variant}-seed0/dream.mp4" for variant in DREAMS)}
 
 

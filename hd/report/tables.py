@@ -113,16 +113,60 @@ def has_table(results_dir, profile: str, stage: str) -> bool:
     return bool(paths_of(results_dir, profile, stage))
 
 
+AGENT_ROWS = (  # in words, what stands in brackets, the metrics, of which the lowest is shown
+    ("return of whole episodes", "random play", "real_return"),
+    ("points won while it learned, of the last 4,096 steps", "random play", "share_won"),
+    ("its own paddle or figure read from its codes, own play, R²", "pixels",
+     r"r2_player_[xy]\[source agent\]"),
+    ("the ball read from its codes, own play, R²", "pixels", r"r2_ball_[xy]\[source agent\]"),
+    *((f"the dream knows which contacts are lost, {words}, AUC", "boosting on RAM",
+       rf"contact_auc\[source {source}\]") for source, words in (
+           ("agent", "own play"), ("random", "random play"), ("tracker", "a scripted tracker's"))),
+    ("dreamed return of one held action, error in points", "zero", "held_action_error"),
+)
+
+
+def agents_in_short(results_dir) -> pd.DataFrame | None:
+    """What the online agents reached, in words: AGENT_ROWS down, games across, each cell the text
+    "value (baseline)", a mean if seeds > 1; of the largest profile that has any, after a line on
+    each game's steps and seeds. None where there is no table, after a line that says so.
+    """
+    profile, columns = profile_of_agents(results_dir), {}
+    if profile is None:
+        print(f"No table of an online agent. To make one: python -m hd run agent --game "
+              f"{config.GAMES[0]} --profile audit")
+        return None
+    for game, name in agents_of(results_dir, profile).items():
+        table = fresh_or_published(results_dir, profile, "agent", name)
+        records = table.attrs["records"]
+        minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
+        print(f"{TITLES[game]}: {records[0]['config']['num_steps']:,} steps of the real game in "
+              f"{minutes:.0f} minutes, seeds {listed(sorted(r['seed'] for r in records))}, "
+              f"{listed({record['device'] for record in records})}")
+        columns[TITLES[game]] = {
+            f"{words} ({beside})": _lowest(table[table["metric"].str.fullmatch(metrics)])
+            for words, beside, metrics in AGENT_ROWS}
+    wide = pd.DataFrame(columns).fillna("")
+    return wide[(wide != "").any(axis=1)]
+
+
+def _lowest(rows: pd.DataFrame) -> str:
+    """"value (baseline)" of the metric whose last step has the lowest mean over seeds, else ""."""
+    if rows.empty:
+        return ""
+    found = summarise(rows).sort_values("step").groupby("metric").tail(1)
+    lowest = found.loc[found["mean"].idxmin()]
+    return with_baseline(number(lowest["mean"]), lowest["baseline"])
+
+
 def agents(results_dir) -> pd.DataFrame | None:
     """What the online agents reached, game by game, over_seeds, after its provenance; of the
     largest profile that has any.
 
-    Where there is no table it prints a line that says so, and returns None.
+    None where there is no table.
     """
     profile = profile_of_agents(results_dir)
     if profile is None:
-        print(f"No table of an online agent. To make one: python -m hd run agent --game "
-              f"{config.GAMES[0]} --profile audit")
         return None
     shown_tables = []
     for name in agents_of(results_dir, profile).values():

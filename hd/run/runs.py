@@ -97,13 +97,11 @@ class Run:
 
     @property
     def settings(self) -> dict:
-        """All that decides this stage's content beside seed, games and inputs."""
-        inside = {stage: dataclasses.asdict(getattr(self.profile, stage))
+        """All that decides this stage's content beside seed, games and inputs. A field that is
+        None decides nothing, so that runs stay what they are when it is added."""
+        inside = {stage: _decided(getattr(self.profile, stage))
                   for stage in config.INSIDE.get(self.stage, ())}
-        own = dataclasses.asdict(self.cfg)
-        if not own.get("test_share", True):
-            del own["test_share"]  # runs without a test part are those from before there was one
-        settings = {"config": own, "inside": inside, "part": self.part}
+        settings = {"config": _decided(self.cfg), "inside": inside, "part": self.part}
         return {name: value for name, value in settings.items() if name == "config" or value}
 
     @property
@@ -133,6 +131,11 @@ class Run:
             return True
         parent = os.environ.get("JPY_PARENT_PID") if "ipykernel" in sys.modules else None
         return os.name == "posix" and parent is not None and int(parent) != os.getppid()
+
+
+def _decided(cfg) -> dict:
+    """The fields of a config that are not None."""
+    return {name: value for name, value in dataclasses.asdict(cfg).items() if value is not None}
 
 
 def start(stage: str, *, profile: str, variant: str = "base", seed: int = 0,

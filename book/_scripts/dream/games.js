@@ -1,0 +1,1 @@
+window.HD_GAMES = [{"game": "pong", "title": "Pong", "file": "dream-pong.js"}, {"game": "breakout", "title": "Breakout", "file": "dream-breakout.js"}, {"game": "ms_pacman", "title": "MsPacman", "file": "dream-ms_pacman.js"}];
