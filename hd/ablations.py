@@ -33,7 +33,8 @@ HI_DREAMER = {**_AT_EVERY_PLACE, "encoder.temperature": 0.3, "encoder.lr": 5e-4,
               "policy.entropy": 1e-2}
 AGENT_VARIANT = "hi-dreamer"  # whose policy plays where frames.sources asks for the "agent"
 _WITHOUT_POLICY = {key: value for key, value in HI_DREAMER.items() if key.split(".")[0] != "policy"}
-_RANDOM = {"frames.min_episodes": 9}  # of as many episodes as a mixture needs to hold out each
+# Of as many episodes as a mixture needs to train, validate and test on each source.
+_RANDOM = {"frames.min_episodes": 13}
 _MIXTURE = {**_RANDOM, "frames.sources": {"random": 0.5, "repeat": 0.25, "tracker": 0.25}}
 _AGENT = {**_RANDOM, "frames.sources": {"random": 0.5, "agent": 0.5}}
 HI_DREAMER_AT = {  # what the variant adds at a profile

@@ -68,8 +68,8 @@ class Replay:
 
     offsets: (games + 1,) first row of each game, then N. game_idx: (N,) int8, index into games.
     episode_ids: (N,) int64, unique over games; starts: (N,) int64, first row of a row's episode.
-    is_train: (N,) bool, False on held-out episodes. actions: (N,) int8 ALE ids; rewards,
-    continues: (N,) float32; source: (N,) int8, an index into hd.collection.SOURCES.
+    is_train, is_val, is_test: (N,) bool, see split_three_ways. actions: (N,) int8 ALE ids;
+    rewards, continues: (N,) float32; source: (N,) int8, an index into hd.collection.SOURCES.
     """
 
     games: tuple[str, ...]
@@ -80,33 +80,42 @@ class Replay:
     episode_ids: np.ndarray
     starts: np.ndarray
     is_train: np.ndarray
+    is_val: np.ndarray
+    is_test: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     continues: np.ndarray
     source: np.ndarray
 
     @classmethod
-    def open(cls, folder: Path, games: tuple[str, ...], *, val_share: float,
-             seed: int) -> Replay:
-        """Open the files that hd.collection wrote, split by episode within each game.
+    def open(cls, folder: Path, games: tuple[str, ...], *, val_share: float, seed: int,
+             test_share: float | None = None) -> Replay:
+        """Open the files that hd.collection wrote, split by episode within each game, see
+        split_three_ways.
 
-        Raises InputError naming the file that is missing, damaged or does not fit the others.
+        Raises InputError naming the file that is missing, damaged or does not fit the others, and
+        where a game or a source has too few episodes for the split.
         """
         games, folder = check_games(games), Path(folder)
         frames, steps = zip(*(_open_game(folder, game) for game in games))
         local_ids = [game_steps["episode_ids"].astype(np.int64) for game_steps in steps]
         first_ids = np.cumsum([0, *(ids[-1] + 1 for ids in local_ids)])
         episode_ids = np.concatenate([ids + first for ids, first in zip(local_ids, first_ids)])
-        is_train = [
-            split_by_episode(ids, val_share=val_share, seed=seed, source=game_steps["source"])[0]
-            for ids, game_steps in zip(local_ids, steps)]
+        parts = []
+        for game, ids, game_steps in zip(games, local_ids, steps):
+            source = game_steps["source"]
+            parts.append(split_three_ways(ids, val_share=val_share, test_share=test_share,
+                                          seed=seed, source=source))
+            if test_share and val_share:
+                _check_parts(game, ids, source, parts[-1])
+        is_train, is_val, is_test = map(np.concatenate, zip(*parts))
         lengths = [len(game_frames) for game_frames in frames]
         return cls(
             games, folder, frames, offsets=np.cumsum([0, *lengths]),
             game_idx=np.repeat(np.arange(len(games), dtype=np.int8), lengths),
             episode_ids=episode_ids,
             starts=np.flatnonzero(np.diff(episode_ids, prepend=-1))[episode_ids],
-            is_train=np.concatenate(is_train),
+            is_train=is_train, is_val=is_val, is_test=is_test,
             **{name: np.concatenate([game_steps[name] for game_steps in steps])
                for name in ("actions", "rewards", "continues", "source")})
 
@@ -222,6 +231,39 @@ def split_by_episode(episode_ids: np.ndarray, *, val_share: float, seed: int,
         chosen.extend(np.random.default_rng(seed).permutation(episodes)[:num_val])
     val = np.isin(episode_ids, chosen)
     return ~val, val
+
+
+def split_three_ways(episode_ids: np.ndarray, *, val_share: float, test_share: float | None,
+                     seed: int, source: np.ndarray | None = None
+                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """episode_ids (N,) -> (train, val, test), bool (N,): each row in one part, no episode in two.
+
+    val is that of split_by_episode, test is test_share of all episodes, chosen among the others in
+    the same way. Without a test_share it is split in two: test is val. Raises InputError where the
+    shares leave nothing to train on.
+    """
+    rest, val = split_by_episode(episode_ids, val_share=val_share, seed=seed, source=source)
+    if test_share is None:
+        return rest, val, val
+    if not 0 < test_share < 1 - val_share:
+        raise InputError(f"val_share must be 0 or more, test_share more, and both leave episodes "
+                         f"to train on; got {val_share!r} and {test_share!r}")
+    test = np.zeros_like(val)
+    test[rest] = split_by_episode(
+        episode_ids[rest], val_share=test_share / (1 - val_share), seed=seed,
+        source=None if source is None else source[rest])[1]
+    return rest & ~test, val, test
+
+
+def _check_parts(game: str, episode_ids: np.ndarray, source: np.ndarray, parts) -> None:
+    """Raise InputError unless each source has an episode in each of the parts (3 of (N,) bool)."""
+    for one in np.unique(source):
+        own = source == one
+        if not all((part & own).any() for part in parts):
+            count = len(np.unique(episode_ids[own]))
+            raise InputError(
+                f"{game} has {count} episodes of source {SOURCES[one]}: to train, validate and "
+                f"test on it takes 3 of each source; raise frames.min_episodes")
 
 
 def window_starts(episode_ids: np.ndarray, length: int,

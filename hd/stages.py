@@ -88,11 +88,20 @@ def load(run: Run):
 def measure(run: Run) -> pd.DataFrame:
     """Measure a made stage; save its table, provenance and learning curve; returns the table."""
     began = time.monotonic()
-    rows = STAGES[run.stage].measure(run)
+    rows = [{**one, "split": _judged_on(run)} if one["split"] == "test" else one
+            for one in STAGES[run.stage].measure(run)]
     made = runs.finished(run) or {}
     runs.save_beside(run, "history", made.get("history", []))
     return runs.save_table(run, rows, wall_seconds=time.monotonic() - began,
                            made_seconds=made.get("wall_seconds", 0.0))
+
+
+def _judged_on(run: Run) -> str:
+    """The split of what a stage measures on held-out episodes: "val" where those are the ones on
+    which things were chosen, as in a split in two and in the seed's, by windows."""
+    is_of_seed = run.stage == "world_model" and run.cfg.split == "windows"
+    is_in_two = run.stage != "agent" and not run.at("frames").cfg.test_share
+    return "val" if is_of_seed or is_in_two else "test"
 
 
 def measured(run: Run) -> pd.DataFrame:
@@ -160,9 +169,14 @@ def _begin(trained: Run) -> Callable:
 
 
 def _open_frames(run: Run) -> Replay:
-    """The stored steps, split by the config's val_share and the run's seed."""
+    """The stored steps, split by the config's shares and the run's seed."""
     runs.require(run)
-    return Replay.open(run.folder, run.games, val_share=run.cfg.val_share, seed=run.seed)
+    return _opened(run, run.games)
+
+
+def _opened(run: Run, games: tuple[str, ...]) -> Replay:
+    return Replay.open(run.folder, games, val_share=run.cfg.val_share,
+                       test_share=run.cfg.test_share, seed=run.seed)
 
 
 def _measure_frames(run: Run) -> list[dict]:
@@ -218,8 +232,7 @@ def _measure_tokenizer(run: Run) -> list[dict]:
     model, num_codes = load(run), run.cfg.num_codes
     rows = codes.rows_of(data, made, given, model, num_codes=num_codes, seed=run.seed)
     if (base := _base_of(run)) is not None:
-        held_out = ~data.is_train
-        rows += codes.same_rows(made[held_out], tokens_of(base)[held_out], num_codes)
+        rows += codes.same_rows(made[data.is_test], tokens_of(base)[data.is_test], num_codes)
     return rows + codes.game_rows(data, made) + codes.probe_rows(
         data, made, given, model, cfg=run.profile.probes, seed=run.seed)
 
@@ -307,14 +320,15 @@ def _measure_dreams(run: Run) -> list[dict]:
 def dream_env(run: Run, game: str, *, horizon: int = 15, features: str = "codes") -> DreamEnv:
     """A trained world model as a gymnasium environment in which any agent can act.
 
-    Dreams of `horizon` steps start from the context that run's imagination takes, real held-out
-    steps of the game; actions are ALE ids, render() draws the decoded codes. Raises InputError in
-    one line for an unknown game and where a stage is missing or its file does not fit.
+    Dreams of `horizon` steps start from the context that run's imagination takes, real steps of
+    the game's validation episodes; actions are ALE ids, render() draws the decoded codes. Raises
+    InputError in one line for an unknown game and where a stage is missing or its file does not
+    fit.
     """
     config.allowed("game", game, run.games)
     run = run.at("imagination")
     model, data = policy.with_ale_ids(load(run), game), load(run.at("frames"))
-    starts = data.window_starts(run.cfg.context, data.in_game(game) & ~data.is_train)
+    starts = data.window_starts(run.cfg.context, data.in_game(game) & data.is_val)
     rows = starts[:, None] + np.arange(run.cfg.context)
     tokens, actions = (torch.from_numpy(column[rows].astype(np.int64)).to(machine.device())
                        for column in (tokens_of(run), data.actions))
@@ -444,8 +458,7 @@ class Rotation:
         """The stored steps of the target game."""
         stored = self.run.at("frames")
         runs.require(stored)
-        return Replay.open(stored.folder, (self.target,), val_share=stored.cfg.val_share,
-                           seed=stored.seed)
+        return _opened(stored, (self.target,))
 
     @functools.cached_property
     def codes(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Windows of consecutive steps: which of them train a world model and which are held out."""
+"""Windows of consecutive steps: which train a world model, and which validate or test it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,13 @@ class Windows:
     @functools.cached_property
     def may_train(self) -> np.ndarray:
         """(N,) bool: the rows that training, and what is counted as a baseline, may see."""
-        return (self.data.is_train | (self.cfg.split == "windows")) & self.only
+        return self._of_seeds_split if self.cfg.split == "windows" else (
+            self.data.is_train & self.only)
+
+    @property
+    def _of_seeds_split(self) -> np.ndarray:
+        """(N,) bool: the rows that the seed's split, by windows, has to do with."""
+        return (self.data.is_train | self.data.is_val) & self.only
 
     def batch(self, starts, length: int) -> dict:
         """Rows starts + 0..length-1 as tokens (B, T, 3), actions, rewards, continues (B, T)."""
@@ -97,19 +103,24 @@ class Windows:
                              f"{', '.join(games)}; got {stated}")
         return np.array(stated) / sum(stated)
 
-    def held_out(self, game: str = "all") -> np.ndarray:
-        """First rows of windows that tile the held-out episodes; the seed's: a random share."""
+    def held_out(self, game: str = "all", *, part: str = "test") -> np.ndarray:
+        """First rows of windows that tile the episodes of a part, "test" or "val"; the seed's
+        split holds out a random share of all other windows, whatever the part.
+
+        Raises InputError where there is none.
+        """
         if self.cfg.split == "windows":
             starts = self._random_windows()[0]
             return self._found(starts[self.data.in_game(game)[starts]], f"held-out {game}")
-        mask = ~self.data.is_train & self.data.in_game(game)
-        starts = self.data.window_starts(self.cfg.max_steps, mask)
-        return self._found(replay.tiles(starts, self.cfg.max_steps), f"held-out {game}")
+        rows = {"test": self.data.is_test, "val": self.data.is_val}[part]
+        starts = self.data.window_starts(self.cfg.max_steps, rows & self.data.in_game(game))
+        words = {"test": "test", "val": "validation"}[part]
+        return self._found(replay.tiles(starts, self.cfg.max_steps), f"{words} {game}")
 
     def _random_windows(self) -> tuple[np.ndarray, np.ndarray]:
         """The seed's split: a random share of all windows is held out, the others train. Nearly
-        every held-out step stands in training windows too."""
-        starts = self.data.window_starts(self.cfg.max_steps)
+        every held-out step stands in training windows too. Test episodes are left alone."""
+        starts = self.data.window_starts(self.cfg.max_steps, self._of_seeds_split)
         rng = rng_for(self.seed, "random windows")
         chosen = rng.permutation(len(starts))[:max(1, round(HELD_OUT_WINDOWS * len(starts)))]
         is_held_out = np.zeros(len(starts), bool)

@@ -27,7 +27,7 @@ from hd.windows import Windows
 L0, L1, L2, ACTION = SLOTS = range(4)
 LEVELS = (L0, L1, L2)
 PREDICTED_AT = {L0: ACTION, L1: L0, L2: L1}  # the slot just before, so L0's is the step before's
-EVALUATION_WINDOWS = 64  # held-out windows scored during training, all games pooled
+EVALUATION_WINDOWS = 64  # validation windows scored during training, all games pooled
 
 
 def hierarchical_mask(num_steps: int, kind: str) -> torch.Tensor:
@@ -335,7 +335,7 @@ def train(cfg: WorldModelConfig, windows: Windows, codebooks: torch.Tensor, run:
         return windows.batch(windows.batch_starts(i), cfg.max_steps)
 
     scored = {}
-    for side, starts in (("train", windows.epoch(0)), ("val", windows.held_out())):
+    for side, starts in (("train", windows.epoch(0)), ("val", windows.held_out(part="val"))):
         batch = windows.batch(thin(starts, EVALUATION_WINDOWS), cfg.max_steps)
         scored[side] = training.to_device(batch, device())
     model = start or untrained(cfg, codebooks, run.seed)
@@ -344,8 +344,8 @@ def train(cfg: WorldModelConfig, windows: Windows, codebooks: torch.Tensor, run:
 
 
 def _evaluate(model, scored: dict) -> dict:
-    """Loss over codes on training and on held-out windows, both without dropout, and next-code
-    accuracy per level on the held-out ones, on all and on changed codes."""
+    """Loss over codes on training and on validation windows, both without dropout, and next-code
+    accuracy per level on the latter, on all and on changed codes."""
     losses = {f"{side}_codes": model.loss(batch).parts["codes"].item()
               for side, batch in scored.items()}
     tokens = scored["val"]["tokens"]

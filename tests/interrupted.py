@@ -11,7 +11,8 @@ from hd.config import InputError
 from hd.run import runs, training
 
 # Small enough for seconds, with enough steps to be killed in any of them.
-TINY = {"frames.num_steps": 300, "frames.min_episodes": 3, "frames.val_share": 0.34,
+TINY = {"frames.num_steps": 300, "frames.min_episodes": 4, "frames.val_share": 0.25,
+        "frames.test_share": 0.25,
         "encoder.num_steps": 30, "encoder.batch_size": 16,
         "tokenizer.num_steps": 40, "tokenizer.batch_size": 300, "decoder.num_steps": 30,
         "world_model.num_steps": 40, "world_model.max_steps": 12, "world_model.eval_every": 10,

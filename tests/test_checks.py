@@ -20,7 +20,7 @@ def data(tmp_path):
         num_rows = sum(lengths)
         write_game(tmp_path, game, lengths, actions=np.tile([0, 1, 3], num_rows)[:num_rows].astype(
             np.int8))
-    return Replay.open(tmp_path, ("pong", "breakout"), val_share=0.25, seed=0)
+    return Replay.open(tmp_path, ("pong", "breakout"), val_share=0.25, test_share=0.25, seed=0)
 
 
 def failing(found):
@@ -34,7 +34,9 @@ def test_the_checks_notice_a_window_split_or_end_that_is_wrong(data):
     assert fails(data) == []
     mixed, ended = data.is_train.copy(), data.continues.copy()
     mixed[0], ended[0] = not mixed[0], 0
-    assert "both sides" in fails(dataclasses.replace(data, is_train=mixed))[0]
+    assert "two parts" in fails(dataclasses.replace(data, is_train=mixed))[0]
+    tested = data.is_test | data.is_train
+    assert "two parts" in fails(dataclasses.replace(data, is_test=tested))[0]
     assert "games end" in fails(dataclasses.replace(data, continues=ended))[0]
     broken = dataclasses.replace(data, starts=np.maximum(data.starts - 1, 0))
     assert "first stack" in fails(broken)[0]

@@ -89,7 +89,8 @@ def test_the_share_of_equal_codes_stands_beside_chance():
 
 
 def test_what_a_code_tells_of_the_game_is_of_held_out_steps_and_at_most_the_games_entropy():
-    data = SimpleNamespace(game_idx=np.repeat([0, 1], 6), is_train=np.tile([True, False], 6))
+    data = SimpleNamespace(game_idx=np.repeat([0, 1], 6), is_train=np.tile([True, False], 6),
+                           is_test=np.tile([False, True], 6))
     of_game, blind = data.game_idx + 3, np.tile([0, 0, 0, 1], 3)  # the second: training alone
     rows = codes.game_rows(data, np.stack([of_game, np.where(data.is_train, blind, 7)], 1))
     assert metric(rows, "l0_game_information") == pytest.approx((math.log(2), math.log(2)))
@@ -101,8 +102,9 @@ def test_the_most_shared_codes_are_those_whose_rarest_game_uses_them_most():
     coarse = np.repeat([0, 1, 2, 0, 1, 2, 3], [5, 3, 2, 1, 3, 1, 5])
     is_first = np.arange(20) < 10
     embeddings = np.stack([np.arange(20.0), np.zeros(20)], 1).astype(np.float32)
-    data = SimpleNamespace(games=("pong", "breakout"), in_game=lambda game: (
-        is_first if game == "pong" else ~is_first), newest=lambda rows: rows)
+    data = SimpleNamespace(
+        games=("pong", "breakout"), is_test=np.zeros(20, bool), newest=lambda rows: rows,
+        in_game=lambda game: is_first if game == "pong" else ~is_first)
     codebook = torch.tensor([[7.2, 0.0], [12.4, 0.0], [0.0, 0.0], [0.0, 0.0]])
     found = codes.most_shared(data, coarse[:, None], embeddings, codebook,
                               lambda vectors: vectors.numpy(), count=3)

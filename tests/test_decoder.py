@@ -130,6 +130,7 @@ class Stored:
         self.which = np.arange(40) % 2
         self.game_idx = np.repeat([0, 1], 20)
         self.is_train = np.arange(40) % 20 < 15
+        self.is_test = ~self.is_train
         self.asked = set()
 
     def in_game(self, game):

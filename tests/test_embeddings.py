@@ -17,7 +17,8 @@ class Steps:
     lengths = np.array([n for lengths in LENGTHS.values() for n in lengths])
     episode_ids = np.repeat(np.arange(8), lengths)
     starts = (np.cumsum(lengths) - lengths)[episode_ids]
-    is_train = ~np.isin(episode_ids, [3, 5])
+    is_val, is_test = np.isin(episode_ids, [1, 6]), np.isin(episode_ids, [3, 5])
+    is_train = ~is_val & ~is_test
 
     def in_game(self, game):
         is_first = self.episode_ids < 4
@@ -49,7 +50,7 @@ LEARNED, FRESH = np.random.default_rng(0).normal(size=(2, 309, 5)).astype(np.flo
 @pytest.mark.parametrize("most", [64, 100, 10_000])
 def test_thinning_keeps_whole_stretches_of_held_out_steps(most, data):
     picks, stretches = embeddings.held_out_stretches(data, "all", most)
-    held_out = np.flatnonzero(~data.is_train)
+    held_out = np.flatnonzero(data.is_test)
     assert np.isin(picks, held_out).all() and (np.diff(picks) > 0).all()
     assert len(picks) <= max(most, embeddings.STRETCH) + embeddings.STRETCH
     assert len(picks) == len(held_out) if most >= len(held_out) else len(picks) < len(held_out)
@@ -58,9 +59,9 @@ def test_thinning_keeps_whole_stretches_of_held_out_steps(most, data):
     assert (np.diff(stretches) == seams).all()
 
 
-def test_while_training_the_geometry_of_each_games_held_out_steps_is_watched(data, asked):
+def test_while_training_the_geometry_of_each_games_validation_steps_is_watched(data, asked):
     found = embeddings.watch(data)(LEARNED)
-    rows = {game: np.flatnonzero(~data.is_train & data.in_game(game)) for game in data.games}
+    rows = {game: np.flatnonzero(data.is_val & data.in_game(game)) for game in data.games}
     assert [seen.tolist() for seen in asked] == [rows[game].tolist() for game in data.games]
     assert found == {
         f"val_{name}[{game}]": value
@@ -77,7 +78,7 @@ def test_geometry_stands_beside_the_untrained_networks_on_the_same_steps(data, a
     table = {(row["metric"], row["game"]): row for row in rows}
     assert len(table) == len(rows) == 1 + 2 * 3
     for game in ("all", *data.games):
-        picks = np.flatnonzero(~data.is_train & data.in_game(game))
+        picks = np.flatnonzero(data.is_test & data.in_game(game))
         row = table["diversity", game]
         assert row["value"] == pytest.approx(probes.diversity(LEARNED[picks], seed=4))
         assert row["baseline"] == pytest.approx(probes.diversity(FRESH[picks], seed=4))

@@ -20,7 +20,8 @@ from hd.__main__ import main
 from hd.config import ABLATIONS, GAMES, PROFILES, UPSTREAM, InputError
 from hd.run import runs, storage
 
-TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
+TINY = {"frames.num_steps": 200, "frames.min_episodes": 4, "frames.val_share": 0.25,
+        "frames.test_share": 0.25,
         "encoder.num_steps": 2, "encoder.batch_size": 8, "tokenizer.num_steps": 2,
         "tokenizer.batch_size": 300}  # fmt: skip
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")

@@ -67,7 +67,7 @@ def test_episode_lengths_show_every_episode_on_its_side():
     training, held_out, mean = fig.axes[0].lines
     assert training.get_ydata().tolist() == [5] and held_out.get_ydata().tolist() == [3]
     assert mean.get_ydata()[0] == 4
-    assert legend(fig.axes[0]) == ["training (n=1)", "held out (n=1)", "mean 4"]
+    assert legend(fig.axes[0]) == ["training (n=1)", "validation (n=1)", "mean 4"]
 
 
 def test_learning_curves_draw_training_held_out_and_baseline_with_units():

@@ -18,7 +18,7 @@ def data(tmp_path):
     """Two games of 19 and 14 steps, in episodes of a few steps."""
     for game, lengths in {"pong": (9, 3, 1, 6), "breakout": (2, 5, 7)}.items():
         write_game(tmp_path, game, lengths)
-    return Replay.open(tmp_path, ("pong", "breakout"), val_share=0.25, seed=0)
+    return Replay.open(tmp_path, ("pong", "breakout"), val_share=0.25, test_share=0.25, seed=0)
 
 
 def table_of(rows):
@@ -35,7 +35,7 @@ def test_collected_games_open_measure_and_pass_their_checks():
     assert len(data) >= 500
     made = stages.measure(run)
     table = table_of(made.to_dict("records"))
-    for split, side in (("train", data.is_train), ("val", ~data.is_train)):
+    for split, side in (("train", data.is_train), ("val", data.is_val), ("test", data.is_test)):
         ids = data.episode_ids[side]
         lengths = np.unique(ids, return_counts=True)[1]
         assert table["breakout", split, "steps"] == lengths.sum()
@@ -50,7 +50,8 @@ def test_steps_episodes_scores_and_windows_by_hand(data):
     held_out[9:13] = held_out[21:26] = True  # Pong's second and third episode, Breakout's second
     continues = np.ones(33, np.float32)
     continues[[18, 25]] = 0
-    changed = dataclasses.replace(data, is_train=~held_out, continues=continues)
+    changed = dataclasses.replace(data, is_train=~held_out, is_val=held_out, is_test=held_out,
+                                  continues=continues)
     rows = frames.rows_of(changed, asked={"random": 1.0}, length=3)
     table = table_of(rows)
     assert {name: table["pong", "train", name] for name in (
@@ -79,12 +80,13 @@ def test_the_share_of_each_source_stands_beside_the_share_asked_for(data):
     source, held_out = np.zeros(33, np.int8), np.zeros(33, bool)
     source[:9], source[26:] = 2, 2  # the tracker's: Pong's first episode, Breakout's last
     held_out[9:13] = held_out[21:] = True
-    changed = dataclasses.replace(data, source=source, is_train=~held_out)
+    changed = dataclasses.replace(data, source=source, is_train=~held_out, is_val=held_out & False,
+                                  is_test=held_out)
     found = shares_of(changed, {"random": 2.0, "tracker": 5.0, "repeat": 1.0})
     assert found["pong", "train", "tracker"] == (pytest.approx(9 / 15), 0.625)
-    assert found["pong", "val", "random"] == (1.0, 0.25)
-    assert found["breakout", "val", "tracker"] == (pytest.approx(7 / 12), 0.625)
-    assert found["all", "val", "repeat"] == (0.0, 0.125)
+    assert found["pong", "test", "random"] == (1.0, 0.25)
+    assert found["breakout", "test", "tracker"] == (pytest.approx(7 / 12), 0.625)
+    assert found["all", "test", "repeat"] == (0.0, 0.125)
     assert "agent" not in {source for _, _, source in found}
 
 

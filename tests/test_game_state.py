@@ -80,7 +80,8 @@ class TwoSources:
     num = 480
     episode_ids = np.arange(num) // 40
     source = np.where(episode_ids % 2, SOURCES.index("tracker"), 0).astype(np.int8)
-    is_train = episode_ids < 8
+    is_train, is_test = episode_ids < 8, episode_ids >= 8
+    is_val = is_test
     ram = rng.integers(1, 12, (num, 128)).astype(np.uint8) * 15
     ram[:, 13:15] = np.where(ram[:, 13:15] > 90, 150, 15)  # scores that a linear probe can read
     by_source = replay.Replay.by_source

@@ -25,7 +25,20 @@ def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
         "| last step copied | 1 |",
         "",
         "Value of seeds, from 5 on [95% interval] (baseline, or a better trivial one by name), "
-        "held-out episodes. Device: Test CPU. Commit: abc1234."])
+        "test episodes. Device: Test CPU. Commit: abc1234."])
+
+
+def test_a_headline_says_which_episodes_its_numbers_are_of(tmp_path):
+    write_table(tmp_path / "desk", [row("r2_ball_x", 0.5, game="pong", split="val")],
+                profile="desk")
+    assert "held-out episodes, on which settings were chosen too. D" in headline.in_full(tmp_path)
+    assert ", held-out episodes, on which settings were chosen too; bold" in "".join(
+        short(tmp_path))
+    write_table(tmp_path / "desk", [row("real_return", 0.5, game="pong", split="real")],
+                stage="policy", profile="desk")
+    write_table(tmp_path / "desk", [row("l0_usage", 0.5, game="pong")], stage="tokenizer",
+                profile="desk")
+    assert "test episodes or held-out episodes, on which" in headline.in_full(tmp_path)
 
 
 def test_a_headline_lists_mixed_commits_and_devices_with_their_stages(tmp_path):

@@ -14,6 +14,7 @@ from hd.replay import (
     epoch_windows,
     sample_windows,
     split_by_episode,
+    split_three_ways,
     thin,
     tiles,
     window_starts,
@@ -214,6 +215,65 @@ def test_every_source_is_on_both_sides():
     assert np.array_equal(of_one, split_by_episode(ids, val_share=0.2, seed=1))
     apart = split_by_episode(ids[:10], val_share=0.2, seed=1, source=source[:10])
     assert np.array_equal(apart, split_by_episode(ids[:10], val_share=0.2, seed=1))
+
+
+@pytest.mark.parametrize("num_episodes, val_share, test_share, sizes", [
+    (10, 0.2, 0.2, (6, 2, 2)), (5, 0.2, 0.2, (3, 1, 1)), (4, 0.25, 0.25, (2, 1, 1)),
+    (3, 0.01, 0.5, (1, 1, 1)), (11, 0.2, 0.3, (6, 2, 3)), (10, 0.0, 0.2, (8, 0, 2))])
+def test_each_episode_trains_validates_or_tests(num_episodes, val_share, test_share, sizes):
+    ids = np.repeat(np.arange(num_episodes) * 7, np.arange(num_episodes) % 4 + 2)
+    parts = split_three_ways(ids, val_share=val_share, test_share=test_share, seed=3)
+    assert tuple(len(np.unique(ids[part])) for part in parts) == sizes
+    assert (np.sum(parts, 0) == 1).all() and sum(sizes) == num_episodes
+
+
+def test_without_a_test_share_what_validates_is_what_tests():
+    ids = episode_rows([5] * 10)
+    train, val, test = split_three_ways(ids, val_share=0.3, test_share=None, seed=2)
+    assert np.array_equal(val, test) and np.array_equal(train, ~val)
+    assert np.array_equal(val, split_by_episode(ids, val_share=0.3, seed=2)[1])
+
+
+def test_what_a_split_in_two_held_out_validates_in_a_split_in_three():
+    ids = episode_rows([5] * 40)
+    _, val, test = split_three_ways(ids, val_share=0.3, test_share=0.2, seed=0)
+    assert np.array_equal(val, split_by_episode(ids, val_share=0.3, seed=0)[1])
+    assert not np.array_equal(test, split_three_ways(ids, val_share=0.3, test_share=0.2,
+                                                     seed=1)[2])
+
+
+def test_every_source_is_in_all_three_parts():
+    ids = np.repeat(np.arange(9) + 40, 5)
+    source = np.repeat([0, 2, 1, 0, 2, 0, 2, 1, 1], 5)
+    for seed in range(5):
+        for part in split_three_ways(ids, val_share=0.2, test_share=0.2, seed=seed, source=source):
+            assert set(source[part]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("val_share, test_share", [
+    (0.5, 0.5), (0.2, 0.9), (0.2, -0.1), (0.2, 0), (1, 0.1)])
+def test_shares_that_leave_nothing_to_train_on_are_refused(val_share, test_share):
+    with pytest.raises(InputError, match="leave episodes to train on; got"):
+        split_three_ways(IDS, val_share=val_share, test_share=test_share, seed=0)
+
+
+def test_a_source_with_too_few_episodes_for_three_parts_is_refused_by_name(tmp_path):
+    write_game(tmp_path, "pong", (4, 3, 5, 2, 6),
+               source=np.repeat([0, 1, 0, 1, 0], (4, 3, 5, 2, 6)).astype(np.int8))
+    Replay.open(tmp_path, ("pong",), **OTHER)
+    assert refusal(Replay.open, tmp_path, ("pong",), **OTHER, test_share=0.25) == (
+        "pong has 2 episodes of source repeat: to train, validate and test on it takes 3 of each "
+        "source; raise frames.min_episodes")
+
+
+def test_opened_steps_validate_where_they_neither_train_nor_test(folder):
+    data = Replay.open(folder, GAMES, **OTHER, test_share=0.25)
+    for game in GAMES:
+        rows = data.in_game(game)
+        sizes = [len(np.unique(data.episode_ids[part & rows]))
+                 for part in (data.is_train, data.is_val, data.is_test)]
+        assert sizes == [len(LENGTHS[game]) - 2, 1, 1]
+    assert not (data.is_train & data.is_test).any()
 
 
 def test_every_game_is_split_by_itself(data):

@@ -35,7 +35,8 @@ UNSAFE_ATTRIBUTES = {("torch", "load"), ("torch", "save"), ("torch", "hub"), ("o
                      ("os", "popen"), ("yaml", "load"), ("yaml", "unsafe_load"),
                      ("pd", "read_pickle"), ("pd", "eval")}
 SECRET = "sk-c0ffee5ecretThatMustNotLeak"
-TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
+TINY = {"frames.num_steps": 200, "frames.min_episodes": 4, "frames.val_share": 0.25,
+        "frames.test_share": 0.25,
         "encoder.num_steps": 2, "encoder.batch_size": 8, "probes.max_rows": 300,
         "probes.epochs": 2}  # fmt: skip
 

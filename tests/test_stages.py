@@ -1,5 +1,6 @@
 """hd.stages: whole chains without notebooks, ablations that share what they agree on."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -20,7 +21,8 @@ from hd.run import runs, storage
 from hd.run.runs import COLUMNS
 from hd.run.storage import sha256_of
 
-TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
+TINY = {"frames.num_steps": 200, "frames.min_episodes": 4, "frames.val_share": 0.25,
+        "frames.test_share": 0.25,
         "encoder.num_steps": 2, "encoder.batch_size": 8, "tokenizer.num_steps": 2,
         "tokenizer.batch_size": 300, "decoder.num_steps": 2, "world_model.num_steps": 2,
         "world_model.max_steps": 12, "imagination.context": 4, "imagination.num_dreams": 3,
@@ -89,11 +91,11 @@ def test_the_same_dreams_are_dreamed_once_and_never_from_a_missing_model(chain, 
         model.with_suffix(".aside").rename(model)
 
 
-def test_a_dream_starts_from_held_out_steps_of_its_game(chain):
+def test_a_dream_starts_from_validation_steps_of_its_game(chain):
     run, _ = chain["imagination"]
     tokens, actions = stages.dream_env(run, "breakout").contexts
     data, codes = stages.load(run.at("frames")), stages.tokens_of(run)
-    starts = data.window_starts(run.cfg.context, ~data.is_train)
+    starts = data.window_starts(run.cfg.context, data.is_val)
     assert tokens.shape == (len(starts), 4, 3) and actions.shape == (len(starts), 3)
     assert (tokens[-1].numpy() == codes[starts[-1]:starts[-1] + 4]).all()
     assert (actions[0].numpy() == data.actions[starts[0]:starts[0] + 3]).all()
@@ -121,6 +123,9 @@ def test_unknown_ablations_and_no_seeds_are_refused_before_any_work():
         stages.compare("mask", profile="smoke", seeds=[])
 
 
+TWO_WAYS = {"frames.test_share": None}
+
+
 def steps_in(found, starts):
     """All stored rows that windows starting there hold."""
     return set((starts[:, None] + range(found.cfg.max_steps)).ravel().tolist())
@@ -136,6 +141,27 @@ def test_only_the_seeds_split_holds_out_steps_that_training_has_seen(chain, vari
     seen = steps_in(found, training)
     shared = len(steps_in(found, held_out) & seen) / len(steps_in(found, held_out))
     assert shared > 0.9 if is_shared else shared == 0
+
+
+@pytest.mark.parametrize(("stage", "variant", "overrides", "split"), [
+    ("world_model", "base", {}, "test"), ("encoder", "split.windows", {}, "test"),
+    ("world_model", "split.windows", {}, "val"), ("agent", "base", TWO_WAYS, "test"),
+    ("imagination", "base", TWO_WAYS, "val")])
+def test_a_table_says_whether_its_episodes_were_those_on_which_things_were_chosen(
+        monkeypatch, stage, variant, overrides, split):
+    run = runs.start(stage, profile="smoke", variant=variant, overrides=overrides)
+    rows = [runs.row("loss", 1.0), runs.row("loss", 2.0, game="pong", split="train")]
+    monkeypatch.setitem(stages.STAGES, stage, dataclasses.replace(stages.STAGES[stage],
+                                                                  measure=lambda run: rows))
+    assert stages.measure(run)["split"].tolist() == [split, "train"]
+
+
+def test_a_run_without_a_test_part_is_the_one_from_before_there_was_one():
+    one, two = (runs.start("encoder", profile="smoke", overrides={"frames.test_share": share})
+                for share in (None, 0.25))
+    assert "test_share" not in one.at("frames").settings["config"]
+    assert two.at("frames").settings["config"]["test_share"] == 0.25
+    assert one.identity != two.identity
 
 
 def test_a_world_models_learning_curve_is_kept_with_its_training_loss_without_dropout(chain):

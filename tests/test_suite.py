@@ -15,8 +15,8 @@ def frames_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HD_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
         run = runs.start("frames", profile="smoke", games=["pong", "breakout"],
-                         overrides={"frames.num_steps": 300, "frames.min_episodes": 2,
-                                    "frames.val_share": 0.5})
+                         overrides={"frames.num_steps": 300, "frames.min_episodes": 3,
+                                    "frames.val_share": 0.3, "frames.test_share": 0.3})
         stages.make(run)
         yield run
 
@@ -37,4 +37,4 @@ def test_the_validation_suite_notices_an_illegal_action_and_a_shared_episode(fra
     failed = [what for what, holds, _ in checks.suite(broken, frames_run.profile.world_model)
               if not holds]
     assert any("legal" in what for what in failed)
-    assert any("both sides" in what for what in failed)
+    assert any("two parts" in what for what in failed)

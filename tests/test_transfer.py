@@ -22,7 +22,8 @@ from hd.stages import Rotation
 from hd.windows import Windows
 from hd.world_model import WorldModel
 
-TINY = {"frames.num_steps": 200, "frames.min_episodes": 3, "frames.val_share": 0.34,
+TINY = {"frames.num_steps": 200, "frames.min_episodes": 4, "frames.val_share": 0.25,
+        "frames.test_share": 0.25,
         "encoder.num_steps": 1, "encoder.batch_size": 8, "tokenizer.num_steps": 1,
         "tokenizer.batch_size": 300, "tokenizer.kmeans_iterations": 1,
         "world_model.max_steps": 12, "world_model.batch_size": 4, "transfer.budgets": (100, 900),

@@ -40,11 +40,40 @@ def test_training_batches_are_full_although_epochs_differ_in_length(monkeypatch)
 def test_too_short_episodes_are_refused_by_name(kind):
     empty, one_row = np.zeros(0, np.int64), np.zeros(1, np.int64)
     data = SimpleNamespace(
-        is_train=one_row == 0, episode_ids=one_row, in_game=lambda game: one_row == 0,
+        is_train=one_row == 0, is_test=one_row > 0, is_val=one_row > 0,
+        episode_ids=one_row,
+        in_game=lambda game: one_row == 0,
         window_starts=lambda length, mask: empty, actions=one_row)
     found = windows.Windows(dataclasses.replace(CFG, windows=kind), data, None, seed=0)
     with pytest.raises(InputError, match="no training episode has 24 steps"):
         found.training_starts(0)
+
+
+# ---- parts
+
+@pytest.mark.parametrize("game", ["pong", "breakout"])
+def test_validation_and_test_windows_tile_the_episodes_of_their_part(game):
+    data = stored_steps({"pong": (40, 60, 24), "breakout": (90, 80, 50)}, held_out=(1, 3),
+                        validation=(2, 4))
+    found = windows.Windows(WorldModelConfig(max_steps=8), data, np.zeros((len(data), 3), np.int16),
+                            seed=0)
+    for part, episode in (("test", {"pong": 1, "breakout": 3}[game]),
+                          ("val", {"pong": 2, "breakout": 4}[game])):
+        first = np.flatnonzero(data.episode_ids == episode)
+        assert found.held_out(game, part=part).tolist() == first[:len(first) - 7:8].tolist()
+
+
+def test_the_seeds_split_by_windows_leaves_test_episodes_alone():
+    data = stored_steps({"pong": (40, 60, 24), "breakout": (90, 80, 50)}, held_out=(1, 3),
+                        validation=(2,))
+    found = windows.Windows(WorldModelConfig(max_steps=8, split="windows"), data,
+                            np.zeros((len(data), 3), np.int16), seed=0)
+    starts = np.concatenate([found.held_out(), found.training_starts(0)])
+    inside = starts[:, None] + np.arange(8)
+    assert not data.is_test[inside].any()
+    assert np.array_equal(np.unique(inside), np.flatnonzero(~data.is_test))
+    assert (found.may_train == ~data.is_test).all() and data.is_val.any()
+    assert np.array_equal(found.held_out(), found.held_out(part="val"))
 
 
 # ---- the games' shares

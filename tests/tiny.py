@@ -95,10 +95,11 @@ def without_speeds(path):
     return [line for line in path.read_bytes().splitlines() if b",tokens_per_second," not in line]
 
 
-def stored_steps(lengths, *, held_out=(), seed=0):
+def stored_steps(lengths, *, held_out=(), validation=(), seed=0):
     """A Replay without frames: legal actions at random, no rewards, no ends, zeros as RAM.
 
-    lengths: game -> steps of each episode; held_out: numbers of episodes, counted over all games.
+    lengths: game -> steps of each episode; held_out, for the test, and validation (the same unless
+    they are given): numbers of episodes, counted over all games.
     """
     rng, games = np.random.default_rng(seed), tuple(lengths)
     steps = [sum(lengths[game]) for game in games]
@@ -107,7 +108,9 @@ def stored_steps(lengths, *, held_out=(), seed=0):
     data = Replay(
         games, Path(), (), offsets=np.cumsum([0, *steps]), episode_ids=ids,
         game_idx=np.repeat(np.arange(len(games), dtype=np.int8), steps),
-        starts=np.cumsum([0, *episodes])[ids], is_train=~np.isin(ids, held_out),
+        starts=np.cumsum([0, *episodes])[ids],
+        is_train=~np.isin(ids, [*held_out, *validation]), is_test=np.isin(ids, held_out),
+        is_val=np.isin(ids, validation or held_out),
         actions=np.concatenate([rng.choice(GAMES[game].actions, count)
                                 for game, count in zip(games, steps)]).astype(np.int8),
         rewards=np.zeros(len(ids), np.float32), continues=np.ones(len(ids), np.float32),
@@ -167,6 +170,7 @@ class TinyReplay:
     games = ("pong", "breakout")
     episode_ids = np.repeat([0, 1, 2], [5, 3, 4])
     is_train = episode_ids != 1
+    is_test = is_val = ~is_train
     source = np.zeros(12, np.int8)
     ram = np.zeros((12, 128), np.uint8)
     ram[:, 49], ram[1, 54] = 128, 100  # Pong's ball, in play in row 1 only

@@ -62,7 +62,7 @@ SUMMARY = (  # stage, metric, in words, what its own baseline is
     ("policy", "real_return", "return in the real game", "random play"),
 )
 PUBLISHED = ("Human", "DIAMOND", "BBF")  # whose returns stand beside the agent's
-Cell = namedtuple("Cell", ("words", "game", "variant", "num_seeds", "text", "devices"))
+Cell = namedtuple("Cell", ("words", "game", "variant", "num_seeds", "text", "devices", "split"))
 DREAM_STEP = 15  # the longest dream that a headline looks at
 
 
@@ -80,7 +80,7 @@ def in_full(results_dir=None) -> str:
 
 
 def _headline_of(root: Path, profile: str, chosen: str) -> str:
-    lines, records = [], []
+    lines, records, splits = [], [], set()
     others = [f"policy_game.{game}" for game in GAMES if chosen == "base"]
     for stage, metric, words, baseline in HEADLINE:
         variants = [chosen, *others * (stage == "policy")]
@@ -95,6 +95,7 @@ def _headline_of(root: Path, profile: str, chosen: str) -> str:
         if found["step"].notna().any():
             step = found["step"][found["step"] <= DREAM_STEP].max()
             found, words = found[found["step"] == step], f"{words} after {step:g} steps"
+        splits |= set(found["split"])
         cells = {row["game"]: _headline_cell(row, *best) for row, best
                  in zip(found.to_dict("records"), best_baselines(found, table))}
         lines.append("| " + " | ".join([words, *(cells.get(game, "") for game in GAMES), baseline,
@@ -106,8 +107,16 @@ def _headline_of(root: Path, profile: str, chosen: str) -> str:
     return "\n".join([f"**{heading}**: {config.PROFILES[profile].purpose}", "",
                       f"| metric | {games} | in brackets | seeds |", "|---|---|---|---|---|---|",
                       *lines, "", f"Value of seeds, from {FEWEST_SEEDS} on [95% interval] "
-                      "(baseline, or a better trivial one by name), held-out episodes. "
+                      f"(baseline, or a better trivial one by name), {_judged_on(splits)}. "
                       + devices_and_commits(records)])
+
+
+def _judged_on(splits: set[str]) -> str:
+    """Which episodes tables with these splits are about: those from before the split in three were
+    judged on the episodes on which settings were chosen."""
+    words = {"test": "test episodes",
+             "val": "held-out episodes, on which settings were chosen too"}
+    return " or ".join(text for split, text in words.items() if split in splits) or "real episodes"
 
 
 def _headline_cell(row: Mapping, baseline: float, name: str) -> str:
@@ -232,7 +241,8 @@ def _compared(root: Path, profile: str) -> list[Cell]:
                 for row, best in zip(found.to_dict("records"), best_baselines(found, table)):
                     after = "" if pd.isna(row["step"]) else f" after {row['step']:g} steps"
                     cells.append(Cell(words + after, row["game"], variant, row["n"],
-                                      _beside_best(row, *best, in_words), frozenset(devices)))
+                                      _beside_best(row, *best, in_words), frozenset(devices),
+                                      row["split"]))
     return cells
 
 
@@ -266,8 +276,8 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
     return "\n".join([
         f"| profile {profile} | game | {' | '.join(COMPARED)} | seeds |", "|---|---|---|---|---|",
         *lines, "", f"Value of seeds, from {FEWEST_SEEDS} on [95% interval] (best trivial "
-        "baseline), held-out episodes; bold where there is an interval and all of it is above that "
-        "baseline. Each variant has codes of its own. "
+        f"baseline), {_judged_on({cell.split for cell in cells})}; bold where there is an interval "
+        "and all of it is above that baseline. Each variant has codes of its own. "
         "Seeds: "
         f"of {', of '.join(COMPARED)}. Device: {'; '.join(devices)}."])
 

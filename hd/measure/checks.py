@@ -10,6 +10,7 @@ import torch
 from hd import encoder
 from hd.atari import GAMES
 from hd.config import WorldModelConfig
+from hd.measure.frames import parts_of
 from hd.replay import Replay
 from hd.world_model import MASKS, WorldModel, hierarchical_mask
 
@@ -52,9 +53,12 @@ def _of_model(cfg: WorldModelConfig) -> Iterator[Check]:
 
 def of_steps(data: Replay, length: int) -> Iterator[Check]:
     """About the stored steps, and their windows of `length` steps."""
-    ids, train = data.episode_ids, data.is_train
-    both = np.intersect1d(ids[train], ids[~train])
-    yield "no episode is on both sides of the split", len(both) == 0, f"{ids[-1] + 1} episodes"
+    ids, parts = data.episode_ids, parts_of(data)
+    apart = sum(len(np.unique(ids[rows])) for rows in parts.values()) == len(np.unique(ids))
+    counts = ", ".join(f"{len(np.unique(ids[rows]))} {name}" for name, rows in parts.items())
+    yield ("no episode is in two parts of the split",
+           apart and bool((sum(rows.astype(int) for rows in parts.values()) == 1).all()),
+           f"{counts} episodes")
     starts = data.window_starts(length)
     expected = np.maximum(0, np.bincount(ids) - length + 1).sum()
     inside = (ids[starts] == ids[starts + length - 1]).all()

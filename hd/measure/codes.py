@@ -25,14 +25,14 @@ NEAREST_ROWS = 5000  # of each game, among which the frame nearest to a code is 
 @torch.no_grad()
 def rows_of(data: Replay, codes: np.ndarray, embeddings: np.ndarray, model: ResidualVQ, *,
             num_codes: int, seed: int) -> list[dict]:
-    """Rows on held-out episodes: per level, pooled and per game.
+    """Rows on test episodes: per level, pooled and per game.
 
     codes (N, L), embeddings (N, D): of all N steps of data; model: what quantizes them.
     """
     rng = rng_for(seed, "random codes")
     rows = []
     for game in ("all", *data.games):
-        picks = np.flatnonzero(~data.is_train & data.in_game(game))
+        picks = np.flatnonzero(data.is_test & data.in_game(game))
         chosen = codes[picks].astype(np.int64)
         random = rng.integers(0, num_codes, chosen.shape)
         same_episode = np.flatnonzero(np.diff(data.episode_ids[picks]) == 0)
@@ -42,9 +42,8 @@ def rows_of(data: Replay, codes: np.ndarray, embeddings: np.ndarray, model: Resi
                        for x in (chosen, random)]
             rows.append(row(f"l{level}_repeat_rate", repeats[0], game=game, baseline=repeats[1]))
         rows += _reconstruction_rows(model, embeddings[picks], game)
-    held_out = np.flatnonzero(~data.is_train)
-    rows += _sharing_rows(codes[held_out].astype(np.int64), data.game_idx[held_out], num_codes,
-                          seed)
+    rows += _sharing_rows(codes[data.is_test].astype(np.int64), data.game_idx[data.is_test],
+                          num_codes, seed)
     for game in data.games:
         rows += _state_rows(codes, data, game, seed)
     return rows + game_state.bit_rows(data) + game_state.place_rows(data)
@@ -52,11 +51,10 @@ def rows_of(data: Replay, codes: np.ndarray, embeddings: np.ndarray, model: Resi
 
 def game_rows(data: Replay, codes: np.ndarray) -> list[dict]:
     """What each level's code tells about the game."""
-    rows, held_out = [], np.flatnonzero(~data.is_train)
+    rows, games = [], data.game_idx[data.is_test]
     for level in range(codes.shape[1]):
-        information = mutual_information(codes[held_out, level], data.game_idx[held_out])
-        rows.append(row(f"l{level}_game_information", information,
-                        baseline=entropy(data.game_idx[held_out])))
+        information = mutual_information(codes[data.is_test, level], games)
+        rows.append(row(f"l{level}_game_information", information, baseline=entropy(games)))
     return rows
 
 
@@ -95,11 +93,11 @@ def _sharing_rows(codes, game_idx, num_codes: int, seed: int) -> list[dict]:
 def _state_rows(codes, data, game: str, seed: int) -> list[dict]:
     """What each level's code tells about where things are: mutual information with RAM.
 
-    Mean over the game's coordinates, each cut into STATE_BINS equally frequent bins, on held-out
+    Mean over the game's coordinates, each cut into STATE_BINS equally frequent bins, on test
     rows with the ball in play; the baseline is the same with the bins shuffled (counting alone
     finds some information).
     """
-    picks = np.flatnonzero(~data.is_train & data.in_game(game))
+    picks = np.flatnonzero(data.is_test & data.in_game(game))
     picks = picks[atari.ball_in_play(game, data.ram[picks])]
     places = atari.labels(game, data.ram[picks])
     found = np.zeros((2, codes.shape[1]))
@@ -163,7 +161,8 @@ def mutual_information(a, b) -> float:
 @torch.no_grad()
 def most_shared(data: Replay, codes: np.ndarray, embeddings: np.ndarray, codebook: torch.Tensor,
                 decode: Callable, *, count: int = 3) -> list[dict]:
-    """The coarse codes that all games use most evenly, with what they look like.
+    """The coarse codes that all games use most evenly, with what they look like; chosen and shown
+    on what is not of test episodes.
 
     Ranked by the smallest share of frames that any game gives the code, where that ties by the next
     smallest. codebook (K, D) of level 0; decode: vectors (1, D) -> frames (1, 84, 84) uint8. Each:
@@ -171,13 +170,14 @@ def most_shared(data: Replay, codes: np.ndarray, embeddings: np.ndarray, codeboo
     embedding lies nearest to it, by game.
     """
     coarse, found = codes[:, 0].astype(np.int64), []
-    shares = np.stack([np.bincount(coarse[data.in_game(game)], minlength=len(codebook))
-                       / data.in_game(game).sum() for game in data.games])
+    seen = {game: data.in_game(game) & ~data.is_test for game in data.games}
+    shares = np.stack([np.bincount(coarse[rows], minlength=len(codebook)) / rows.sum()
+                       for rows in seen.values()])
     ranked = np.sort(shares, axis=0)
     for code in np.lexsort((*-ranked[::-1],))[:count]:
         nearest = {}
         for game in data.games:
-            rows = thin(np.flatnonzero(data.in_game(game)), NEAREST_ROWS)
+            rows = thin(np.flatnonzero(seen[game]), NEAREST_ROWS)
             distances = np.linalg.norm(embeddings[rows] - codebook[code].cpu().numpy(), axis=1)
             nearest[game] = data.newest(rows[[distances.argmin()]])[0]
         found.append({"code": int(code), "shares": shares[:, code],

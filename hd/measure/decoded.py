@@ -14,13 +14,13 @@ from hd.run.training import to_device
 
 @torch.no_grad()
 def rows_of(pictures: Pictures, model: Decoder, *, max_rows: int) -> list[dict]:
-    """Squared pixel error on held-out episodes, on all and on moving pixels, per game.
+    """Squared pixel error on test episodes, on all and on moving pixels, per game.
 
     The baseline is the game's mean training picture.
     """
     data, rows = pictures.data, []
     for game in data.games:
-        picks = thin(np.flatnonzero(~data.is_train & data.in_game(game)), max_rows)
+        picks = thin(np.flatnonzero(data.is_test & data.in_game(game)), max_rows)
         totals = np.zeros(5)
         for i in range(0, len(picks), DECODE_ROWS):
             batch = to_device(pictures.batch(picks[i:i + DECODE_ROWS]), device())

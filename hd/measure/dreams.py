@@ -51,7 +51,7 @@ def num_steps(cfg: ImaginationConfig, max_steps: int) -> int:
 
 @torch.no_grad()
 def dream(model: WorldModel, windows: Windows, game: str, cfg: ImaginationConfig) -> Dreamt:
-    """cfg.num_dreams dreams, or as many as there are starts, from held-out episodes of a game:
+    """cfg.num_dreams dreams, or as many as there are starts, from test episodes of a game:
     cfg.context real steps, then num_steps under the actions that were really done."""
     context, horizon = cfg.context, num_steps(cfg, model.cfg.max_steps)
     if horizon < 1:
@@ -59,7 +59,7 @@ def dream(model: WorldModel, windows: Windows, game: str, cfg: ImaginationConfig
                          f"world_model.max_steps {model.cfg.max_steps}")
     length = context + horizon
     starts = windows.data.window_starts(length,
-                                        ~windows.data.is_train & windows.data.in_game(game))
+                                        windows.data.is_test & windows.data.in_game(game))
     rng = rng_for(windows.seed, "dreams", game)
     starts = np.sort(rng.choice(starts, min(cfg.num_dreams, len(starts)), replace=False))
     batch = windows.batch(starts, length)

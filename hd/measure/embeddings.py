@@ -1,6 +1,6 @@
 """What embeddings are like: their geometry, and what probes read from them.
 
-Everything is held out, and stands beside the same network before training.
+Everything is of test episodes, and stands beside the same network before training.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from hd.replay import Replay
 from hd.run.metrics import named
 from hd.run.runs import rng_for, row
 
-WATCHED_ROWS = 512  # held-out rows of each game whose geometry is watched during training
+WATCHED_ROWS = 512  # validation rows of each game whose geometry is watched in training
 STRETCH = 64  # consecutive rows that stay together when held-out rows are thinned
 PCA_ROWS, PCA_COMPONENTS = 2000, 100
 
 
-def held_out_stretches(data, game: str, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out rows in order, thinned by whole stretches of one episode; and each row's stretch."""
-    picks = np.flatnonzero(~data.is_train & data.in_game(game))
+def held_out_stretches(data, game: str, max_rows: int, *,
+                       part: str = "test") -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a part, "test" or "val", in order, thinned by whole stretches of one episode; and
+    each row's stretch."""
+    rows = {"test": data.is_test, "val": data.is_val}[part]
+    picks = np.flatnonzero(rows & data.in_game(game))
     every = -(-len(picks) // max_rows)
     picks = picks[(np.arange(len(picks)) // STRETCH) % every == 0]
     begins = (np.diff(picks, prepend=-2) != 1) | (data.starts[picks] == picks)
@@ -32,8 +35,9 @@ def held_out_stretches(data, game: str, max_rows: int) -> tuple[np.ndarray, np.n
 
 def watch(data: Replay) -> Callable[[AtariEncoder], dict]:
     """What to watch while an encoder trains: a function from it to its diversity and temporal
-    consistency within each game, on some held-out rows."""
-    watched = {game: held_out_stretches(data, game, WATCHED_ROWS) for game in data.games}
+    consistency within each game, on some validation rows."""
+    watched = {game: held_out_stretches(data, game, WATCHED_ROWS, part="val")
+               for game in data.games}
 
     def geometry(model):
         values = {}

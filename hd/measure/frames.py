@@ -13,13 +13,13 @@ from hd.run.runs import row
 
 
 def rows_of(data: Replay, *, asked: Mapping[str, float], length: int) -> list[dict]:
-    """Rows for each game and side of the split, and about windows of `length` steps.
+    """Rows for each game and part of the split, and about windows of `length` steps.
 
     asked: the share of episodes that each source was asked for, FramesConfig.sources.
     """
     rows = []
     for game in ("all", *data.games):
-        for split, side in (("train", data.is_train), ("val", ~data.is_train)):
+        for split, side in parts_of(data).items():
             picks = side & data.in_game(game)
             ids = data.episode_ids[picks]
             num_episodes = len(np.unique(ids))
@@ -39,6 +39,12 @@ def rows_of(data: Replay, *, asked: Mapping[str, float], length: int) -> list[di
     return [*rows, row("boundary_violations", crossing[0], split="train", baseline=crossing[1])]
 
 
+def parts_of(data: Replay) -> dict[str, np.ndarray]:
+    """The parts of the split by name, (N,) bool each; two where what validates tests as well."""
+    apart = {} if (data.is_val == data.is_test).all() else {"test": data.is_test}
+    return {"train": data.is_train, "val": data.is_val, **apart}
+
+
 def _source_rows(data: Replay, asked: Mapping[str, float]) -> list[dict]:
     """The share of the steps that each source played, beside the share of episodes asked of it;
     nothing where one source was asked for and played. Episodes of good players are long, and a
@@ -50,7 +56,7 @@ def _source_rows(data: Replay, asked: Mapping[str, float]) -> list[dict]:
     if len(present) < 2:
         return []
     for game in ("all", *data.games):
-        for split, side in (("train", data.is_train), ("val", ~data.is_train)):
+        for split, side in parts_of(data).items():
             picks = side & data.in_game(game)
             rows += [row(named("source_share", SOURCES[k]), (data.source[picks] == k).mean(),
                          game=game, split=split, baseline=shares[k])

@@ -21,7 +21,7 @@ from hd.run.metrics import named, parsed
 from hd.run.runs import row
 
 PLACE_WIDTH = 20  # RAM units, of the places that ball_x is looked at in
-MIN_ROWS = 10  # held-out, below which a place has no error of its own
+MIN_ROWS = 10  # of test episodes, below which a place has no error of its own
 
 
 def num_coordinates(games) -> int:
@@ -83,10 +83,10 @@ def state_bits(labels) -> tuple[float, float]:
 
 
 def bit_rows(data: Replay) -> list[dict]:
-    """state_bits of all AtariARI variables on each game's held-out steps."""
+    """state_bits of all AtariARI variables on each game's test steps."""
     rows = []
     for game in data.games:
-        ram = data.ram[~data.is_train & data.in_game(game)]
+        ram = data.ram[data.is_test & data.in_game(game)]
         for name, bits in zip(("apart", "together"), state_bits(atari.labels(game, ram))):
             rows.append(row(named("state_bits", name), bits, game=game, baseline=np.log2(len(ram))))
     return rows
@@ -117,12 +117,12 @@ def probe_rows(data: Replay, representations: dict, *, baseline: str, cfg: Probe
     """What representations (name -> function from stored rows (N,) to features (N, D)) know.
 
     The first one's scores are the rows' values, those of `baseline` stand beside them; every
-    other one has rows of its own, named metric[representation]. Where the held-out episodes are of
+    other one has rows of its own, named metric[representation]. Where the test episodes are of
     several sources, the same probes' scores on each follow, named metric[source name].
     """
     rows, main = [], next(iter(representations))
     for game in data.games:
-        picks = thin(np.flatnonzero(data.in_game(game)), cfg.max_rows)
+        picks = _fitted_or_judged(data, game, cfg.max_rows)
         judged = _Judged(data, game, picks, cfg, seed)
         scores, of_sources = {}, {}
         for name, represent in representations.items():
@@ -155,11 +155,16 @@ def coordinate_probe(data: Replay, game: str, represent: Callable, *, cfg: Probe
 
     represent: stored rows (n,) -> features (n, D).
     """
-    picks = thin(np.flatnonzero(data.in_game(game)), cfg.max_rows)
-    ram, is_train = data.ram[picks], data.is_train[picks]
-    split = probes.Split(is_train, ~is_train, data.episode_ids[picks])
+    picks = _fitted_or_judged(data, game, cfg.max_rows)
+    ram = data.ram[picks]
+    split = probes.Split(data.is_train[picks], data.is_test[picks], data.episode_ids[picks])
     return probes.fit_coordinate_probe(represent(picks), places_of(game, ram), split,
                                        rows=atari.ball_in_play(game, ram), cfg=cfg, seed=seed)
+
+
+def _fitted_or_judged(data: Replay, game: str, max_rows: int) -> np.ndarray:
+    """Rows of the game's training and test episodes, thinned."""
+    return thin(np.flatnonzero(data.in_game(game) & (data.is_train | data.is_test)), max_rows)
 
 
 class _Judged:
@@ -169,7 +174,7 @@ class _Judged:
         self.game, self.cfg, self.seed = game, cfg, seed
         ram = data.ram[picks]
         self.in_play, labels = atari.ball_in_play(game, ram), atari.labels(game, ram)
-        self.split = probes.Split(data.is_train[picks], ~data.is_train[picks],
+        self.split = probes.Split(data.is_train[picks], data.is_test[picks],
                                   data.episode_ids[picks], probes.frame_keys(data.stack(picks)))
         self.varying = probes.varying_labels(labels, self.split)
         self.places = places_of(game, ram)
@@ -178,7 +183,7 @@ class _Judged:
         self.sources = sources if len(sources) > 1 else {}
 
     def scores(self, features) -> tuple[dict, dict]:
-        """Of features (n, D): metric -> value on all held-out rows, and source -> the same."""
+        """Of features (n, D): metric -> value on all test rows, and source -> the same."""
         chosen = {"cfg": self.cfg, "seed": self.seed}
         probe_pair = (
             probes.fit_linear_probe(features, self.varying, self.split, **chosen),
@@ -205,7 +210,7 @@ class _Judged:
         return found | {f"error_{key}": score.median_error for key, score in read.items()}
 
     def _by_place(self, probe, features) -> dict[str, float]:
-        """Root mean square error of ball_x at each place, held-out rows."""
+        """Root mean square error of ball_x at each place, test rows."""
         if "ball_x" not in self.places:
             return {}
         scored = self.split.scored(self.in_play)

@@ -29,7 +29,7 @@ def exposures(windows: Windows) -> float:
 
 @torch.no_grad()
 def rows_of(model: WorldModel, windows: Windows) -> list[dict]:
-    """Next-code, reward and end-of-episode metrics per game on held-out episodes.
+    """Next-code, reward and end-of-episode metrics per game on test episodes.
 
     Codes: nats and accuracy per level, on all and on changed codes; the baseline column is that of
     the best trivial predictor, each of which has a row of its own; so has each source of the

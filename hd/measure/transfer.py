@@ -42,7 +42,7 @@ def within_budget(data: Replay, budget: int) -> np.ndarray:
 @torch.no_grad()
 def rows_of(windows: Mapping[int, Windows], model: Callable[[int, str], WorldModel], *,
             budget: int) -> list[dict]:
-    """Next-code metrics on held-out episodes of the target, the one game of the windows.
+    """Next-code metrics on test episodes of the target, the one game of the windows.
 
     windows: levels -> what adapting on budget steps saw; model(levels, start): as adapted, or for
     a budget of 0 as it began. The value is the pre-trained model's, the baseline column the one

@@ -164,9 +164,11 @@ def episode_lengths(data) -> Figure:
         rows = np.flatnonzero(data.in_game(game))
         _, first, lengths = np.unique(data.episode_ids[rows], return_index=True,
                                       return_counts=True)
-        is_train = data.is_train[rows[first]]
-        for side, name, colour in ((is_train, "training", COLOURS[0]),
-                                   (~is_train, "held out", COLOURS[1])):
+        sides = {"training": data.is_train, "validation": data.is_val}
+        if (data.is_val != data.is_test).any():
+            sides["test"] = data.is_test
+        for (name, side), colour in zip(sides.items(), COLOURS):
+            side = side[rows[first]]
             ax.plot(np.flatnonzero(side), lengths[side], "o", ms=4, color=colour,
                     label=f"{name} (n={side.sum()})")
         ax.axhline(lengths.mean(), color=GREY, ls="--", label=f"mean {lengths.mean():.0f}")

@@ -196,12 +196,12 @@ def _readable(run: Run, **codes) -> dict:
 
 
 def _recorded(run: Run, game: str, length: int):
-    """Of a held-out stretch of n = length steps: frames (n, 84, 84), ram (n, 128), tokens (n, 3),
-    actions (n,)."""
+    """Of a stretch of n = length steps of a test episode: frames (n, 84, 84), ram (n, 128), tokens
+    (n, 3), actions (n,)."""
     data, codes = stages.load(run.at("frames")), stages.tokens_of(run)
-    starts = data.window_starts(length, ~data.is_train & data.in_game(game))
+    starts = data.window_starts(length, data.is_test & data.in_game(game))
     if not len(starts):
-        raise InputError(f"no held-out episode of {game} has {length} steps; ask for fewer steps")
+        raise InputError(f"no test episode of {game} has {length} steps; ask for fewer steps")
     rows = runs.rng_for(run.seed, "play", game).choice(starts) + np.arange(length)
     return (data.newest(rows), data.ram[rows], torch.from_numpy(codes[rows].astype(np.int64)),
             torch.from_numpy(data.actions[rows].astype(np.int64)))

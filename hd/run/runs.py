@@ -354,7 +354,7 @@ def provenance(run: Run, *, wall_seconds: float) -> dict:
             **run.settings, **circumstances(wall_seconds), "inputs": inputs}
 
 
-def row(metric: str, value, *, game: str = "all", split: str = "val", step=None,
+def row(metric: str, value, *, game: str = "all", split: str = "test", step=None,
         baseline=None) -> dict:
     """One row of a metric table; stage, variant and seed are added by save_table."""
     return {"game": game, "step": step, "split": split, "metric": metric,
