@@ -93,7 +93,7 @@ if __name__ == "__main__":  # processes that play import the lines above
     from hd.report import tables
     from hd.run import runs
     run = runs.start("frames", profile="smoke", games="boxing", overrides={
-        "frames.num_steps": 60, "frames.min_episodes": 2, "frames.sources": {"tracker": 1.0}})
+        "frames.num_steps": 60, "frames.min_episodes": 3, "frames.sources": {"tracker": 1.0}})
     stages.make(run)
     table, data = stages.measure(run), stages.load(run)
     print(tables.TITLES["boxing"], *sorted(set(table["game"])))

@@ -494,7 +494,7 @@ def test_a_table_has_exactly_the_columns_of_the_contract_and_comes_back():
     runs.save_table(run, ROWS)
     text = table_path(run).read_text()
     assert text.splitlines()[0] == "stage,variant,game,seed,step,split,metric,value,baseline"
-    assert text.splitlines()[1] == "encoder,mask.causal,pong,3,,val,accuracy,0.5,0.25"
+    assert text.splitlines()[1] == "encoder,mask.causal,pong,3,,test,accuracy,0.5,0.25"
     table = runs.load_table(table_path(run))
     assert tuple(table.columns) == runs.COLUMNS
     assert list(table["value"]) == [0.5, 1.25, 2.0]
