@@ -382,7 +382,7 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     short = tables.agents_in_short(tmp_path)
     assert "Pong: 320 steps" in capsys.readouterr().out and list(short) == ["Pong"]
     returned, by_chance = found.loc["real_return", ["mean", "baseline"]]
-    assert short.loc["return of whole episodes (random play)", "Pong"] == (
+    assert short.loc["return (random play)", "Pong"] == (
         f"{returned} ({by_chance})")
     assert not found.index.str.startswith("training_return").any()
     (curve,) = tables.agent_points(tmp_path)["pong"].values()

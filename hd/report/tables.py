@@ -114,15 +114,14 @@ def has_table(results_dir, profile: str, stage: str) -> bool:
 
 
 AGENT_ROWS = (  # in words, what stands in brackets, the metrics, of which the lowest is shown
-    ("return of whole episodes", "random play", "real_return"),
-    ("points won while it learned, of the last 4,096 steps", "random play", "share_won"),
-    ("its own paddle or figure read from its codes, own play, R²", "pixels",
-     r"r2_player_[xy]\[source agent\]"),
-    ("the ball read from its codes, own play, R²", "pixels", r"r2_ball_[xy]\[source agent\]"),
-    *((f"the dream knows which contacts are lost, {words}, AUC", "boosting on RAM",
-       rf"contact_auc\[source {source}\]") for source, words in (
-           ("agent", "own play"), ("random", "random play"), ("tracker", "a scripted tracker's"))),
-    ("dreamed return of one held action, error in points", "zero", "held_action_error"),
+    ("return", "random play", "real_return"),
+    ("points won, last 4,096 steps", "random play", "share_won"),
+    ("own figure in its codes, R²", "pixels", r"r2_player_[xy]\[source agent\]"),
+    ("ball in its codes, R²", "pixels", r"r2_ball_[xy]\[source agent\]"),
+    *((f"lost contacts foretold, {words}, AUC", "from RAM", rf"contact_auc\[source {source}\]")
+      for source, words in (("agent", "own play"), ("random", "random play"),
+                            ("tracker", "a tracker's play"))),
+    ("a held action's return, error", "zero", "held_action_error"),
 )
 
 
