@@ -380,7 +380,7 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     assert "profile audit" in capsys.readouterr().out
     assert set(found["game"]) == {"pong"} and "real_return" in found.index
     short = tables.agents_in_short(tmp_path)
-    assert "Pong: 320 steps" in capsys.readouterr().out and list(short) == ["Pong"]
+    assert "Pong, audit: 320 steps" in capsys.readouterr().out and list(short) == ["Pong"]
     returned, by_chance = found.loc["real_return", ["mean", "baseline"]]
     assert short.loc["return (random play)", "Pong"] == (
         f"{returned} ({by_chance})")
@@ -400,8 +400,8 @@ def test_the_report_shows_the_points_that_agents_won_while_they_learned(tmp_path
     rows = pd.DataFrame({"metric": ["real_return", "share_won", "share_won"], "game": "pong",
                          "seed": 0, "step": [np.nan, 64, 128], "value": [-20.0, 0.1, 0.4],
                          "baseline": [-20.5, 0.05, 0.05]})
-    monkeypatch.setattr(tables, "profile_of_agents", lambda results_dir: "audit")
-    monkeypatch.setattr(tables, "agents_of", lambda results_dir, profile: {"pong": "base-pong"})
+    monkeypatch.setattr(tables, "agents_of",
+                        lambda results_dir: {"pong": ("audit", "base-pong")})
     monkeypatch.setattr(tables, "fresh_or_published", lambda *args: rows)
     found = tables.shares_won(tmp_path)
     assert found["value"].tolist() == [0.1, 0.4]

@@ -171,11 +171,14 @@ def test_the_agents_stand_first_with_what_others_reached(tmp_path):
     write("quick", "pong", 0, -13.0)
     write("audit", "pong", 0, 12.0)
     write("audit", "breakout", 0, 5.0)
-    write("audit", "breakout", 1, 7.0)
+    write("desk", "breakout", 0, 8.0)
+    write("audit", "ms_pacman", 0, 5.0)
+    write("audit", "ms_pacman", 1, 7.0)
     lines = headline.summary(tmp_path, claims_page="claims").splitlines()
-    assert lines[0].startswith("| profile audit, the agent | steps | minutes | return |")
-    assert lines[2] == "| Pong | 46,080 | 10 | 12 [11, 13] | -20 | 14.6 | 20.4 | 16.7 | 1 |"
-    assert lines[3].startswith("| Breakout | 46,080 | 10 | 6 of 5, 7 | -20 | 30.5 |")
+    assert lines[0].startswith("| the agent | profile | steps | minutes | return |")
+    assert lines[2] == "| Pong | audit | 46,080 | 10 | 12 [11, 13] | -20 | 14.6 | 20.4 | 16.7 | 1 |"
+    assert lines[3].startswith("| Breakout | desk | 46,080 | 10 | 8 [7, 9] | -20 | 30.5 |")
+    assert lines[4].startswith("| MsPacman | audit | 46,080 | 10 | 6 of 5, 7 | -20 |")
 
 
 def test_the_committed_headlines_are_those_of_the_committed_tables():
@@ -199,6 +202,6 @@ def test_the_abstract_says_what_plays_and_how_many_that_only_dreamed_beat_random
     assert "audited its 4 claims: 3 reproduced, 1 artefact." in text
     assert "Of 2 policies that were trained in its dreams alone, 1 beat random play." in text
     assert "2 levels of codes at each of 49 places" in text
-    assert "After 5,000 steps of the real game and 10 to 30 minutes on Test CPU" in text
-    assert "12.5 in Pong (random play -20, a human 14.6, DIAMOND 20.4)" in text
+    assert "In 10 to 30 minutes on Test CPU, it reaches 12.5 in Pong after 5,000 steps" in text
+    assert "steps (random play -20, a human 14.6, DIAMOND 20.4); 500 in MsPacman" in text
     assert "500 in MsPacman" in text and "Breakout" not in text

@@ -26,7 +26,6 @@ from hd.report.tables import (
     fresh_or_published,
     listed,
     number,
-    profile_of_agents,
     summarise,
     tables_of,
     with_spread,
@@ -137,7 +136,7 @@ def summary(results_dir=None, *, claims_page: str) -> str:
     """
     root = Path(results_dir or ROOT / "results")
     counted = claims.counted(root)
-    parts = [_agents(root)] if profile_of_agents(root) else []
+    parts = [_agents(root)] if agents_of(root) else []
     parts += [f"Of {sum(counted.values())} claims: "
              + ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
              + f". [Each with its numbers]({claims_page})."] if counted else []
@@ -154,20 +153,22 @@ def abstract(results_dir=None) -> str:
     """Markdown for the book's first page: what was asked, how the claims fared, what plays, in
     numbers of the published tables; a line where no agent is published."""
     root = Path(results_dir or ROOT / "results")
-    profile, counted = profile_of_agents(root), claims.counted(root)
-    if profile is None or not counted:
+    agents, counted = agents_of(root), claims.counted(root)
+    if not agents or not counted:
         return NOTHING
     scores, minutes, records = [], [], []
-    for game, name in agents_of(root, profile).items():
+    for game, (profile, name) in agents.items():
         table = fresh_or_published(root, profile, "agent", name)
         (row,) = _of_metric(table, "real_return").to_dict("records")
         human, best = (reference.anchor("atari100k", method, TITLES[game])
                        for method in ("Human", "DIAMOND"))
-        scores.append(f"{number(row['mean'])} in {TITLES[game]} (random play "
+        own = table.attrs["records"]
+        scores.append(f"{number(row['mean'])} in {TITLES[game]} after "
+                      f"{number(own[0]['config']['num_steps'], 6)} steps (random play "
                       f"{number(row['baseline'])}, a human {number(human)}, DIAMOND "
                       f"{number(best)})")
-        records += table.attrs["records"]
-        minutes += [record["made_seconds"] / 60 for record in table.attrs["records"]]
+        records += own
+        minutes += [record["made_seconds"] / 60 for record in own]
     cfg, beating = records[0]["config"], _policies_that_beat_random(root)
     return "\n".join([
         "Can a few code numbers carry a game well enough to dream it, and to learn playing in the "
@@ -177,9 +178,8 @@ def abstract(results_dir=None) -> str:
         "beat random play. What plays uses the same kind of codes otherwise: "
         f"{cfg['num_levels']} levels of codes at each of {(SIDE // cfg['patch']) ** 2} places of "
         "the picture, a small world model that learns most from what it foretold worst, and a "
-        "policy that practises in its dreams while it plays. After "
-        f"{number(cfg['num_steps'], 6)} steps of the real game and {min(minutes):.0f} to "
-        f"{max(minutes):.0f} minutes on {listed(dict.fromkeys(r['device'] for r in records))}, it "
+        f"policy that practises in its dreams while it plays. In {min(minutes):.0f} to "
+        f"{max(minutes):.0f} minutes on {listed(record['device'] for record in records)}, it "
         f"reaches {'; '.join(scores)}. DIAMOND's scores are after 100,000 steps on a GPU."])
 
 
@@ -197,22 +197,22 @@ def _policies_that_beat_random(root: Path) -> list[bool]:
 
 
 def _agents(root: Path) -> str:
-    """Markdown: what the online agents of the largest profile with any reached, a row a game."""
-    profile, lines, devices = profile_of_agents(root), [], []
-    for game, name in agents_of(root, profile).items():
+    """Markdown: what the online agents of each game's largest profile reached, a row a game."""
+    lines, devices = [], []
+    for game, (profile, name) in agents_of(root).items():
         table = fresh_or_published(root, profile, "agent", name)
         records = table.attrs["records"]
         (row,) = _of_metric(table, "real_return").to_dict("records")
         scores = [reference.anchor("atari100k", method, TITLES[game]) for method in PUBLISHED]
         minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
         lines.append("| " + " | ".join([
-            TITLES[game], number(records[0]["config"]["num_steps"], 6), number(minutes, 2),
+            TITLES[game], profile, number(records[0]["config"]["num_steps"], 6), number(minutes, 2),
             _of_episodes(row, table), number(row["baseline"]), *map(number, scores),
             str(row["n"])]) + " |")
         devices += [record["device"] for record in records]
     return "\n".join([
-        f"| profile {profile}, the agent | steps | minutes | return | random play | "
-        f"{' | '.join(PUBLISHED)} | seeds |", "|---|---|---|---|---|" + "---|" * len(PUBLISHED)
+        "| the agent | profile | steps | minutes | return | random play | "
+        f"{' | '.join(PUBLISHED)} | seeds |", "|---|---|---|---|---|---|" + "---|" * len(PUBLISHED)
         + "---|", *lines, "", "Mean unclipped return of whole real episodes by the last policy, "
         "without sticky actions; of one seed with the 95% interval over its episodes. Others' "
         "returns are after 100,000 steps, as published (`results/reference/anchors.csv`). Device: "

@@ -127,19 +127,19 @@ AGENT_ROWS = (  # in words, what stands in brackets, the metrics, of which the l
 
 def agents_in_short(results_dir) -> pd.DataFrame | None:
     """What the online agents reached, in words: AGENT_ROWS down, games across, each cell the text
-    "value (baseline)", a mean if seeds > 1; of the largest profile that has any, after a line on
-    each game's steps and seeds. None where there is no table, after a line that says so.
+    "value (baseline)", a mean if seeds > 1; of each game's largest profile that has any, after a
+    line on its steps and seeds. None where there is no table, after a line that says so.
     """
-    profile, columns = profile_of_agents(results_dir), {}
-    if profile is None:
+    columns = {}
+    if not (found := agents_of(results_dir)):
         print(f"No table of an online agent. To make one: python -m hd run agent --game "
               f"{config.GAMES[0]} --profile audit")
         return None
-    for game, name in agents_of(results_dir, profile).items():
+    for game, (profile, name) in found.items():
         table = fresh_or_published(results_dir, profile, "agent", name)
         records = table.attrs["records"]
         minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
-        print(f"{TITLES[game]}: {records[0]['config']['num_steps']:,} steps of the real game in "
+        print(f"{TITLES[game]}, {profile}: {records[0]['config']['num_steps']:,} steps in "
               f"{minutes:.0f} minutes, seeds {listed(sorted(r['seed'] for r in records))}, "
               f"{listed({record['device'] for record in records})}")
         columns[TITLES[game]] = {
@@ -159,27 +159,24 @@ def _lowest(rows: pd.DataFrame) -> str:
 
 
 def agents(results_dir) -> pd.DataFrame | None:
-    """What the online agents reached, game by game, over_seeds, after its provenance; of the
-    largest profile that has any.
+    """What the online agents reached, game by game, over_seeds, after its provenance; of each
+    game's largest profile that has any.
 
     None where there is no table.
     """
-    profile = profile_of_agents(results_dir)
-    if profile is None:
-        return None
     shown_tables = []
-    for name in agents_of(results_dir, profile).values():
+    for profile, name in agents_of(results_dir).values():
         table = fresh_or_published(results_dir, profile, "agent", name)
         print(provenance_line(table))
         shown_tables.append(over_seeds(table[table["step"].isna()]))
-    return pd.concat(shown_tables)
+    return pd.concat(shown_tables) if shown_tables else None
 
 
 def agent_points(results_dir) -> dict[str, dict[str, list[dict]]]:
     """The learning curves of the agents of `agents`: game -> "seed 0" -> points; the last of them
     has "is_final" and is the return of the last policy in whole episodes."""
-    profile, curves = profile_of_agents(results_dir), {}
-    for game, name in agents_of(results_dir, profile).items() if profile else ():
+    curves: dict[str, dict[str, list[dict]]] = {}
+    for game, (profile, name) in agents_of(results_dir).items():
         for path in paths_of(results_dir, profile, "agent", name):
             beside = path.with_name(f"{path.stem}-history.csv")
             if beside.exists():
@@ -197,25 +194,24 @@ def agent_points(results_dir) -> dict[str, dict[str, list[dict]]]:
 def shares_won(results_dir) -> pd.DataFrame:
     """The points that the agents of `agents` won while they learned: rows of share_won, of every
     game in which points are lost as well."""
-    profile = profile_of_agents(results_dir)
     found = [fresh_or_published(results_dir, profile, "agent", name)
-             for name in (agents_of(results_dir, profile).values() if profile else ())]
+             for profile, name in agents_of(results_dir).values()]
     rows = pd.concat(found) if found else pd.DataFrame({"metric": []})
     return rows[rows["metric"] == "share_won"]
 
 
-def profile_of_agents(results_dir) -> str | None:
-    """The largest profile that has an online agent; smoke says nothing about quality."""
-    found = (profile for profile in reversed(config.PROFILES) if profile != "smoke")
-    return next((profile for profile in found if agents_of(results_dir, profile)), None)
-
-
-def agents_of(results_dir, profile: str) -> dict[str, str]:
-    """Of each game that has an agent, what its tables' names begin with."""
-    found = {game: f"base-{game}" for game in config.GAMES}
-    return {game: name for game, name in found.items()
-            if any(load_with_record(path)[1]["profile"] == profile
-                   for path in paths_of(results_dir, profile, "agent", name))}
+def agents_of(results_dir) -> dict[str, tuple[str, str]]:
+    """Of each game that has an online agent: the largest profile that has one, and what its tables'
+    names begin with there; smoke says nothing about quality."""
+    found = {}
+    for game in config.GAMES:
+        name = f"base-{game}"
+        has_one = (profile for profile in reversed(config.PROFILES) if profile != "smoke"
+                   and any(load_with_record(path)[1]["profile"] == profile
+                           for path in paths_of(results_dir, profile, "agent", name)))
+        if profile := next(has_one, None):
+            found[game] = profile, name
+    return found
 
 
 def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
