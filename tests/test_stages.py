@@ -189,7 +189,7 @@ def started(stage, **chosen):
 
 def test_the_trained_policy_collects_the_same_on_any_number_of_processes(chain, monkeypatch):
     monkeypatch.setattr(config, "resolve", with_tiny(config.resolve))
-    mixed = {"frames.sources": {"random": 1.0, "agent": 1.0}, "frames.num_steps": 350}
+    mixed = {"frames.sources": {"random": 1.0, "agent": 1.0}, "frames.min_episodes": 6}
     run = started("frames", overrides=mixed)
     with pytest.raises(InputError, match="stage policy is missing for profile smoke, variant ") \
             as caught:
