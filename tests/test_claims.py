@@ -194,6 +194,15 @@ def test_values_are_found_by_metric_game_step_and_variant(tmp_path, monkeypatch)
     assert tables.find("encoder", "diversity", "negatives.chunk") is None
 
 
+def test_numbers_of_test_episodes_are_not_pooled_with_older_ones(tmp_path, monkeypatch):
+    for seed, split, value in ((0, "val", 9.0), (1, "test", 3.0), (2, "test", 5.0)):
+        root = save(tmp_path, [runs.row("diversity", value, game="pong", split=split)], seed=seed,
+                    monkeypatch=monkeypatch)
+    found = Tables("audit", root).find("encoder", "diversity", game="pong")
+    assert found.values.to_dict() == {1: 3.0, 2: 5.0}
+    assert found.paths == [f"results/audit/encoder/base-seed{seed}.csv" for seed in (1, 2)]
+
+
 # ---- the table
 
 

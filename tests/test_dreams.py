@@ -143,6 +143,16 @@ def test_positions_go_on_as_the_last_two_true_steps_moved():
     assert found["dream_error_ball_x[extrapolated]", 1] == (np.median(errors), None)
 
 
+def test_the_bracket_holds_the_better_of_the_last_place_and_the_last_velocity():
+    codes, rows = PlainEyes.codes, PlainEyes.rows
+    later = rows[:, :3] + np.array([1, 0, 1])[:, None]
+    found = coordinate_rows(codes[later], later)
+    for name in ("ball_x", "ball_y", "player_y"):
+        still = [found[f"dream_error_{name}[{word}]", 1][0] for word in ("copied", "extrapolated")]
+        assert found[f"dream_error_{name}", 1][1] == min(still)
+        assert still[0] != still[1]
+
+
 def paths(turn, num=4, length=19):
     """(num, length) positions that turn back at a step."""
     steps = np.arange(length, dtype=np.float64)

@@ -379,6 +379,59 @@ def test_the_ladder_stands_from_the_ngram_down_to_the_floors():
         figures.floor_ladder(floor, model[model["game"] == "ms_pacman"])
 
 
+@pytest.mark.parametrize(("outcomes", "nats"), [
+    ([3, 3, 3, 3], 0), ([1, 2], 1), ([1, 2, 1], 1 / 3 * 1.5 + 2 / 3 * 0.5)])
+def test_what_episodes_show_to_be_open_by_hand(outcomes, nats):
+    # psi(2) - psi(1) = 1, psi(3) - psi(1) = 1 + 1/2, psi(3) - psi(2) = 1/2.
+    n = len(outcomes)
+    found = entropy_floor.shown_nats(np.zeros(n, int), np.array([outcomes]), np.arange(n))
+    assert found == [pytest.approx(nats)]
+
+
+def test_of_an_episode_one_step_of_a_context_is_a_draw():
+    episodes = np.array([0, 0, 0, 1])
+    found = entropy_floor.shown_nats(np.zeros(4, int), np.array([[1, 1, 1, 4]]), episodes)
+    assert found == [pytest.approx(1)], "two draws that differ, and not one of four"
+    own = entropy_floor.shown_nats(np.zeros(4, int), np.array([[1, 2, 3, 4]]), episodes * 0)
+    assert own == [0], "an episode has no twin in itself"
+
+
+def test_steps_without_a_twin_count_as_nothing_open():
+    groups, outcomes = np.array([0, 0, 1, 2]), np.array([[1, 2, 5, 6]])
+    assert entropy_floor.shown_nats(groups, outcomes, np.arange(4)) == [pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize("num_draws", [2, 5, 40])
+def test_what_is_shown_is_on_average_at_most_the_entropy_and_nears_it_with_many_draws(num_draws):
+    rng, shares = np.random.default_rng(0), np.array([0.5, 0.25, 0.125, 0.125])
+    contexts = 4000
+    outcomes = rng.choice(4, (contexts * num_draws), p=shares)[None]
+    groups = np.repeat(np.arange(contexts), num_draws)
+    (found,) = entropy_floor.shown_nats(groups, outcomes, np.arange(contexts * num_draws))
+    entropy = -(shares * np.log(shares)).sum()
+    terms = [(shares * (1 - shares) ** m).sum() / m for m in range(1, num_draws)]
+    assert found == pytest.approx(sum(terms), abs=0.02)  # 4000 contexts scatter it by 0.008 at most
+    assert found < entropy + 0.01
+    assert num_draws < 40 or found > entropy - 0.02
+
+
+def test_a_finer_level_is_open_only_given_the_coarser_ones():
+    following = np.array([[1, 1, 2, 2], [5, 5, 6, 6]])
+    coarse, fine = entropy_floor.shown_nats(np.zeros(4, int), following, np.arange(4))
+    assert coarse > 0.5 and fine == 0
+
+
+def test_the_ladder_has_a_rung_for_the_context_where_it_is_measured():
+    floor, model = floor_tables()
+    more = pd.DataFrame([row(f"l{level}_context_floor", 0.4, game=game, split="all", step=step)
+                         for game in ("pong", "breakout") for level in range(3)
+                         for step in (1, 2)]).assign(stage="entropy_floor", variant="base", seed=0)
+    fig = figures.floor_ladder(pd.concat([floor, more]), model)
+    assert fig.legends[0].get_texts()[2].get_text() == "floor given the last step"
+    assert [patch.get_height() for patch in fig.axes[0].patches][6:9] == [0.4] * 3
+    plt.close(fig)
+
+
 def test_the_ladder_names_what_counted_in_newer_tables():
     floor, model = floor_tables()
     counted = model.assign(metric=model["metric"] + "[back_off]", value=2.0, baseline=np.nan)

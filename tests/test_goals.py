@@ -77,7 +77,7 @@ def test_the_level_that_uses_fewest_codes_counts(published):
     assert found["base"].startswith("0.940") and found["base reaches it"] == "no"
 
 
-def test_the_way_to_the_floor_is_measured_from_the_ngram(published):
+def test_without_a_context_floor_the_way_is_that_to_the_emulators(published):
     published("entropy_floor", [row("l0_state_floor[sticky 0]", 0.5, game="pong")])
     root = published("world_model", [
         row("l0_cross_entropy", 1.0, game="pong", baseline=2.5),
@@ -87,6 +87,59 @@ def test_the_way_to_the_floor_is_measured_from_the_ngram(published):
     assert line(root, "dynamics", "next L1 code", "Pong")["base"] == "–", "its floor is unknown"
 
 
+def test_the_way_goes_to_the_context_floor_and_that_to_the_emulators_stands_beside(published):
+    published("entropy_floor", [row("l0_state_floor[sticky 0]", 0.0, game="pong"),
+                                row("l0_context_floor", 0.5, game="pong", step=1),
+                                row("l0_context_floor", 0.1, game="pong", step=2)])
+    root = published("world_model", [row("l0_cross_entropy", 1.0, game="pong", baseline=1.5)])
+    assert line(root, "dynamics", "next L0 code", "Pong")["base"] == "0.500 (0.333), n=1"
+
+
+def test_the_way_begins_at_the_best_trivial_predictor(published):
+    published("entropy_floor", [row("l0_state_floor[sticky 0]", 0.0, game="pong")])
+    root = published("world_model", [
+        row("l0_cross_entropy", 1.0, game="pong", baseline=4.0),
+        row("l0_cross_entropy[repeat_last]", 2.0, game="pong"),
+        row("l0_cross_entropy[frequency]", 3.0, game="pong")])
+    assert line(root, "dynamics", "next L0 code", "Pong")["base"] == "0.500, n=1"
+
+
+def test_a_variants_way_goes_to_no_context_floor_of_other_codes(published):
+    published("entropy_floor", [row("l0_state_floor[sticky 0]", 0.0, game="pong"),
+                                row("l0_context_floor", 0.5, game="pong", step=1)])
+    root = published("world_model", [row("l0_cross_entropy", 1.0, game="pong", baseline=2.0)],
+                     variant="hi-dreamer")
+    assert line(root, "dynamics", "next L0 code", "Pong")["hi-dreamer"] == "0.500, n=1"
+
+
+@pytest.mark.parametrize(("value", "reached"), [(0.5, "yes"), (1.0, "no"), (3.0, "no")])
+def test_the_first_dreamed_steps_must_beat_a_straight_line(published, value, reached):
+    root = published("imagination", [
+        row("dream_error_ball_x", value, game="pong", step=1, baseline=4.0),
+        row("dream_error_ball_x[extrapolated]", 1.0, game="pong", step=1)])
+    found = line(root, "dynamics", "median error of ball_x after 1 dreamed step ", "Pong")
+    assert found["base reaches it"] == reached and found["bar"] == "< brackets"
+    assert found["base"].endswith("(1), n=1")
+
+
+def test_the_controlled_object_is_read_by_its_worse_coordinate(published):
+    root = published("tokenizer", [
+        row("r2_player_y", 0.95, game="pong", baseline=0.97),
+        row("r2_player_x", 0.95, game="ms_pacman", baseline=0.97),
+        row("r2_player_y", 0.75, game="ms_pacman", baseline=0.98)])
+    pong, pacman = (line(root, "representation", "R2 of the controlled", game)
+                    for game in ("Pong", "MsPacman"))
+    assert pong["base"] == "0.950 (0.970), n=1" and pong["base reaches it"] == "yes"
+    assert pacman["base"] == "0.750 (0.980), n=1" and pacman["base reaches it"] == "no"
+
+
+def test_a_dream_that_knows_the_controlled_object_less_than_copying_reaches_no_bar(published):
+    root = published("imagination", [
+        row("dream_error_player_x", 7.0, game="breakout", step=15, baseline=2.0)])
+    found = line(root, "dynamics", "median error of the controlled object after 15", "Breakout")
+    assert (found["bar"], found["base reaches it"]) == ("≤ 8", "no")
+
+
 def test_rewards_of_dreams_are_found_at_the_dreams_last_step(published):
     root = published("imagination", [
         row("dream_reward_recall", 0.9, game="pong", step=48, baseline=0.1),
@@ -94,7 +147,8 @@ def test_rewards_of_dreams_are_found_at_the_dreams_last_step(published):
         row("dream_error_ball_x", 99.0, game="pong", step=48, baseline=50.0)])
     assert line(root, "dynamics", "scoring steps of dreams: recall",
                 "Pong")["base"] == "0.900 (0.100), n=1"
-    assert line(root, "dynamics", "median error", "Pong")["base reaches it"] == "yes"
+    assert line(root, "dynamics", "median error of ball_x after 15", "Pong")["base reaches it"] == (
+        "yes")
 
 
 @pytest.mark.parametrize(("chance", "reached"), [(0.9, "no"), (0.95, "no"), (0.3, "yes")])

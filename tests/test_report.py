@@ -238,6 +238,20 @@ def test_the_best_baseline_stands_beside_a_mean_by_name_where_it_is_another_meth
     assert found["diversity pong"] == "0.500", "neither more nor less is better"
 
 
+@pytest.mark.parametrize(("seeds_with_rows", "words"), [
+    ((), "n-gram"), ((0, 1), "best trivial predictor"),
+    ((1,), "n-gram or best trivial predictor")])
+def test_what_a_baseline_is_goes_by_the_rows_that_a_table_has(seeds_with_rows, words):
+    def rows(seed):
+        counted = [row("l0_accuracy[back_off]", 0.5)] if seed in seeds_with_rows else []
+        return [row("l0_accuracy", 0.6, baseline=0.5), *counted]
+
+    table = long_table(rows, stage="world_model", seeds=(0, 1))
+    assert tables.explain(table)["baseline"].tolist() == [words]
+    assert tables.explain(["l0_accuracy"])["baseline"].tolist() == ["best trivial predictor"]
+    assert tables.baseline_words("random play", table) == "random play"
+
+
 def test_optional_metrics_are_shown_where_the_table_has_them():
     table = long_table([row("diversity", 1), row("real_return", 2)])
     names = [tables.over_seeds(table, ["diversity"], optional=optional).index.tolist()

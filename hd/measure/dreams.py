@@ -136,9 +136,10 @@ def _coordinate_rows(dreamt: Dreamt, data: Replay, quantizer, probe) -> list[dic
     """Median absolute error, in RAM units, of coordinates read by a probe from dreamed codes; and
     whether the ball turns in the dream where it truly turns.
 
-    The baseline copies the true position at the last real step; [re-encoded] reads the codes of the
-    truth, all that a perfect dream could show; [extrapolated] goes on as the true last two steps
-    moved. Scored are dreams with the ball in play at both of these steps.
+    [copied] stays at the true position of the last real step, [extrapolated] goes on as the true
+    last two steps moved; the baseline is the better of these. [re-encoded] reads the codes of the
+    truth, all that a perfect dream could show. Scored are dreams with the ball in play at both of
+    these steps.
     """
     game, stored, rows = dreamt.game, dreamt.rows, []
     labels = {name: values.astype(np.float64)
@@ -159,11 +160,11 @@ def _coordinate_rows(dreamt: Dreamt, data: Replay, quantizer, probe) -> list[dic
             last, true = (labels[name][scored, k] for k in (0, step))
             speed = last - earlier[name][scored].astype(np.float64)
             guesses = {word: found[name][scored, step] for word, found in read.items()}
-            guesses["extrapolated"] = last + step * speed
-            rows += [row(named(f"dream_error_{name}", word), np.median(np.abs(guess - true)),
-                         game=game, step=step,
-                         baseline=None if word else np.median(np.abs(last - true)))
-                     for word, guess in guesses.items()]
+            guesses |= {"copied": last, "extrapolated": last + step * speed}
+            errors = {word: np.median(np.abs(guess - true)) for word, guess in guesses.items()}
+            bar = min(errors["copied"], errors["extrapolated"])
+            rows += [row(named(f"dream_error_{name}", word), error, game=game, step=step,
+                         baseline=None if word else bar) for word, error in errors.items()]
     return rows + _turn_rows(labels, read, in_play, game)
 
 

@@ -3,7 +3,8 @@
 Two floors, which must not be confused. Given the emulator's full state and the action, only sticky
 actions leave anything open: the emulator is branched from saved states (`branch`). Given the codes
 and actions of the last steps, which is what a world model sees, more is open: stored steps of
-different episodes that look alike are compared (`disagreement`).
+different episodes that look alike are compared, in the error of a guess (`disagreement`) and in
+nats (`shown_nats`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from scipy.special import digamma
 
 from hd.atari import GAMES, AtariGame, GameState, ball_in_play
 from hd.config import EntropyFloorConfig, FramesConfig
@@ -240,7 +242,8 @@ def guess_errors(codes: np.ndarray) -> np.ndarray:
 
 def twin_rows(windows: Windows, game: str, contexts: Sequence[int]) -> list[dict]:
     """How often stored steps of different episodes with the same last k codes and actions differ
-    in the next code; step=k. The baseline compares any two steps of the game.
+    in the next code, and how many nats that shows to be open; step=k. The baseline compares any two
+    steps of the game, or is the level's entropy over all of them.
 
     L1 is compared where the next L0 agrees, L2 where the next L0 and L1 do.
     """
@@ -253,13 +256,18 @@ def twin_rows(windows: Windows, game: str, contexts: Sequence[int]) -> list[dict
     usable = np.flatnonzero(has_next)
     any_two = disagreements(np.zeros(len(usable), np.int64), following[:, usable],
                             episodes[usable])[1]
+    any_step = open_nats(following[:, usable].T) if len(usable) else np.zeros(len(following))
     for k, ids in look_alike(symbols, contexts):
         usable = np.flatnonzero(has_next & (age >= k - 1))
-        share, found = disagreements(ids[usable], following[:, usable], episodes[usable])
+        alike = ids[usable], following[:, usable], episodes[usable]
+        share, found = disagreements(*alike)
         rows.append(row("twin_share", share, game=game, split="all", step=k))
         rows += [row(f"l{level}_twin_disagreement", value, game=game, split="all", step=k,
                      baseline=base)
                  for level, (value, base) in enumerate(zip(found, any_two)) if value is not None]
+        rows += [row(f"l{level}_context_floor", value, game=game, split="all", step=k,
+                     baseline=base)
+                 for level, (value, base) in enumerate(zip(shown_nats(*alike), any_step)) if share]
     return rows
 
 
@@ -305,6 +313,41 @@ def disagreement(groups, outcomes, episodes) -> float | None:
     if not known.any():
         return None
     return float(np.average(1 - same[known] / pairs[known], weights=np.bincount(groups)[known]))
+
+
+def shown_nats(groups, following, episodes) -> list[float]:
+    """Of each level the nats of its next code that stay open in a group, as far as they show: on
+    average a lower bound of the conditional entropy, given the group and the levels before.
+
+    groups, episodes: (n,); following: (L, n) next codes. The mean over all n steps, of which those
+    without a twin in another episode show nothing and count as 0.
+    """
+    found = []
+    if not len(groups):
+        return [0.0] * len(following)
+    for codes in following:
+        groups = joint_ids(groups)
+        found.append(float(_shown_of_groups(groups, codes, episodes)[groups].mean()))
+        groups = joint_ids(groups, codes)
+    return found
+
+
+def _shown_of_groups(groups, outcomes, episodes) -> np.ndarray:
+    """Groups (n,), ids from 0 -> one number per group: from a step of each episode in it at random,
+    n draws of which c_i came out as i, sum of c_i / n (psi(n) - psi(c_i)).
+
+    H = sum over m of E[(1 - p)^m] / m, and its first n - 1 terms, none of them negative, are what
+    this estimates without bias (Zhang 2012): never too much on average. From two draws: D.
+    """
+    # Steps of one episode are no independent draws; its first one is no typical one.
+    order = np.random.default_rng(0).permutation(len(groups))
+    drawn = order[np.unique(joint_ids(groups, episodes)[order], return_index=True)[1]]
+    members = groups[drawn]
+    cells, sizes = joint_ids(members, outcomes[drawn]), np.bincount(members)
+    counts, group_of = np.bincount(cells), np.zeros(cells.max() + 1, np.int64)
+    group_of[cells] = members
+    terms = counts / sizes[group_of] * (digamma(sizes[group_of]) - digamma(counts))
+    return np.bincount(group_of, terms, minlength=len(sizes))
 
 
 def twin_share(groups: np.ndarray, episodes: np.ndarray) -> float:

@@ -604,8 +604,9 @@ def _seeds_and_mean(ax, curve: pd.DataFrame, key: str, colour: str, dash: str, l
 
 @styled
 def floor_ladder(table: pd.DataFrame, world_model_table: pd.DataFrame) -> Figure:
-    """A panel per game: nats of the next code that the best trivial predictor, the world model and
-    one who sees the emulator's state are left with, a group of bars per level.
+    """A panel per game: nats of the next code that the best trivial predictor and the world model
+    are left with, that the last codes and action leave open, and that the emulator's state does, a
+    group of bars per level.
 
     table: of entropy_floor; world_model_table: of world_model, all of one variant. Whiskers: 95%
     over seeds. Raises InputError where the tables have no game in common.
@@ -620,6 +621,9 @@ def floor_ladder(table: pd.DataFrame, world_model_table: pd.DataFrame) -> Figure
     shares = [name.sticky for name in map(parsed, table["metric"].unique())
               if name.metric == "l0_state_floor" and name.sticky is not None and not name.words]
     rungs = {baseline_words(BEST_TRIVIAL, world_model_table): trivial, "world model": model}
+    floors = [f"l{level}_context_floor" for level in range(3)]
+    if set(floors) <= set(table["metric"]):
+        rungs["floor given the last step"] = summarise(table[table["step"] == 1], floors)
     for sticky in shares:
         rungs[f"floor given the state, sticky {sticky:g}"] = summarise(
             table, [named(f"l{level}_state_floor", sticky=sticky) for level in range(3)])

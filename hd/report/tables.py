@@ -29,8 +29,12 @@ KEYS = ["stage", "variant", "game", "step", "split", "metric"]
 TRIVIAL = {  # methods that learn nothing of the game, by what stands in a metric's brackets
     "repeat_last": "last code", "frequency": "most frequent code", "extrapolated": "last velocity",
     "majority": "most frequent value", "pixel_pca": "pixels", "untrained": "untrained",
-    "ngram": "n-gram", "back_off": "back-off"}
-BEST_TRIVIAL = "best trivial predictor"  # in METRICS: the best of those with a row beside
+    "ngram": "n-gram", "back_off": "back-off", "copied": "last place"}
+# In METRICS, the best of those with a row beside; of tables without such a row as the first, what
+# older ones hold in its place.
+BEST_TRIVIAL = "best trivial predictor"
+BEST_OF_ROWS = {BEST_TRIVIAL: ("back_off", "n-gram"),
+                "best still guess": ("copied", "last true one")}
 SPREAD = "seeds or 95% interval"  # of FEWEST_SEEDS seeds and more the interval
 TITLES = {**{name: game.title for name, game in atari.GAMES.items()}, "all": "all games"}
 
@@ -48,15 +52,15 @@ def explain(metrics: Iterable[str] | pd.DataFrame) -> pd.DataFrame:
 def baseline_words(declared: str, table: pd.DataFrame) -> str:
     """What the baseline column of a table holds where METRICS declares this in words.
 
-    Tables from before the back-off model have an n-gram's score, of (code, action) alone, where
-    newer ones have the best of all trivial predictors.
+    Older tables have one method's score where newer ones have the best of several: of next codes an
+    n-gram's, of (code, action) alone; of dreamed places the last true one.
     """
-    if declared != BEST_TRIVIAL:
+    if declared not in BEST_OF_ROWS:
         return declared
-    has_rows = table["metric"].str.contains("back_off")
-    new = set(table.loc[has_rows, "seed"])
-    return (BEST_TRIVIAL if new == set(table["seed"]) else
-            "n-gram" if not new else f"n-gram or {BEST_TRIVIAL}")
+    method, before = BEST_OF_ROWS[declared]
+    new = set(table.loc[table["metric"].str.contains(method, regex=False), "seed"])
+    return (declared if new == set(table["seed"]) else before if not new
+            else f"{before} or {declared}")
 
 
 def number(value, digits: int = 3) -> str:
@@ -380,7 +384,7 @@ def best_baselines(found: pd.DataFrame, table: pd.DataFrame) -> list[tuple[float
     TRIVIAL methods that the table has of the same quantity, and the method's name, "" where it is
     the row's own; where neither is better, its own.
 
-    An own baseline that is BEST_TRIVIAL is called by the one method that gave it, if it was one.
+    An own baseline of BEST_OF_ROWS is called by the one method that gave it, if it was one.
     """
     methods = [name for name in dict.fromkeys(table["metric"])
                if any(word in TRIVIAL for word in parsed(name).words)]
@@ -392,13 +396,14 @@ def best_baselines(found: pd.DataFrame, table: pd.DataFrame) -> list[tuple[float
         (method,) = set(name.words) - set(left)
         place = *(str(row[key]) for key in KEYS if key != "metric"), replace(name, words=left)
         beside.setdefault(place, []).append((row["mean"], TRIVIAL[method]))
-    best, is_new = [], baseline_words(BEST_TRIVIAL, table) == BEST_TRIVIAL
+    best = []
     for row in found.to_dict("records"):
         place = *(str(row[key]) for key in KEYS if key != "metric"), parsed(row["metric"])
         better = {"higher": max, "lower": min}.get(METRICS[key_of(row["metric"])].better)
         known = [(row["baseline"], ""), *beside.get(place, [])]
         known = [one for one in known if not math.isnan(one[0])]
-        if METRICS[key_of(row["metric"])].baseline == BEST_TRIVIAL and is_new:
+        declared = METRICS[key_of(row["metric"])].baseline
+        if declared in BEST_OF_ROWS and baseline_words(declared, table) == declared:
             known = known[::-1]  # among equals the first is taken: one with a name
         best.append(better(known, key=lambda one: one[0]) if better and known
                     else (row["baseline"], ""))

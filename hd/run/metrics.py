@@ -150,7 +150,7 @@ transfer_steps | steps of the new game that adapting saw | count | - | -
 dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
 dream_reward_average_precision | finding dreams that score | share | higher | base rate
-dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lower | last true one
+dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lower | best still guess
 dream_turn_recall_{coordinate} | truth's first turn in time, ± 2 | share | higher | another dream
 dreams_with_turn_{coordinate} | dreams in play whose truth turns within 15 steps | count | - | -
 dream_reward_recall | scoring steps dreamed within 2 steps | share | higher | another dream
@@ -161,6 +161,7 @@ states | states from which the emulator was branched | count | - | -
 branching_states | states whose branches differ in frame, RAM or reward | share | - | other sticky
 l{level}_state_floor | open given state, action, earlier levels | nats | - | level over all states
 l{level}_state_error | best guess from all that is wrong | share | - | one guess for all states
+l{level}_context_floor | open given the last codes, action, earlier levels | nats | - | any step
 twin_share | steps whose last k steps another episode had too | share | - | -
 l{level}_twin_disagreement | such steps that differ in the next code | share | - | any two steps
 real_return | mean unclipped score of real episodes | points | higher | random play
