@@ -480,6 +480,8 @@ def test_an_agent_may_go_on_from_the_world_model_of_others_that_learn_first(monk
     assert refusal(getattr, wrong, "upstream").startswith("an agent of pong may start from agents")
     assert "unknown game" in refusal(
         getattr, agent_run(**{"agent.start_from": ("chess",)}), "upstream")
+    several = dataclasses.replace(run, games=("pong", "breakout"))
+    assert refusal(getattr, several, "upstream").startswith("an agent learns one game")
 
 
 def test_what_a_model_learned_of_single_codes_stays_behind():

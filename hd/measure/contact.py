@@ -81,7 +81,11 @@ def recorded(game: str, act: Callable, cfg: AgentConfig, *, num_steps: int, seed
 def dreamed_losses(agent: Agent, store: Store, emulators, times, seed: int) -> np.ndarray:
     """(N,): what is lost in a dream of GAMES[game].lost_within steps under the true actions, the
     mean of SAMPLES: points below zero, and the chance of a life's or a game's end."""
-    rollout = dreamed(agent, store, emulators, times, seed)
+    return lost_in(dreamed(agent, store, emulators, times, seed))
+
+
+def lost_in(rollout: Rollout) -> np.ndarray:
+    """(N,): what dreamed_losses says of dreams that dreamed made."""
     lost = (-rollout.rewards).clamp_min(0).sum(1) + 1 - rollout.continues.prod(1)
     return lost.view(SAMPLES, -1).mean(0).cpu().numpy()
 

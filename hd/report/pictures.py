@@ -83,14 +83,14 @@ def contacts(run: Run, *, count: int = 10, num_steps: int = 4800) -> list[dict]:
     if not len(picked):
         return []
     emulators, times = at[:, picked]
-    losses = contact.dreamed_losses(made, store, emulators, times, run.seed)
-    tokens = contact.dreamed(made, store, emulators, times, run.seed).tokens[:len(picked), :-1]
+    rollout = contact.dreamed(made, store, emulators, times, run.seed)
+    tokens = rollout.tokens[:len(picked), :-1]
     steps = times[:, None] + np.arange(tokens.shape[1])
     frames = {"real game": store.frames[emulators[:, None], steps],
               "dream": made.codec.decode(tokens).cpu().numpy()}
     return [{"is_lost": bool(lost), "dreamed_loss": float(loss),
              **{name: films[k] for name, films in frames.items()}}
-            for k, (lost, loss) in enumerate(zip(is_lost[picked], losses))]
+            for k, (lost, loss) in enumerate(zip(is_lost[picked], contact.lost_in(rollout)))]
 
 
 def _half_of_each(is_true: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

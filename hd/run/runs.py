@@ -101,6 +101,9 @@ class Run:
     def _before(self) -> Run:
         """The agent whose world model this agent starts from. Raises InputError for games that
         cannot come before this one."""
+        if len(self.games) != 1:
+            raise InputError(f"an agent learns one game; got {', '.join(self.games)}: name one of "
+                             f"them")
         (own,), before = self.games, self.cfg.start_from
         if before == "others":
             before = tuple(game for game in config.GAMES if game != own)
