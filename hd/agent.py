@@ -31,12 +31,15 @@ from hd.place_model import PlaceModel
 from hd.play import Observation
 from hd.policy import ActorCritic
 from hd.run import runs, training
+from hd.run.captured import captured
 from hd.run.machine import cpu_count, device, kept_memory
-from hd.run.runs import Run, rng_for, seed_everything
+from hd.run.runs import Run, generator_on, rng_for, seed_everything
 from hd.run.storage import write_atomically
 from hd.run.training import Feed, Unkept
 
+LOADERS = 4  # threads that make batches for a GPU
 WARMUP_CHUNK = 50  # updates between checkpoints before the first block
+CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints
 CURVE_EVERY = 1024  # steps between points of the learning curve
 
 
@@ -211,6 +214,11 @@ class _Loop:
         self.store = Store(cfg, agent.codec.num_places, shifts_of(cfg, run.seed))
         # What is played and dreamt in is the moving average of what learns.
         learns = copy.deepcopy(agent.model)
+        # The policy dreams in the average as it was before a chunk's updates.
+        self.dreamt_in = copy.deepcopy(agent.model).requires_grad_(False).eval()
+        agent.policy.dream_from_now_on_in(self.dreamt_in)
+        agent.policy.foresee = captured(agent.policy.foresee)
+        self.choose = captured(lambda **seen: {"actions": agent.choose(**seen)})
         self.learners = {
             "model": _Learner(learns, learns.cfg, run, "agent model", average=agent.model),
             "policy": _Learner(agent.policy, agent.policy.cfg, run, "agent policy")}
@@ -231,7 +239,7 @@ class _Loop:
         done = self._resume() if self.is_kept else 0
         self.emulators = Emulators(self.cfg, self.agent.game, self.run_of.seed)
         self.emulators.catch_up(self.store)
-        slowest = 0.0
+        slowest, last_saved = 0.0, time.monotonic()
         with tqdm(total=self.cfg.num_steps, initial=self.store.actions.shape[0] * self.store.length,
                   desc="agent", unit="step", mininterval=2.0, file=sys.stdout) as bar:
             for k in range(done, len(work)):
@@ -241,9 +249,13 @@ class _Loop:
                 bar.update(self._steps_done() - bar.n)
                 bar.set_postfix_str(self._said(), refresh=False)
                 slowest = max(slowest, time.monotonic() - started)
-                if self.is_kept and k + 1 < len(work):
+                if not self.is_kept or k + 1 == len(work):
+                    continue
+                must_stop = self.run_of.must_stop(margin=2 * slowest + 1.0)
+                if must_stop or time.monotonic() - last_saved >= CHECKPOINT_SECONDS:
                     self._checkpoint(k + 1)
-                    if self.run_of.must_stop(margin=2 * slowest + 1.0):
+                    last_saved = time.monotonic()
+                    if must_stop:
                         raise runs.TimeLimitReached(
                             f"agent stopped at step {self._steps_done()} of {self.cfg.num_steps} "
                             f"with a checkpoint; the same command continues it")
@@ -275,7 +287,7 @@ class _Loop:
         """The updates of a chunk. The policy dreams in the world model as it was before them, so
         that both learn at the same time where there are two cores, each on one."""
         store, model, policy = self.store, self.agent.model, self.agent.policy
-        policy.dream_from_now_on_in(copy.deepcopy(model).requires_grad_(False).eval())
+        self.dreamt_in.load_state_dict(model.state_dict())
 
         def transitions(i: int):
             rng = rng_for(self.run_of.seed, "agent model", i)
@@ -287,6 +299,9 @@ class _Loop:
             rng = rng_for(self.run_of.seed, "agent policy", i)
             return store.policy_batch(rng, policy.cfg.batch_size, model.cfg.steps)
 
+        if self.cfg.anneal:
+            for learner in self.learners.values():
+                learner.slow_down(1 - self._steps_done() / self.cfg.num_steps)
         jobs = [(self.learners["model"], chunk.model_updates, transitions),
                 (self.learners["policy"], chunk.dreams * policy.num_passes, contexts)]
         with ThreadPoolExecutor(2 if self.at_once else 1) as pool:
@@ -297,7 +312,7 @@ class _Loop:
     def _play(self, k: int, steps: int, *, by_chance: bool) -> None:
         """So many steps of every emulator, by chance or by the policy, into the store."""
         rng = rng_for(self.run_of.seed, "agent play", k)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        generator = generator_on(device(), int(rng.integers(2**31)))
         legal, store = np.array(GAMES[self.agent.game].actions), self.store
         returns, first = self._returns_so_far(), store.length
         self.agent.eval()
@@ -332,10 +347,11 @@ class _Loop:
         everyone = np.arange(len(store.actions))
         at, is_real = store.past(np.full(len(everyone), t), store.next_start(),
                                  self.agent.model.cfg.steps)
-        tokens = torch.from_numpy(store.tokens[0, everyone[:, None], at]).to(device())
         actions = np.where(is_real, store.actions[everyone[:, None], at], NOOP)[:, :-1]
-        return self.agent.choose(tokens, torch.from_numpy(actions.copy()).to(device()),
-                                 generator).cpu().numpy()
+        seen = {"tokens": torch.from_numpy(store.tokens[0, everyone[:, None], at]),
+                "actions": torch.from_numpy(actions.copy())}
+        seen = training.to_device(seen, device())
+        return self.choose(**seen, generator=generator)["actions"].cpu().numpy()
 
     # ---- records
 
@@ -431,7 +447,24 @@ class _Learner:
         self.dtype = training.precision(cfg, device())
         self.scaler = torch.amp.GradScaler(device().type, enabled=self.dtype == torch.float16)
         self.state = training.State(model, self.optimizer, self.scaler)
+        self.update = captured(self._update)
+        if self.is_captured:
+            for group in self.optimizer.param_groups:
+                # Read anew by every replay.
+                group |= {"capturable": True, "lr": torch.tensor(cfg.lr, device=device())}
         self.done, self.gathered = 0, {}
+
+    @property
+    def is_captured(self) -> bool:
+        return self.update != self._update
+
+    def slow_down(self, share: float) -> None:
+        """From now on learn at this share of cfg.lr."""
+        for group in self.optimizer.param_groups:
+            if self.is_captured:
+                group["lr"].fill_(share * self.cfg.lr)
+            else:
+                group["lr"] = share * self.cfg.lr
 
     def learn(self, updates: int, batches: Callable[[int], dict]) -> None:
         """So many updates; batches(i) makes the i-th batch from i and what is stored."""
@@ -439,11 +472,16 @@ class _Learner:
             return
         torch.set_num_threads(1)  # of this thread alone; a second would mostly wait for the first
         self.model.train()
-        with ThreadPoolExecutor(1) as loader:
-            feed = Feed(batches, loader, self.done, self.done + updates)
+        with ThreadPoolExecutor(LOADERS if self.is_captured else 1) as loader:
+            feed = Feed(lambda i: training.pinned(batches(i)), loader, self.done,
+                        self.done + updates, ahead=2 * LOADERS if self.is_captured else 1)
             for step in range(self.done, self.done + updates):
-                parts = training.one_step(self.model, feed, self.optimizer, self.scaler, self.dtype,
-                                          self.cfg, self.unkept, step)
+                if self.is_captured:
+                    batch = training.prepared(self.model, feed.next(), self.dtype)
+                    parts = self.update(**batch)
+                else:
+                    parts = training.one_step(self.model, feed, self.optimizer, self.scaler,
+                                              self.dtype, self.cfg, self.unkept, step)
                 if self.average is not None:
                     self._follow(step)
                 for key, value in parts.items():
@@ -454,6 +492,10 @@ class _Learner:
         self.done += updates
         gathered = {"loss": [torch.tensor(self.gathered["loss"][0])]}
         training.require_finite(self.model, gathered, self.done, self.unkept)
+
+    def _update(self, **batch) -> dict[str, torch.Tensor]:
+        return training.update(self.model, [batch], self.optimizer, self.scaler, self.dtype,
+                               self.cfg)
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:

@@ -278,6 +278,7 @@ class AgentConfig:
     # Games whose agents learn first, each from the world model of the one before, and the last of
     # which gives its model to this one; None for a model that starts from nothing.
     start_from: Literal["others"] | tuple[str, ...] | None = None
+    anneal: bool | None = None  # learning rates fall to 0 over the steps, along a straight line
 
 
 @dataclass(frozen=True)
@@ -418,8 +419,8 @@ PROFILES = {
         world_model=WorldModelConfig(num_steps=60_000, eval_every=1500, windows="stride1"),
         imagination=ImaginationConfig(num_dreams=500),
         policy=PolicyConfig(num_steps=20_000, batch_size=512),
-        agent=AgentConfig(model_updates=40, dreams=20),
-        place_model=PlaceModelConfig(batch_size=512),
+        agent=AgentConfig(prefill=5008, num_emulators=16, model_updates=64, dreams=8, anneal=True),
+        place_model=PlaceModelConfig(width=64, batch_size=256),
         agent_policy=AgentPolicyConfig(batch_size=512),
         transfer=TransferConfig(source_steps=6000, num_steps=2000),
     ),

@@ -42,6 +42,7 @@ class PlaceModel(nn.Module):
         width, code = cfg.width, cfg.code_width
         self.register_buffer("codebooks", torch.empty_like(codebooks))
         self.read_codebooks(codebooks)
+        self.register_buffer("signs", torch.tensor(SIGNS), persistent=False)
         # What is seen.
         self.code_projection = nn.Linear(patch, code, bias=False)
         self.code_embedding = nn.Parameter(torch.zeros(self.num_levels, self.num_codes, code))
@@ -149,10 +150,20 @@ class PlaceModel(nn.Module):
         return [project(book) + embedding for project, book, embedding in
                 zip(self.key_projections, self.codebooks, self.key_embedding)]
 
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether codes are predicted at all places, and only those that count are read: a GPU
+        would wait to see how many they are, and must not where its work is captured."""
+        return self.codebooks.is_cuda
+
+    def picked(self, values, changes):
+        """values (B, G, ...) at the places (B, G) bool that change, or everywhere -> (M, ...)."""
+        return values.flatten(0, 1) if self.is_everywhere else values[changes]
+
     def at_places(self, acted, changes, places):
         """acted (B, G, width) at the places (B, G) bool that change -> (M, width)."""
         query = self.place_query(places).expand(len(acted), -1, -1)
-        return acted[changes] + query[changes].to(acted.dtype)
+        return self.picked(acted, changes) + self.picked(query, changes).to(acted.dtype)
 
     def loss(self, batch) -> Loss:
         """batch: tokens (B, T, L, G) of T = cfg.steps steps, actions (B, T) with the one at the
@@ -184,12 +195,15 @@ class PlaceModel(nn.Module):
         changes = (target != tokens[:, -1]).any(1)
         nats = {"changes": F.binary_cross_entropy_with_logits(
             self.change(acted)[..., 0].float(), changes.float(), reduction="none").sum(1)}
-        at, codes = self.at_places(acted, changes, places), target.transpose(1, 2)[changes]
-        rows = changes.nonzero()[:, 0]
+        at = self.at_places(acted, changes, places)
+        codes = self.picked(target.transpose(1, 2), changes)
+        rows = None if self.is_everywhere else changes.nonzero()[:, 0]
         for level in range(self.num_levels):
             logits = self.code_logits(level, at, codes[:, :level], tables, keys)
             each = F.cross_entropy(logits, codes[:, level], reduction="none")
-            nats[f"l{level}_cross_entropy"] = each.new_zeros(len(tokens)).index_add(0, rows, each)
+            nats[f"l{level}_cross_entropy"] = (
+                (each.view_as(changes) * changes).sum(1) if rows is None
+                else each.new_zeros(len(tokens)).index_add(0, rows, each))
         return nats, acted
 
     # ---- dreams
@@ -241,17 +255,22 @@ class PlaceDreamer:
         else:
             changes = torch.rand(chance.shape, generator=generator,
                                  device=generator.device).to(chance.device) < chance
-        self.tokens = self.tokens.clone()
-        self.tokens.transpose(1, 2)[changes] = self._new_codes(acted, changes, generator, greedy)
+        codes = self._new_codes(acted, changes, generator, greedy)
+        if model.is_everywhere:
+            codes = codes.unflatten(0, changes.shape).transpose(1, 2)
+            self.tokens = torch.where(changes[:, None], codes, self.tokens)
+        else:
+            self.tokens = self.tokens.clone()
+            self.tokens.transpose(1, 2)[changes] = codes
         signs, going_on = model.outcome(acted)
         embedded = model.embed(self.tokens, self.tables)
         self.embedded = torch.cat([self.embedded[:, 1:], embedded[:, None]], 1)
         self.actions = torch.cat([self.actions[:, 1:], actions[:, None]], 1)
         self.state = model.state(self.embedded, self.actions, self.places)
-        return signs.softmax(-1) @ signs.new_tensor(SIGNS), going_on.sigmoid()
+        return signs.softmax(-1) @ model.signs, going_on.sigmoid()
 
     def _new_codes(self, acted, changes, generator, greedy):
-        """(M, L): the codes of the places that change."""
+        """(M, L): the codes of the places that change, or of all, see picked."""
         model = self.model
         at = model.at_places(acted, changes, self.places)
         codes = at.new_zeros((len(at), model.num_levels), dtype=torch.int64)

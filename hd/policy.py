@@ -7,6 +7,7 @@ Sizes from the seed document; critic, return normalisation and uniform mixture f
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from hd.config import InputError, PolicyConfig
 from hd.imagination import Rollout, imagine
 from hd.replay import Replay
 from hd.run import training
-from hd.run.runs import Run, rng_for, seed_everything
+from hd.run.runs import Run, generator_on, rng_for, seed_everything
 from hd.run.training import Loss, Unkept
 from hd.two_hot import TwoHot
 from hd.world_model import WorldModel, draw, num_features
 
+ROLLOUT = tuple(part.name for part in dataclasses.fields(Rollout))
 PER_PLACE = 16  # numbers that a place's features are summed up to
 
 
@@ -101,32 +103,48 @@ class ActorCritic(nn.Module):
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("return_range", torch.zeros(2))  # running 5th and 95th percentile
         self.register_buffer("num_ranges", torch.zeros(()))
+        self.register_buffer("percentiles", torch.tensor([0.05, 0.95]), persistent=False)
         self._dream_in = [dream_in]  # in a list: the frozen world model is no part of this module
-        self._kept: tuple | None = None
+        self._dreamt: dict[str, torch.Tensor] = {}  # see foresee
+        self._seed = 0  # of that
 
     def loss(self, batch) -> Loss:
         """batch: tokens (B, T, 3), actions (B, T-1) real contexts; pass, the PPO pass (0 = new);
-        perhaps the seed of what is drawn.
+        perhaps the seed of what is drawn. Or what before_update makes of it.
 
         Dreams under the present policy (PPO: under the policy of pass 0, then reused).
         """
+        if "pass" in batch:
+            batch = self.before_update(batch)
+        parts = self._dreamt
+        if "rows" in batch:
+            parts = {name: part[batch["rows"]] for name, part in parts.items()}
+        targets = [parts[name] for name in ("returns", "values", "alive", "log_probs")]
+        return self._score(Rollout(**{name: parts[name] for name in ROLLOUT}), *targets)
+
+    def before_update(self, batch) -> dict:
+        """In pass 0 dream anew; then the rows (N,) of the dreams that this pass learns from, or
+        nothing where it learns from all."""
         this = batch["pass"] % self.num_passes
         if not this:
             seed = batch.get("seed")
-            seed = int(torch.randint(2**31, ())) if seed is None else seed
-            rollout = self.dream(batch["tokens"], batch["actions"], seed)
-            with torch.no_grad():
-                old_log_probs = self._log_probs(rollout)[0]
-            self._kept = (rollout, self._targets(rollout), old_log_probs, seed)
-        rollout, targets, old_log_probs, seed = self._kept
-        if self.num_minibatches > 1:
-            epoch, minibatch = divmod(this, self.num_minibatches)
-            dealt = torch.randperm(len(old_log_probs),
-                                   generator=torch.Generator().manual_seed(seed + epoch))
-            rows = dealt.chunk(self.num_minibatches)[minibatch]
-            rollout = Rollout(**{name: part[rows] for name, part in vars(rollout).items()})
-            targets, old_log_probs = [target[rows] for target in targets], old_log_probs[rows]
-        return self._score(rollout, *targets, old_log_probs)
+            self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+            self._dreamt = self.foresee(tokens=batch["tokens"], actions=batch["actions"],
+                                        generator=generator_on(batch["tokens"].device, self._seed))
+        if self.num_minibatches == 1:
+            return {}
+        epoch, minibatch = divmod(this, self.num_minibatches)
+        dealt = torch.randperm(len(self._dreamt["returns"]),
+                               generator=torch.Generator().manual_seed(self._seed + epoch))
+        return {"rows": dealt.chunk(self.num_minibatches)[minibatch]}
+
+    @torch.no_grad()
+    def foresee(self, *, tokens, actions, generator) -> dict[str, torch.Tensor]:
+        """The parts of a rollout, its targets, and log_probs (B, H) of what was done."""
+        rollout = self.dream(tokens, actions, generator)
+        returns, values, alive = self._targets(rollout)
+        return {**vars(rollout), "returns": returns, "values": values, "alive": alive,
+                "log_probs": self._log_probs(rollout)[0]}
 
     @property
     def num_minibatches(self) -> int:
@@ -147,11 +165,10 @@ class ActorCritic(nn.Module):
         """Change the world model that the policy dreams in."""
         self._dream_in[0] = world_model
 
-    def dream(self, tokens, actions, seed: int | None = None) -> Rollout:
-        """A rollout of cfg.horizon steps under the present policy, from real context. seed: of
-        what is drawn; torch's own generator gives one unless it is given."""
-        seed = int(torch.randint(2**31, ())) if seed is None else seed
-        generator = torch.Generator().manual_seed(seed)
+    def dream(self, tokens, actions, generator: torch.Generator | None = None) -> Rollout:
+        """A rollout of cfg.horizon steps under the present policy, from real context. generator: of
+        what is drawn; torch's own seeds one unless it is given."""
+        generator = generator or generator_on(tokens.device, int(torch.randint(2**31, ())))
         return imagine(self.dream_in, tokens, actions, self.actor.act,
                        horizon=self.cfg.horizon, generator=generator,
                        features=self.cfg.features)
@@ -165,10 +182,10 @@ class ActorCritic(nn.Module):
                                  gamma=self.cfg.gamma, lam=self.cfg.lam)
         alive = torch.cat([torch.ones_like(rollout.continues[:, :1]),
                            rollout.continues[:, :-1]], 1).cumprod(1)
-        quantiles = torch.quantile(returns.flatten(), returns.new_tensor([0.05, 0.95]))
+        quantiles = torch.quantile(returns.flatten(), self.percentiles)
         self.num_ranges += 1
         # A plain mean at first, then a moving average: the start at zero leaves no trace.
-        share = max(1 / float(self.num_ranges), 1 - self.cfg.return_decay)
+        share = (1 / self.num_ranges).clamp_min(1 - self.cfg.return_decay)
         self.return_range.lerp_(quantiles, share)
         return returns, values[:, :-1], alive
 
@@ -198,8 +215,8 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def after_step(self):
         """Move the slow critic towards the critic."""
-        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters()):
-            slow.lerp_(fast, 1 - self.cfg.critic_ema)
+        torch._foreach_lerp_([*self.slow_critic.parameters()], [*self.critic.parameters()],
+                             1 - self.cfg.critic_ema)
 
 
 def ppo_objective(log_probs, old_log_probs, advantages, *, clip: float):

@@ -58,7 +58,7 @@ def any_rollout():
 
 def scored(agent, rollout, ppo_pass=0):
     """The loss of a given rollout."""
-    agent.dream = lambda tokens, actions, seed: rollout
+    agent.dream = lambda tokens, actions, generator: rollout
     return agent.loss(contexts(ppo_pass=ppo_pass))
 
 
@@ -325,7 +325,7 @@ def test_ppo_reuses_the_dream_of_pass_zero_and_reinforce_dreams_anew():
         agent, dreamt = agent_in(loss=loss), []
         dream = agent.dream
 
-        def counted(tokens, actions, seed, dream=dream, dreamt=dreamt):
+        def counted(tokens, actions, generator, dream=dream, dreamt=dreamt):
             dreamt.append(1)
             return dream(tokens, actions)
 
@@ -353,15 +353,16 @@ def test_every_epoch_deals_the_dreams_into_minibatches_anew(monkeypatch):
         seen.append((rollout, *rest)), score(rollout, *rest))[1])
     for ppo_pass in range(6):
         agent.loss(contexts(8, ppo_pass) | {"seed": 5})
-    whole, targets, old_log_probs, _ = agent._kept
-    rows = [[int((whole.features == features).all(-1).all(-1).nonzero()[0])
+    whole = agent._dreamt
+    targets = [whole[name] for name in ("returns", "values", "alive")]
+    rows = [[int((whole["features"] == features).all(-1).all(-1).nonzero()[0])
              for features in part.features] for part, *_ in seen]
     epochs = [rows[2 * epoch] + rows[2 * epoch + 1] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs) and epochs[0] != epochs[1]
     for dealt, (part, *dealt_targets, old) in zip(rows, seen):
-        assert torch.equal(part.actions, whole.actions[dealt])
-        assert torch.equal(part.rewards, whole.rewards[dealt])
-        assert torch.equal(old, old_log_probs[dealt])
+        assert torch.equal(part.actions, whole["actions"][dealt])
+        assert torch.equal(part.rewards, whole["rewards"][dealt])
+        assert torch.equal(old, whole["log_probs"][dealt])
         for one, of_all in zip(dealt_targets, targets):
             assert torch.equal(one, of_all[dealt])
 

@@ -14,10 +14,12 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 
 import torch
 from tqdm import tqdm
@@ -77,7 +79,7 @@ def make_optimizer(model: torch.nn.Module, cfg: TrainedStage) -> torch.optim.Ada
     if not trained:
         return None
     if cfg.schedule == "constant":
-        return torch.optim.Adam(trained, lr=cfg.lr, betas=cfg.betas,
+        return torch.optim.Adam(trained, lr=cfg.lr, betas=cfg.betas, 
                                 weight_decay=cfg.weight_decay, fused=True)
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
@@ -232,18 +234,16 @@ def _stopped(run, done: int, cfg: TrainedStage) -> str:
 
 
 class Feed:
-    """Batches first to end, made one ahead in a thread of the executor `loader`."""
+    """Batches first to end, so many of them made ahead in threads of the executor `loader`."""
 
-    def __init__(self, batches, loader, first, end):
-        self.batches, self.loader, self.end = batches, loader, end
-        self.index = first
-        self.ahead = loader.submit(batches, first) if first < end else None
+    def __init__(self, batches, loader, first, end, ahead: int = 1):
+        self.batches, self.loader = batches, loader
+        self.to_come = iter(range(first, end))
+        self.ahead = deque(loader.submit(batches, i) for i in islice(self.to_come, ahead))
 
     def next(self):
-        batch = self.ahead.result()
-        self.index += 1
-        if self.index < self.end:
-            self.ahead = self.loader.submit(self.batches, self.index)
+        batch = self.ahead.popleft().result()
+        self.ahead.extend(self.loader.submit(self.batches, i) for i in islice(self.to_come, 1))
         return batch
 
 
@@ -253,16 +253,31 @@ def one_step(model, feed, optimizer, scaler, dtype, cfg, run, step) -> dict[str,
     feed.next() gives a batch; dtype is the autocast type, None for float32. What is drawn depends
     on run.seed, run.stage and step.
     """
-    device = runs.device()
     # All 32 bits that the CPU's generator reads must depend on the seed and on the step.
     torch.manual_seed(int(runs.rng_for(run.seed, run.stage, step).integers(2**32)))
     if optimizer and cfg.schedule == "cosine":
         for group in optimizer.param_groups:
             group["lr"] = cfg.lr * warmup_cosine(step, cfg.num_steps)
+    batches = (prepared(model, feed.next(), dtype) for _ in range(cfg.accumulate))
+    return update(model, batches, optimizer, scaler, dtype, cfg)
+
+
+def prepared(model, batch, dtype):
+    """What model.loss takes: the batch, on the device, or what model.before_update makes of it."""
+    batch = to_device(batch, runs.device())
+    if not hasattr(model, "before_update"):
+        return batch
+    with torch.autocast(runs.device().type, dtype=dtype, enabled=dtype is not None):
+        return model.before_update(batch)
+
+
+def update(model, batches, optimizer, scaler, dtype, cfg) -> dict[str, torch.Tensor]:
+    """One optimizer step over cfg.accumulate batches as model.loss takes them; returns the mean
+    parts, detached."""
+    kind = runs.device().type
     mean: dict[str, torch.Tensor] = {}
-    for _ in range(cfg.accumulate):
-        batch = to_device(feed.next(), device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    for batch in batches:
+        with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
             loss = model.loss(batch)
         if optimizer:
             scaler.scale(loss.total / cfg.accumulate).backward()
@@ -364,10 +379,20 @@ def tracker_for(run: Run | Unkept, cfg: TrainedStage):
 
 def to_device(batch, device: torch.device):
     """Move tensors in nested tuples, lists and dicts."""
+    return mapped(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pinned(batch):
+    """The batch; where there is a GPU in memory that it reads while the program goes on."""
+    return mapped(batch, torch.Tensor.pin_memory) if runs.device().type == "cuda" else batch
+
+
+def mapped(batch, function: Callable[[torch.Tensor], torch.Tensor]):
+    """function of every tensor in nested tuples, lists and dicts."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return function(batch)
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return {key: mapped(value, function) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device) for value in batch)
+        return type(batch)(mapped(value, function) for value in batch)
     return batch

@@ -11,10 +11,12 @@ packed; on the same machine the same command continues), 1 failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +33,9 @@ from wheels import FOLDER, LEFT_OUT, ROOT, canonicalize_name, names_of, needed
 
 FAILED, REFUSED, OUT_OF_TIME = 1, 2, 75
 MAX_FILES, MAX_BYTES = 8, 15_000_000
-KINDS = ("tables", "figures", "weights")  # in the order of what is wanted first
+KINDS = ("tables", "figures", "weights", "runs")  # in the order of what is wanted first
+GAMES = ("pong", "breakout", "ms_pacman")
+MPS = "nvidia-cuda-mps-control"
 ZIP_BYTES = 200  # of an archive for each file in it, beside names and content
 PACKING = 30.0  # seconds kept for packing
 ENDING = 5.0  # seconds after its time within which a command stops by itself
@@ -81,7 +86,8 @@ class Work:
             code = command.wait()
             overdue.cancel()
         is_over = code == OUT_OF_TIME or (code != 0 and self.left <= 0)
-        self.exit_code = OUT_OF_TIME if is_over else FAILED if code else 0
+        # Of commands side by side, the first that fails decides.
+        self.exit_code = self.exit_code or (OUT_OF_TIME if is_over else FAILED if code else 0)
 
     def say(self, line: str) -> None:
         """Print a line and keep it in the log."""
@@ -135,12 +141,45 @@ def bench(work: Work) -> None:
     work.keep("tables", work.artifacts, (work.artifacts / "benchmark").glob("gpu*"))
 
 
-def agent(work: Work, game: str) -> None:
-    """The online agent of one game; what is not done when the time is over is lost, but for the
-    same machine."""
-    work.hd("run", "agent", "--profile", "paper", "--game", game, "--time-limit",
-            str(max(1, int(work.left))))
-    work.keep_run(profile="paper", games=(game,))
+LEARN = """
+import sys
+from hd import stages
+from hd.run import runs
+profile, game, seconds = sys.argv[1:]
+run = runs.start("agent", profile=profile, games=[game], time_limit=float(seconds))
+try:
+    record = stages.make(run)
+except runs.TimeLimitReached as over:
+    print(f"{game}: {over}")
+    raise SystemExit(75)
+print(f"{game}: {run.cfg.num_steps} steps in {record['history'][-1]['minutes']} minutes")
+"""
+
+
+def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -> None:
+    """The online agents of the games, side by side. They are measured at home, where the same
+    command also goes on with one that was not done in time."""
+    seconds = f"{max(1.0, work.left - ENDING):.0f}"
+    with shared_gpu(work.site.parent), ThreadPoolExecutor(len(games)) as pool:
+        list(pool.map(lambda game: work.python("-c", LEARN, profile, game, seconds), games))
+    work.keep("runs", work.artifacts, (work.artifacts / profile / "agent").rglob("*"))
+
+
+@contextlib.contextmanager
+def shared_gpu(scratch: Path):
+    """Inside, processes use the GPU at the same time, by NVIDIA's MPS, not by turns; where there is
+    no MPS, by turns."""
+    if not shutil.which(MPS):
+        yield
+        return
+    os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": str(scratch), "CUDA_MPS_LOG_DIRECTORY": str(scratch)}
+    subprocess.run([MPS, "-d"], check=False)
+    try:
+        yield
+    finally:
+        subprocess.run([MPS], input="quit\n", text=True, timeout=10, check=False)
+        for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
+            del os.environ[name]
 
 
 @dataclass(frozen=True)
@@ -155,8 +194,9 @@ class Campaign:
 CAMPAIGNS = {
     "smoke": Campaign(smoke, shortest=60, needs_gpu=False),
     "bench": Campaign(bench, shortest=180),
-    **{f"agent-{game}": Campaign(functools.partial(agent, game=game), shortest=300)
-       for game in ("pong", "breakout", "ms_pacman")},
+    "agents": Campaign(agents, shortest=300),
+    **{f"agent-{game}": Campaign(functools.partial(agents, games=(game,)), shortest=300)
+       for game in GAMES},
 }
 
 
