@@ -260,6 +260,7 @@ class AgentConfig:
     dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
     model_updates: CountOrZero = 128  # a block
     dreams: Count = 16  # a block, each learned from as agent_policy says
+    anneal: bool = True  # learning rates fall to 0 over the steps, along a straight line
     life_ends: bool = True  # a lost life ends the dream; the game itself goes on
     recent_steps: Count = 5000  # of which a batch takes recent_share, the rest from all steps
     recent_share: Share = 0.5
@@ -278,7 +279,6 @@ class AgentConfig:
     # Games whose agents learn first, each from the world model of the one before, and the last of
     # which gives its model to this one; None for a model that starts from nothing.
     start_from: Literal["others"] | tuple[str, ...] | None = None
-    anneal: bool | None = None  # learning rates fall to 0 over the steps, along a straight line
 
 
 @dataclass(frozen=True)
@@ -419,7 +419,7 @@ PROFILES = {
         world_model=WorldModelConfig(num_steps=60_000, eval_every=1500, windows="stride1"),
         imagination=ImaginationConfig(num_dreams=500),
         policy=PolicyConfig(num_steps=20_000, batch_size=512),
-        agent=AgentConfig(prefill=5008, num_emulators=16, model_updates=64, dreams=8, anneal=True),
+        agent=AgentConfig(prefill=5008, num_emulators=16, model_updates=64, dreams=8),
         place_model=PlaceModelConfig(width=64, batch_size=256),
         agent_policy=AgentPolicyConfig(batch_size=512),
         transfer=TransferConfig(source_steps=6000, num_steps=2000),

@@ -194,6 +194,69 @@ def test_a_command_that_overruns_its_time_is_stopped_and_none_is_begun_after(wor
     assert work.exit_code == campaign.OUT_OF_TIME
 
 
+# ---- agents
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setenv("HD_DEVICE", "cpu")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def unpacked(work, folder) -> Path:
+    """The artefact folder that a campaign's archives of runs make."""
+    for name in campaign.pack(work.kept, work.out, room=6)[0]:
+        zipfile.ZipFile(work.out / name).extractall(folder)
+    return folder
+
+
+def test_agents_that_learned_side_by_side_are_at_home_as_if_made_there(work, on_cpu, tmp_path,
+                                                                      monkeypatch, capsys):
+    work.deadline += 540
+    campaign.agents(work, ("pong", "breakout"), profile="smoke")
+    assert work.exit_code == 0, capsys.readouterr().out
+    assert sorted(line.partition(":")[0] for line in capsys.readouterr().out.splitlines()
+                  if " steps in " in line) == ["breakout", "pong"]
+    monkeypatch.setenv("HD_ARTIFACTS", str(unpacked(work, tmp_path / "home")))
+    from hd.run import runs
+    for game in ("pong", "breakout"):
+        run = runs.start("agent", profile="smoke", games=(game,))
+        assert runs.finished(run)["history"][-1]["step"] == run.cfg.num_steps
+
+
+def test_an_agent_that_ran_out_of_time_comes_with_all_that_the_same_command_needs(
+        work, on_cpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(campaign, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(campaign, "ENDING", 500)  # so that the loop has a second, and may take more
+    work.deadline += 440
+    campaign.agents(work, ("pong",), profile="smoke")
+    said = capsys.readouterr().out
+    assert work.exit_code == campaign.OUT_OF_TIME and "with a checkpoint" in said, said
+    home = unpacked(work, tmp_path / "home")
+    whole = next((work.artifacts / "smoke" / "agent").rglob("checkpoint-*.safetensors"))
+    came = home / whole.relative_to(work.artifacts)
+    pieces = sorted(came.parent.glob(f"{came.name}.*"), key=lambda path: int(path.suffix[1:]))
+    assert len(pieces) > 1
+    assert b"".join(piece.read_bytes() for piece in pieces) == whole.read_bytes()
+    assert (came.parent / "checkpoint.json").exists()
+    assert (came.parent / "blocks" / "000000.npz").exists()
+
+
+def test_a_gpu_is_shared_by_mps_while_agents_learn_and_only_then(work, monkeypatch, tmp_path):
+    asked = tmp_path / "asked.txt"
+    mps = tmp_path / campaign.MPS
+    mps.write_text(f"#!/bin/sh\necho \"$CUDA_MPS_PIPE_DIRECTORY $@\" >> {asked}\n"
+                   f"[ $# -gt 0 ] || cat >> {asked}\n")
+    mps.chmod(0o755)
+    with campaign.shared_gpu(tmp_path):
+        assert not asked.exists() and "CUDA_MPS_PIPE_DIRECTORY" not in os.environ  # none there
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(RuntimeError, match="inside"), campaign.shared_gpu(tmp_path):
+        assert asked.read_text() == f"{tmp_path} -d\n"
+        raise RuntimeError("inside")
+    assert asked.read_text().splitlines()[1:] == [f"{tmp_path} ", "quit"]
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+
+
 # ---- what is left behind
 
 def test_archives_are_few_and_small_and_what_does_not_fit_is_named(work, monkeypatch, tmp_path):

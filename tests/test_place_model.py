@@ -35,7 +35,7 @@ def any_batch(B=6):
     tokens[:, -1, :, 3:] = tokens[:, -2, :, 3:]  # three places change at most
     return {"tokens": tokens[:, :-1], "next": tokens[:, -1],
             "actions": torch.randint(18, (B, T), generator=generator),
-            "rewards": torch.tensor([-3.0, 0, 0, 2, 0, 0]), "continues": torch.ones(B)}
+            "rewards": torch.tensor([-3.0, 0, 0, 2, 0, 0])[:B], "continues": torch.ones(B)}
 
 
 def walks(count, length=T + 6):
@@ -71,6 +71,48 @@ def taught():
 
     training.train(model, batches, dataclasses.replace(CFG, num_steps=400), Unkept())
     return model.eval(), walks(450)
+
+
+def lively_model():
+    """A tiny model for which about half of the places change."""
+    model = tiny_model()
+    for part in model.parameters():
+        if part.ndim > 1:
+            torch.nn.init.normal_(part, std=0.3)
+    torch.nn.init.zeros_(model.change.bias)
+    return model
+
+
+def test_codes_predicted_at_all_places_are_learned_as_those_of_the_places_that_change(monkeypatch):
+    model, batch, found = lively_model(), any_batch(), []
+    for everywhere in (False, True):
+        monkeypatch.setattr(PlaceModel, "is_everywhere", everywhere)
+        model.zero_grad()
+        loss = model.loss(batch)
+        loss.total.backward()
+        found.append({**loss.parts, "surprise": model.surprise(batch),
+                      **{name: part.grad.clone() for name, part in model.named_parameters()}})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_codes_dreamt_at_all_places_change_only_the_places_that_change(monkeypatch):
+    model, batch = lively_model().eval(), any_batch(2)
+    many = {name: part.repeat_interleave(4000, 0) for name, part in batch.items()}
+    ends, shares = [], []
+    for everywhere in (False, True):
+        monkeypatch.setattr(PlaceModel, "is_everywhere", everywhere)
+        with torch.no_grad():
+            dream = model.dreamer(batch["tokens"], batch["actions"][:, 1:], horizon=2)
+            dream.step(batch["actions"][:, 0], None, greedy=True)
+            ends.append(dream.tokens)
+            dream = model.dreamer(many["tokens"], many["actions"][:, 1:], horizon=2)
+            dream.step(many["actions"][:, 0], torch.Generator().manual_seed(0))
+        per_code = F.one_hot(dream.tokens, K).float()
+        shares.append(torch.stack([per_code[:4000].mean(0), per_code[4000:].mean(0)]))
+    assert torch.equal(*ends)
+    assert 0.1 < (ends[0] != batch["tokens"][:, -1]).float().mean() < 0.9
+    torch.testing.assert_close(*shares, rtol=0, atol=0.05)  # 5 deviations of a share of 4000
 
 
 def test_what_is_surprising_is_what_the_codes_cost_row_by_row():

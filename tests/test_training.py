@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -684,3 +685,19 @@ def test_without_wandb_training_goes_on_untracked_and_says_so(tmp_path, monkeypa
     assert capsys.readouterr().out == (
         "tokenizer is not tracked: the package wandb is not installed\n")
     assert not (tmp_path / "smoke" / "wandb").exists()
+
+
+def test_a_feed_gives_every_batch_in_order_and_makes_no_more_ahead_than_asked():
+    asked = []
+
+    def batches(i):
+        asked.append(i)
+        return i
+
+    with ThreadPoolExecutor(1) as loader:
+        feed = training.Feed(batches, loader, 3, 9, ahead=2)
+        given = [feed.next() for _ in range(2)]
+        loader.submit(lambda: None).result()  # all that was asked for until now is made
+        assert asked == [3, 4, 5, 6]
+        given += [feed.next() for _ in range(4)]
+    assert given == asked == [3, 4, 5, 6, 7, 8]

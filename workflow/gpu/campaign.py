@@ -32,7 +32,7 @@ from pathlib import Path
 from wheels import FOLDER, LEFT_OUT, ROOT, canonicalize_name, names_of, needed
 
 FAILED, REFUSED, OUT_OF_TIME = 1, 2, 75
-MAX_FILES, MAX_BYTES = 8, 15_000_000
+MAX_FILES, MAX_BYTES, PIECE_BYTES = 8, 15_000_000, 14_000_000
 KINDS = ("tables", "figures", "weights", "runs")  # in the order of what is wanted first
 GAMES = ("pong", "breakout", "ms_pacman")
 MPS = "nvidia-cuda-mps-control"
@@ -162,7 +162,24 @@ def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -
     seconds = f"{max(1.0, work.left - ENDING):.0f}"
     with shared_gpu(work.site.parent), ThreadPoolExecutor(len(games)) as pool:
         list(pool.map(lambda game: work.python("-c", LEARN, profile, game, seconds), games))
-    work.keep("runs", work.artifacts, (work.artifacts / profile / "agent").rglob("*"))
+    made = work.artifacts / profile / "agent"
+    work.keep("runs", work.artifacts, made.rglob("*"))
+    pieces = work.site.parent / "pieces"
+    for name, path in list(work.kept["runs"].items()):
+        if path.stat().st_size > PIECE_BYTES:
+            del work.kept["runs"][name]
+            work.keep("runs", pieces, in_pieces(path, pieces / name))
+
+
+def in_pieces(path: Path, to: Path) -> list[Path]:
+    """A file that fits no archive, as files to.1, to.2, ...: `cat` makes it whole again."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    pieces = []
+    with open(path, "rb") as whole:
+        while part := whole.read(PIECE_BYTES):
+            pieces.append(to.with_name(f"{to.name}.{len(pieces) + 1}"))
+            pieces[-1].write_bytes(part)
+    return pieces
 
 
 @contextlib.contextmanager
