@@ -110,8 +110,8 @@ def test_a_package_without_a_version_and_a_list_that_is_not_there_are_named(regi
 # ---- refusals before any work
 
 @pytest.mark.parametrize(("words", "says"), [
-    (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, agent-pong, "
-     "agent-breakout, agent-ms_pacman"),
+    (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, exposures, "
+     "agent-pong, agent-breakout, agent-ms_pacman"),
     (["smoke", "--seconds", "5", "--out", "x"], "smoke needs at least 60 seconds; got 5"),
     (["smoke", "--seconds", "nan", "--out", "x"], "smoke needs at least 60 seconds; got nan"),
     (["smoke", "--seconds", "soon", "--out", "x"],
@@ -237,6 +237,23 @@ def test_an_agent_that_ran_out_of_time_comes_with_all_that_the_same_command_need
     assert b"".join(piece.read_bytes() for piece in pieces) == whole.read_bytes()
     assert (came.parent / "checkpoint.json").exists()
     assert (came.parent / "blocks" / "000000.npz").exists()
+
+
+def test_the_two_splits_are_measured_and_their_tables_kept(work, on_cpu, monkeypatch, capsys):
+    brief = campaign.MEASURE.replace("import sys\n", """import sys
+from dataclasses import replace
+from hd import config
+for arm in ("episodes", "windows"):
+    config.ABLATIONS["exposures_seed"].arms[arm]["world_model.num_steps"] = 20
+""", 1)
+    monkeypatch.setattr(campaign, "MEASURE", brief)
+    campaign.exposures(work, profile="smoke")
+    said = capsys.readouterr().out
+    assert work.exit_code == 0, said
+    assert said.count(" is measured") == 2
+    assert {name.rpartition("/")[2] for name in work.kept["tables"]} == {
+        f"exposures_seed.{arm}-pong-seed0{kind}" for arm in ("episodes", "windows")
+        for kind in (".csv", ".json", "-history.csv")}
 
 
 def test_a_gpu_is_shared_by_mps_while_agents_learn_and_only_then(work, monkeypatch, tmp_path):
