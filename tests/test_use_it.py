@@ -107,9 +107,9 @@ def test_a_fourth_game_is_collected_and_learned_by_the_program_of_the_page(tmp_p
                           env={**os.environ, "PYTHONPATH": str(ROOT),
                                "HD_ARTIFACTS": str(tmp_path)})
     assert done.returncode == 0, done.stderr
-    said = re.findall(r"^(frames|agent) \('boxing',\) (\d+)$", done.stdout, re.M)
-    assert [stage for stage, _ in said] == ["frames", "agent"]
-    assert all(int(rows) > 0 for _, rows in said)
+    assert re.findall(r"^(?:frames|agent) \w+$", done.stdout, re.M) == [
+        "frames Replay", "agent Agent"]
+    assert list((tmp_path / "smoke").glob("frames/*/frames-boxing.npy"))
 
 
 # ---- commands
