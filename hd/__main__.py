@@ -26,14 +26,14 @@ EXAMPLES = {  # of each command, shown by its --help
     "report": ("report --profile quick", "report --profile quick --no-run"),
     "sweep": ("sweep --profile audit --variants base,mask.strict --seeds 0,1,2 --dry-run",),
     "play": ("play --game pong --profile quick --policy tracker --steps 60",
-             "play --game pong --profile audit --policy online",
-             "play --game pong --profile audit --interactive"),
+             "play --game pong --profile paper --policy online",
+             "play --game pong --profile paper --interactive"),
     "check": ("check --profile smoke --games pong",),
     "bench": ("bench --pairs 3 --quick",),
     "publish": ("publish --profile audit --variant all",
-                "publish --profile audit --weights --games pong", "publish --benchmark"),
+                "publish --profile paper --weights --games pong", "publish --benchmark"),
     "restore": ("restore --profile desk --variant hi-dreamer",
-                "restore --profile audit --games pong"),
+                "restore --profile paper --games pong"),
     "profiles": ("profiles",),
 }
 

@@ -62,7 +62,6 @@ from hd.run.runs import Run
 from hd.run.storage import artifacts_root, read_record, sha256_of, write_record
 from hd.windows import Windows
 
-
 DREAMS_FROM = 1600  # new real steps that an agent plays, for its dreams to start from
 
 

@@ -18,9 +18,9 @@ BEGIN = """<!-- Written by python -m hd.book.changelog; do not edit by hand. -->
 
 # Changelog of results
 
-Every commit that changed a published table, the newest first. A commit whose numbers move for another
-reason than more runs says at its end which ones (`result-changing`). The numbers before and after are
-in git: `git show COMMIT -- results`."""
+Every commit that changed a published table, the newest first. Where numbers move for another reason
+than more runs, the commit says at its end which ones (`result-changing`). The numbers before and
+after are in git: `git show COMMIT -- results`."""
 ENDS = "Up to commit `{commit}`. What came later: `git log {commit}..HEAD -- results`."
 
 
