@@ -22,6 +22,9 @@ _NEXT_CODE = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy
 _OF_AGENT = ("real_return", "contact_auc[source agent]")
 _CODES = ("l0_usage", "l2_variance_explained", "r2_ball_x")
 _OFTEN = 720  # steps: on one game of `audit`, up to 200 exposures of each training step
+# On Pong alone 500 exposures of each training step, a fifth of the seed's.
+_OF_SEEDS_SIZE = {"world_model.num_steps": 10_000, "world_model.eval_every": 500,
+                  "world_model.attention_dropout": 0.1, "world_model.windows": "stride1"}
 _SEED_COSTS, _FLAT, _ZERO = (0.05, 0.25, 0.60), (0.25, 0.25, 0.25), (0.0, 0.0, 0.0)
 _AT_EVERY_PLACE = {"encoder.objective": "spatiotemporal", "encoder.negatives": "chunk"}
 
@@ -68,6 +71,11 @@ ABLATIONS = {
                       "world_model.ffn_dim": 768},
          "windows": {"world_model.num_steps": _OFTEN, "world_model.dim": 192,
                      "world_model.ffn_dim": 768, "world_model.split": "windows"}}),
+    "exposures_seed": Ablation(
+        "Where do the two splits part for a model of the seed's size? (at desk, on a GPU)",
+        "world_model", ("l0_accuracy", "l0_changed_accuracy", "l0_cross_entropy"),
+        {"episodes": _OF_SEEDS_SIZE,
+         "windows": {**_OF_SEEDS_SIZE, "world_model.split": "windows"}}),
     "mask": Ablation(
         "Does the hierarchical mask predict or dream better than plain causal attention?",
         "world_model", _NEXT_CODE,

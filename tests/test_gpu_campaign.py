@@ -20,10 +20,10 @@ NO_WHEELS = Path("no-such-folder")
 
 @pytest.fixture
 def work(tmp_path):
-    """A minute of work that writes below tmp_path."""
+    """Ten minutes of work, as a machine may be busy, that writes below tmp_path."""
     (tmp_path / "scratch" / "site").mkdir(parents=True)
     (tmp_path / "fresh").mkdir()
-    return campaign.Work(time.monotonic() + 60, tmp_path / "fresh", tmp_path / "scratch" / "site",
+    return campaign.Work(time.monotonic() + 600, tmp_path / "fresh", tmp_path / "scratch" / "site",
                          tmp_path / "artifacts")
 
 
@@ -110,8 +110,8 @@ def test_a_package_without_a_version_and_a_list_that_is_not_there_are_named(regi
 # ---- refusals before any work
 
 @pytest.mark.parametrize(("words", "says"), [
-    (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, agent-pong, "
-     "agent-breakout, agent-ms_pacman"),
+    (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, exposures, "
+     "agent-pong, agent-breakout, agent-ms_pacman"),
     (["smoke", "--seconds", "5", "--out", "x"], "smoke needs at least 60 seconds; got 5"),
     (["smoke", "--seconds", "nan", "--out", "x"], "smoke needs at least 60 seconds; got nan"),
     (["smoke", "--seconds", "soon", "--out", "x"],
@@ -211,7 +211,6 @@ def unpacked(work, folder) -> Path:
 
 def test_agents_that_learned_side_by_side_are_at_home_as_if_made_there(work, on_cpu, tmp_path,
                                                                       monkeypatch, capsys):
-    work.deadline += 540
     campaign.agents(work, ("pong", "breakout"), profile="smoke")
     assert work.exit_code == 0, capsys.readouterr().out
     assert sorted(line.partition(":")[0] for line in capsys.readouterr().out.splitlines()
@@ -226,8 +225,7 @@ def test_agents_that_learned_side_by_side_are_at_home_as_if_made_there(work, on_
 def test_an_agent_that_ran_out_of_time_comes_with_all_that_the_same_command_needs(
         work, on_cpu, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(campaign, "PIECE_BYTES", 100_000)
-    monkeypatch.setattr(campaign, "ENDING", 500)  # so that the loop has a second, and may take more
-    work.deadline += 440
+    monkeypatch.setattr(campaign, "ENDING", 600)  # so that the loop has a second, and may take more
     campaign.agents(work, ("pong",), profile="smoke")
     said = capsys.readouterr().out
     assert work.exit_code == campaign.OUT_OF_TIME and "with a checkpoint" in said, said
@@ -239,6 +237,23 @@ def test_an_agent_that_ran_out_of_time_comes_with_all_that_the_same_command_need
     assert b"".join(piece.read_bytes() for piece in pieces) == whole.read_bytes()
     assert (came.parent / "checkpoint.json").exists()
     assert (came.parent / "blocks" / "000000.npz").exists()
+
+
+def test_the_two_splits_are_measured_and_their_tables_kept(work, on_cpu, monkeypatch, capsys):
+    brief = campaign.MEASURE.replace("import sys\n", """import sys
+from dataclasses import replace
+from hd import config
+for arm in ("episodes", "windows"):
+    config.ABLATIONS["exposures_seed"].arms[arm]["world_model.num_steps"] = 20
+""", 1)
+    monkeypatch.setattr(campaign, "MEASURE", brief)
+    campaign.exposures(work, profile="smoke")
+    said = capsys.readouterr().out
+    assert work.exit_code == 0, said
+    assert said.count(" is measured") == 2
+    assert {name.rpartition("/")[2] for name in work.kept["tables"]} == {
+        f"exposures_seed.{arm}-pong-seed0{kind}" for arm in ("episodes", "windows")
+        for kind in (".csv", ".json", "-history.csv")}
 
 
 def test_a_gpu_is_shared_by_mps_while_agents_learn_and_only_then(work, monkeypatch, tmp_path):

@@ -199,6 +199,32 @@ def shared_gpu(scratch: Path):
             del os.environ[name]
 
 
+MEASURE = """
+import sys
+from hd import config, stages
+from hd.run import runs
+profile, name, seconds = sys.argv[1:]
+try:
+    for arm in config.ablation(name).arms:
+        run = runs.start(config.ablation(name).measure, profile=profile, variant=f"{name}.{arm}",
+                         games=["pong"], time_limit=float(seconds))
+        stages.make(run)
+        stages.measured(run)
+        print(f"{run.name} is measured", flush=True)
+except runs.TimeLimitReached as over:
+    print(over)
+    raise SystemExit(75)
+"""
+
+
+def exposures(work: Work, profile: str = "desk") -> None:
+    """Claims C16 to C18 at the seed's size: a world model on overlapping windows and one on whole
+    episodes of Pong, equally long."""
+    work.python("-c", MEASURE, profile, "exposures_seed", f"{max(1.0, work.left - ENDING):.0f}")
+    work.keep("tables", work.artifacts,
+              (work.artifacts / profile / "results" / "world_model").glob("exposures_seed.*"))
+
+
 @dataclass(frozen=True)
 class Campaign:
     """A function of CAMPAIGNS and what it needs; shortest: seconds."""
@@ -212,6 +238,7 @@ CAMPAIGNS = {
     "smoke": Campaign(smoke, shortest=60, needs_gpu=False),
     "bench": Campaign(bench, shortest=180),
     "agents": Campaign(agents, shortest=300),
+    "exposures": Campaign(exposures, shortest=300),
     **{f"agent-{game}": Campaign(functools.partial(agents, games=(game,)), shortest=300)
        for game in GAMES},
 }
