@@ -32,8 +32,8 @@ EXAMPLES = {  # of each command, shown by its --help
     "bench": ("bench --pairs 3 --quick",),
     "publish": ("publish --profile audit --variant all",
                 "publish --profile paper --weights --games pong", "publish --benchmark"),
-    "restore": ("restore --profile desk --variant hi-dreamer",
-                "restore --profile paper --games pong"),
+    "restore": ("restore --profile paper --games pong",
+                "restore --profile paper --games ms_pacman"),
     "profiles": ("profiles",),
 }
 
