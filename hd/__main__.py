@@ -20,6 +20,22 @@ from hd.config import GAMES, InputError
 from hd.run.storage import ROOT, artifacts_root, exclusive, require_checkout, shown
 
 EXIT_FAILED, EXIT_INPUT, EXIT_TIME_LIMIT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 75, 130, 141
+EXAMPLES = {  # of each command, shown by its --help
+    "run": ("run all --profile smoke", "run agent --game pong --profile audit",
+            "run 07_ablation --profile audit -p ablation mask -p seeds 0,1,2"),
+    "report": ("report --profile quick", "report --profile quick --no-run"),
+    "sweep": ("sweep --profile audit --variants base,mask.strict --seeds 0,1,2 --dry-run",),
+    "play": ("play --game pong --profile quick --policy tracker --steps 60",
+             "play --game pong --profile paper --policy online",
+             "play --game pong --profile paper --interactive"),
+    "check": ("check --profile smoke --games pong",),
+    "bench": ("bench --pairs 3 --quick",),
+    "publish": ("publish --profile audit --variant all",
+                "publish --profile paper --weights --games pong", "publish --benchmark"),
+    "restore": ("restore --profile paper --games pong",
+                "restore --profile paper --games ms_pacman"),
+    "profiles": ("profiles",),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -312,7 +328,10 @@ def show_profiles(args) -> None:
 # ---- helpers
 
 def _add(commands, name, command, text, *, needs_checkout=False) -> Parser:
-    parser = commands.add_parser(name, help=text, description=text)
+    examples = "\n".join(f"  python -m hd {example}" for example in EXAMPLES[name])
+    parser = commands.add_parser(name, help=text, description=text,
+                                 epilog=f"examples:\n{examples}",
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(command=command, name=name, needs_checkout=needs_checkout)
     return parser
 

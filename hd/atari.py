@@ -146,6 +146,17 @@ GAMES = {
 }
 
 
+def add_game(name: str, game: Game) -> None:
+    """Make one more game known to this process, after the others: to try it before it is added
+    to the two tables for good. A program that collects frames must do so where it is imported, for
+    the processes that play. Raises InputError for a name that is known already.
+    """
+    if name in GAMES or name in config.GAMES:
+        raise InputError(f"there is a game {name} already; take another name")
+    GAMES[name] = game
+    config.GAMES = (*config.GAMES, name)
+
+
 def check_frames(frames, shape: tuple[int, ...] = (4, 84, 84)) -> None:
     """Raise InputError in one line unless frames, an array or a tensor, are (N, *shape) uint8:
     stacks of four, oldest first, or single frames (N, 84, 84)."""

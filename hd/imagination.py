@@ -65,10 +65,11 @@ def replayed(actions):
 class DreamEnv(gymnasium.Env):
     """One dream as a gymnasium environment: observations are the policy's features.
 
-    contexts: tokens (N, T, 3) and actions (N, T-1) of real play to start from. An episode ends
-    when a sampled continue says so, and is truncated after `horizon` steps. Without a decoder
-    render() returns None; with one, the decoded newest frame as (84, 84, 3) uint8.
-    features: "codes" or "hidden", as in imagine. hd.stages.dream_env makes one of a run.
+    contexts: tokens (N, T, 3), of a model of places (N, T, L, G), and actions (N, T-1) of real play
+    to start from. An episode ends when a sampled continue says so, and is truncated after `horizon`
+    steps. Without a decoder render() returns None; with one, the decoded newest frame as
+    (84, 84, 3) uint8. features: "codes" or "hidden", as in imagine; a model of places has "hidden"
+    alone. hd.stages.dream_env makes one of a run.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
@@ -79,11 +80,12 @@ class DreamEnv(gymnasium.Env):
         self.horizon, self.decode, self.features = horizon, decode, features
         self.render_mode = "rgb_array" if decode else None
         self.action_space = gymnasium.spaces.Discrete(world_model.cfg.num_actions)
-        width = num_features(world_model, features)
+        width = (getattr(world_model, "num_features", None)  # a model of places says it itself
+                 or num_features(world_model, features))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
 
     def reset(self, *, seed=None, options=None):
-        """Start from a random context; returns features (F,) and {"tokens": (3,)}."""
+        """Start from a random context; returns features (F,) and {"tokens": (3,) or (L, G)}."""
         super().reset(seed=seed)
         self.generator = torch.Generator().manual_seed(int(self.np_random.integers(2**31)))
         pick = int(self.np_random.integers(len(self.contexts[0])))

@@ -62,6 +62,8 @@ from hd.run.runs import Run
 from hd.run.storage import artifacts_root, read_record, sha256_of, write_record
 from hd.windows import Windows
 
+DREAMS_FROM = 1600  # new real steps that an agent plays, for its dreams to start from
+
 
 def make(run: Run) -> dict:
     """Make the stage and, before it, every stage it needs that is not finished; its record.
@@ -322,11 +324,14 @@ def dream_env(run: Run, game: str, *, horizon: int = 15, features: str = "codes"
     """A trained world model as a gymnasium environment in which any agent can act.
 
     Dreams of `horizon` steps start from the context that run's imagination takes, real steps of
-    the game's validation episodes; actions are ALE ids, render() draws the decoded codes. Raises
-    InputError in one line for an unknown game and where a stage is missing or its file does not
-    fit.
+    the game's validation episodes; actions are ALE ids, render() draws the decoded codes. Of an
+    online agent's run (stage "agent") they start from steps that the agent plays anew, and features
+    are "hidden". Raises InputError in one line for an unknown game and where a stage is missing or
+    its file does not fit.
     """
     config.allowed("game", game, run.games)
+    if run.stage == "agent":
+        return _agents_dream_env(run, horizon)
     run = run.at("imagination")
     model, data = policy.with_ale_ids(load(run), game), load(run.at("frames"))
     starts = data.window_starts(run.cfg.context, data.in_game(game) & data.is_val)
@@ -335,6 +340,17 @@ def dream_env(run: Run, game: str, *, horizon: int = 15, features: str = "codes"
                        for column in (tokens_of(run), data.actions))
     return DreamEnv(model, tokens, actions[:, :-1], horizon=horizon, features=features,
                     decode=drawer_of(run))
+
+
+def _agents_dream_env(run: Run, horizon: int) -> DreamEnv:
+    made, cfg = load(run), dataclasses.replace(run.cfg, num_steps=DREAMS_FROM)
+    store = contact.recorded(made.game, made.act(), cfg, num_steps=DREAMS_FROM, seed=run.seed)
+    store.encode(made.codec)
+    places = np.indices((cfg.num_emulators, store.length)).reshape(2, -1)
+    tokens, actions = (torch.from_numpy(part.astype(np.int64)).to(machine.device())
+                       for part in store.windows(*places, made.model.cfg.steps))
+    return DreamEnv(made.model, tokens, actions[:, :-1], horizon=horizon, features="hidden",
+                    decode=lambda codes: made.codec.decode(codes).cpu())
 
 
 # ---- policy

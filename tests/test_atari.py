@@ -79,13 +79,11 @@ def test_an_unknown_game_is_refused_with_the_list_of_known_ones():
 
 
 BOXING = """
-import sys
-from hd import atari, config
-config.GAMES += ("boxing",)
-atari.GAMES["boxing"] = atari.Game(
+from hd import atari
+atari.add_game("boxing", atari.Game(
     "Boxing", "boxing", "ALE/Boxing-v5", tuple(range(18)),
     {"player_x": 32, "player_y": 34, "enemy_x": 33, "enemy_y": 35, "player_score": 18},
-    ("player_x", "player_y", "enemy_x", "enemy_y"), atari.Place("player_x", "player_y", 0.0, 0.0))
+    ("player_x", "player_y", "enemy_x", "enemy_y"), atari.Place("player_x", "player_y", 0.0, 0.0)))
 
 if __name__ == "__main__":  # processes that play import the lines above
     from hd import stages
@@ -109,6 +107,11 @@ def test_a_fourth_game_needs_its_name_and_its_entry_and_nothing_else(tmp_path):
                                "HD_ARTIFACTS": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["Boxing all boxing", "(1, 4) {0}"]
+
+
+def test_a_game_that_is_known_is_not_replaced():
+    assert "there is a game pong already" in refusal(atari.add_game, "pong", GAMES["breakout"])
+    assert GAMES["pong"].title == "Pong"
 
 
 def test_a_name_without_an_entry_is_one_line_that_says_where_it_belongs(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from test_notebooks import PARAMETERS, write_notebook
 
 from hd import config
-from hd.__main__ import main
+from hd.__main__ import EXAMPLES, main, make_parser
 from hd.book import building, notebooks
 from hd.run import runs, storage
 
@@ -180,6 +180,26 @@ def test_an_installed_package_says_that_commands_need_a_checkout(tmp_path):
         assert line.startswith(f"hd: hd {command.split()[0]} needs a checkout of the project")
     assert done.stdout.strip() == str(elsewhere.resolve() / ".artifacts" / "smoke")
     assert [path.name for path in installed.iterdir()] == ["hd"]
+
+
+# ---- help
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_every_commands_help_shows_examples_that_parse(capsys, command):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([command, "--help"])
+    shown = re.findall(r"^  python -m hd (.+)$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert shown
+    for line in shown:
+        args = make_parser().parse_args(line.split())
+        assert args.name == command
+        assert getattr(args, "profile", None) in (None, *config.PROFILES)
+        assert getattr(args, "game", None) in (None, *config.GAMES)
+
+
+def test_there_are_examples_of_every_command():
+    commands = make_parser()._subparsers._group_actions[0].choices
+    assert set(EXAMPLES) == set(commands)
 
 
 # ---- what the commands ask for

@@ -186,6 +186,16 @@ def test_the_committed_headlines_are_those_of_the_committed_tables():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make publish"
 
 
+def test_the_standing_says_whom_an_agent_is_above_in_each_game(tmp_path):
+    assert headline.standing(tmp_path) == headline.NOTHING
+    for game, value, by_chance in (("pong", 18.0, -20), ("breakout", 1.5, 1.75)):
+        write_table(tmp_path / "audit", [row("real_return", value, game=game, baseline=by_chance)],
+                    stage="agent", variant=f"base-{game}", profile="audit")
+    assert headline.standing(tmp_path) == (
+        "Pong: above random play, people and BBF, not above DIAMOND. "
+        "Breakout: not above random play, people, DIAMOND and BBF.")
+
+
 def test_the_abstract_says_what_plays_and_how_many_that_only_dreamed_beat_random(
         tmp_path, monkeypatch):
     assert headline.abstract(tmp_path) == headline.NOTHING

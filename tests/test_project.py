@@ -159,6 +159,28 @@ def test_ci_runs_exactly_the_test_command_of_the_readme():
     assert documented == {script[-1].removeprefix("exec ")}
 
 
+def test_what_is_cited_is_the_package_the_book_and_the_licence():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    book = yaml.safe_load((ROOT / "book" / "_config.yml").read_text(encoding="utf-8"))
+    project = PYPROJECT["project"]
+    assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
+    assert {key: cited[key] for key in ("title", "abstract", "version", "license")} == {
+        "title": book["title"], "abstract": project["description"],
+        "version": project["version"], "license": project["license"]}
+    (author,) = cited["authors"]
+    assert author["name"] in (ROOT / "LICENSE").read_text(encoding="utf-8")
+    front = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    assert f"title  = {{{cited['title']}}}" in front and author["name"] in front
+
+
+def test_the_top_level_holds_what_a_reader_looks_for_and_what_tools_need():
+    for_readers = {"book", "hd", "figures", "results", "tests", "environment.yml", "README.md"}
+    for_tools = {"CITATION.cff", "LICENSE", "Makefile", "Snakefile", "pyproject.toml",
+                 "requirements.lock", "workflow"}
+    found = {path.relative_to(ROOT).parts[0] for path in project_files()}
+    assert {name for name in found if not name.startswith(".")} == for_readers | for_tools
+
+
 def test_every_make_target_of_the_readme_exists():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -184,6 +184,24 @@ def abstract(results_dir=None) -> str:
         f"reaches {'; '.join(scores)}. DIAMOND's scores are after 100,000 steps on a GPU."])
 
 
+def standing(results_dir=None) -> str:
+    """Markdown, one line for the book's first page: in each game, whose returns the mean return of
+    the agents is above and below; a line where no agent is published."""
+    root, parts = Path(results_dir or ROOT / "results"), []
+    for game, (profile, name) in agents_of(root).items():
+        table = fresh_or_published(root, profile, "agent", name)
+        (row,) = _of_metric(table, "real_return").to_dict("records")
+        others = {"random play": row["baseline"], **{
+            method.replace("Human", "people"): reference.anchor("atari100k", method, TITLES[game])
+            for method in PUBLISHED}}
+        above = [name for name, score in others.items() if row["mean"] > score]
+        below = [name for name in others if name not in above]
+        parts.append(f"{TITLES[game]}: " + ", ".join(
+            f"{word} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}"
+            for word, names in (("above", above), ("not above", below)) if names))
+    return f"{'. '.join(parts)}." if parts else NOTHING
+
+
 def _policies_that_beat_random(root: Path) -> list[bool]:
     """Of each game of each published table of a policy that only dreamed: whether the interval of
     its return over episodes is above random play."""
@@ -284,8 +302,8 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """The whole text of README.md, of the book's headline.md and abstract.md, which its first page
-    shows, and of its measured.md, which has all headline numbers, from root's tables."""
+    """The whole text of README.md, of the book's headline.md, abstract.md and standing.md, which its
+    first page shows, and of its measured.md, which has all headline numbers, from root's tables."""
     readme, results = root / "README.md", root / "results"
     page = readme.read_text(encoding="utf-8")
     if not 0 <= page.find(BEGIN) < page.find(END):
@@ -297,6 +315,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     return {readme: f"{before}{BEGIN}\n{short['book/']}\n{END}{after}",
             root / "book" / "headline.md": f"{HEADER}\n\n{short['']}\n",
             root / "book" / "abstract.md": f"{HEADER}\n\n{abstract(results)}\n",
+            root / "book" / "standing.md": f"{HEADER}\n\n{standing(results)}\n",
             root / "book" / "measured.md": f"{HEADER}\n\n{MEASURED}\n\n{full}\n"}
 
 
