@@ -115,7 +115,7 @@ def test_who_is_far_above_all_others_stands_at_the_top_with_an_arrow():
     fig = agent_figures.agent_curves({"ms_pacman": {"a": history}},
                                      {"ms_pacman": {"a human": 6952.0, "DIAMOND": 1958.0}})
     marks = fig.axes[1]
-    assert [text.get_text() for text in marks.texts] == ["DIAMOND 1,960", "a human 6,950 ↑"]
+    assert [text.get_text() for text in marks.texts] == ["DIAMOND 1,958", "a human 6,952 ↑"]
     assert 1958 < marks.get_ylim()[1] < 2200, "the curves keep their room"
     drawn = [line.get_ydata()[0] for line in marks.lines if line.get_marker() == "_"]
     assert drawn == [1958.0]

@@ -15,9 +15,8 @@ import pandas as pd
 from hd.audit.evidence import Measurement, Tables, devices_and_commits
 from hd.config import GAMES, PROFILES, resolve
 from hd.measure import dreams
-from hd.report import reference
+from hd.report import reference, words
 from hd.report.tables import TITLES, TRIVIAL, listed, number, with_spread
-from hd.report.words import fold
 from hd.run.metrics import METRICS, key_of, named
 
 VARIANTS = ("base", "hi-dreamer")
@@ -253,7 +252,10 @@ def in_short(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
                 for game in goal.games)
         texts = {variant: ", ".join(_in_short(goal, *one) for one in zip(cells, goal.games))
                  for variant, cells in found.items()}
-        rows.append({"what": goal.words.replace("R2", "R²").replace("ball_", "the ball's "),
+        what = goal.words.replace("R2", "R²").replace("ball_", "the ball's ")
+        for level in LEVELS:
+            what = what.replace(f"L{level} code", f"{words.LEVELS[level]} code")
+        rows.append({"what": what,
                      "games": listed(TITLES[game] for game in goal.games), "bar": listed(bars),
                      **texts})
     return pd.DataFrame(rows).set_index("what").rename_axis(index=None)
@@ -273,7 +275,7 @@ def show(topic: str, profile: str, *, results_dir=None) -> None:
     display(Markdown(f"**{profiles[0]}**: {PROFILES[profiles[0]].purpose}"))
     display(in_short(topic, profiles[0], results_dir=results_dir))
     for name in profiles:
-        fold(table(topic, name, results_dir=results_dir), f"With seeds and baselines, {name}")
+        words.fold(table(topic, name, results_dir=results_dir), f"With seeds and baselines, {name}")
         for variant in VARIANTS:
             records = [record for stage in STAGES[topic] for _, _, record
                        in Tables(name, results_dir).read(stage, variant)]

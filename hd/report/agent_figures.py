@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -65,15 +66,18 @@ def agent_curves(histories: Mapping[str, Mapping[str, list[dict]]],
                 points = [point for point in history
                           if point["return"] is not None and not point.get("is_final")]
                 ax.plot([point[x] / scale for point in points],
-                        [point["return"] for point in points], color=colour, label=name,
-                        marker="." if len(points) < 15 else None)
+                        [point["return"] for point in points], color=colour,
+                        label=textwrap.fill(name, 24), marker="." if len(points) < 15 else None)
                 for point in history:
                     if point.get("is_final"):
-                        ax.plot(point[x] / scale, point["return"], "*", ms=13, color=colour)
+                        ax.plot(point[x] / scale, point["return"], "*", ms=13, color=colour,
+                                clip_on=False)
                 if not points:
                     ax.text(0.5, 0.5, "no episode ended", ha="center", va="center",
                             transform=ax.transAxes)
-            ax.set(xlabel=xlabel, xscale="log" if x == "minutes" else "linear")
+            ax.set(xlabel=xlabel)
+        line[0].set_xscale("log")
+        line[0].xaxis.set_major_formatter("{x:g}")
         line[0].set_ylabel(f"{atari.GAMES[game].title}, return")
         _marks(line[1], (anchors or {}).get(game, {}))
         line[0].legend(loc="lower left", bbox_to_anchor=(-0.1, 1.0), borderaxespad=0.2)
@@ -99,7 +103,8 @@ def _marks(ax, values: Mapping[str, float]) -> None:
                     (OTHERS_STEPS / 1000, min(value, high)), xytext=(1.03, height),
                     textcoords="axes fraction", va="center", fontsize=10, color="#505050",
                     annotation_clip=False,
-                    arrowprops={"arrowstyle": "-", "color": "#c8c8c8", "lw": 0.8})
+                    arrowprops={"arrowstyle": "-", "color": "#c8c8c8", "lw": 0.8,
+                                "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 6})
 
 
 def apart(heights: Sequence[float], gap: float = GAP) -> list[float]:

@@ -51,6 +51,7 @@ STYLE = {
 SVG_BYTES = 200_000  # a larger drawing is kept as PNG only
 LARGE = {"font.size": 12, "axes.titlesize": 12, "axes.labelsize": 12, "legend.fontsize": 11}
 WIDE = 6.6  # inches: with LARGE letters still read on a screen of 390 pixels
+TIMES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000)
 MAX_POINTS = 3000  # in a scatter
 LEVELS = ("L0 coarse", "L1 middle", "L2 fine")
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28)}  # a legend that hides nothing
@@ -119,6 +120,14 @@ def panels(rows: int, columns: int, *, width: float = 2.6, height: float = 2.2, 
     """A figure and its axes (rows, columns)."""
     return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False,
                         **settings)
+
+
+def times_axis(ax) -> None:
+    """Plain numbers, not powers of ten, along a logarithmic axis of ratios."""
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in TIMES if low <= tick <= high]
+    ax.set_xticks([], minor=True)
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def axis_label(metric: str) -> str:
@@ -728,6 +737,7 @@ def benchmark_ratios(table: pd.DataFrame) -> Figure:
                         xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
         ax.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.4, -0.9), yticks=[],
                xlabel="ours / theirs (shaded: the bar is met)", title=kind)
+        times_axis(ax)
     return fig
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import pandas as pd
 
 from hd.report import findings
-from hd.report.figures import COLOURS, GREY, WIDE, Figure, legible, panels, show
+from hd.report.figures import (
+    COLOURS,
+    GREY,
+    WIDE,
+    Figure,
+    legible,
+    panels,
+    show,
+    times_axis,
+)
 from hd.report.tables import TITLES, number
 
 
@@ -67,8 +76,9 @@ def dream_errors(table: pd.DataFrame, variant: str) -> Figure:
                 ("guess", "still or straight guess, the better", "^:", GREY)):
             ax.plot(place, own[what], dash, color=colour, ms=5, label=words)
         ax.set_xticks(place, [f"{step:g}" for step in own["step"]])
-        ax.set(title=TITLES[game], xlabel="steps into the dream", ylim=(0, None))
-    axes[0].set_ylabel("ball's x, median error (of 160)")
+        ax.set(title=TITLES[game], xlabel="steps into the dream")
+    axes[0].set(ylabel="error of the ball's x, of 160",
+                ylim=(-1, 1.1 * table[["dream", "truth", "guess"]].max(axis=None)))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
     return fig
 
@@ -103,8 +113,10 @@ def changes(table: pd.DataFrame) -> Figure:
                 mfc=COLOURS[0] if is_firm else "white")
         ax.annotate(f"{row['ablation']}: {row['arm']} ({row['metric']}), n={row['n']}",
                     (0, place - 0.42), xycoords=("axes fraction", "data"), fontsize=9,
-                    va="center", color="#505050")
+                    va="center", color="#505050",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     ax.axvline(1, color=GREY, lw=0.8)
     ax.set(xscale="log", xlabel="times base's value", ylim=(len(table) - 0.4, -0.9), yticks=[])
     ax.spines["left"].set_visible(False)
+    times_axis(ax)
     return fig

@@ -85,7 +85,7 @@ def representation(results_dir) -> str:
         return NOTHING
     parts = [f"from {'an ' if read == UNTRAINED else ''}{read} with "
              + _by_game(own.set_index("game")["value"])
-             for read, own in found[::-1].groupby("read", sort=False)]
+             for read, own in found.groupby("read", sort=False)][::-1]
     text = f"Where the ball is (its x; R², 1 is exact) is read {'; '.join(parts)}."
     for variant in VARIANTS[::-1]:
         table = largest(results_dir, "encoder", variant)
@@ -204,7 +204,7 @@ def ablations(profile: str, results_dir=None) -> str:
     names, first = ablation_tables.published(profile, results_dir=results_dir), found.iloc[0]
     firm = (found["n"] >= FEWEST_SEEDS).sum()
     return (f"Of {len(found)} arms of {len(names)} ablations ({profile}), {firm} have the "
-            f"{FEWEST_SEEDS} seeds that an interval takes: the others show a direction. Farthest "
+            f"{FEWEST_SEEDS} seeds that an interval takes; the others show a direction. Farthest "
             f"from base is **{first['ablation']}: {first['arm']}**, with {number(first['ratio'])} "
             f"times base's *{first['metric']}* ({first['n']} seed{'s' * int(first['n'] > 1)}).")
 
@@ -219,8 +219,8 @@ def performance(measured: pd.DataFrame) -> str:
         return NOTHING
     num_met = (judged["met"].astype(str) == "True").sum()
     nearest = benchmarks.nearest(judged, 1).iloc[0]
-    return (f"{num_met} of {len(judged)} bars are met on {listed(judged['device'], '; ')}; the "
-            f"least room has *{nearest['stage']}*, against {nearest['against']}: "
+    return (f"{num_met} of {len(judged)} bars are met on {listed(judged['device'], '; ')}; "
+            f"*{nearest['stage']}*, against {nearest['against']}, has the least room: "
             f"{number(nearest['ratio'])} times theirs, where {nearest['bar']} is the bar.")
 
 
