@@ -93,7 +93,8 @@ def measure(run: Run) -> pd.DataFrame:
     made = runs.finished(run) or {}
     runs.save_beside(run, "history", made.get("history", []))
     return runs.save_table(run, rows, wall_seconds=time.monotonic() - began,
-                           made_seconds=made.get("wall_seconds", 0.0))
+                           made_seconds=made.get("wall_seconds", 0.0),
+                           made={part: made[part] for part in ("device", "git") if part in made})
 
 
 def _judged_on(run: Run) -> str:

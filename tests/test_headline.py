@@ -191,9 +191,10 @@ def test_the_abstract_says_what_plays_and_how_many_that_only_dreamed_beat_random
     assert headline.abstract(tmp_path) == headline.NOTHING
     monkeypatch.setattr(headline.claims, "counted", lambda root: {"reproduced": 3, "artefact": 1})
     for game, value, seconds in (("pong", 12.5, 600), ("ms_pacman", 500, 1800)):
+        made = {"device": "GPU", "git": {"commit": None, "dirty": None}} if seconds == 600 else {}
         write_table(tmp_path / "audit", [row("real_return", value, game=game, baseline=-20)],
                     stage="agent", variant=f"base-{game}", profile="audit", made_seconds=seconds,
-                    config={"num_steps": 5000, "num_levels": 2, "patch": 12})
+                    config={"num_steps": 5000, "num_levels": 2, "patch": 12}, made=made)
     for variant, low in (("base", -21), ("hi-dreamer", -19)):
         write_table(tmp_path / "desk", [
             row("real_return", low + 1, game="pong", baseline=-20.5),
@@ -202,6 +203,6 @@ def test_the_abstract_says_what_plays_and_how_many_that_only_dreamed_beat_random
     assert "audited its 4 claims: 3 reproduced, 1 artefact." in text
     assert "Of 2 policies that were trained in its dreams alone, 1 beat random play." in text
     assert "2 levels of codes at each of 49 places" in text
-    assert "In 10 to 30 minutes on Test CPU, it reaches 12.5 in Pong after 5,000 steps" in text
+    assert "In 10 to 30 minutes on GPU, Test CPU, it reaches 12.5 in Pong after 5,000 steps" in text
     assert "steps (random play -20, a human 14.6, DIAMOND 20.4); 500 in MsPacman" in text
     assert "500 in MsPacman" in text and "Breakout" not in text

@@ -231,6 +231,14 @@ def test_codebooks_that_train_with_the_encoder_are_the_tokenizers(chain):
     assert run.at("encoder").folder != chain["encoder"][0].folder
 
 
+def test_a_table_says_which_device_and_commit_made_what_it_measures(chain):
+    run, _ = chain["encoder"]
+    made = runs.finished(run)
+    stages.measure(run)
+    record = json.loads((run.root / "results" / "encoder" / f"{run.name}.json").read_text())
+    assert record["made"] == {"device": made["device"], "git": made["git"]}
+
+
 def test_a_table_by_this_very_code_is_not_measured_again(chain, monkeypatch):
     run, _ = chain["tokenizer"]
     first = stages.measured(run)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hd import stages
-from hd.config import TRAINED, InputError
+from hd import config, stages
+from hd.config import InputError
 from hd.encoder import AtariEncoder
+from hd.report import tables
 from hd.run import machine, runs, weights
 
 
@@ -77,15 +78,27 @@ def test_a_byte_a_weight_errs_by_half_a_step_of_its_row_and_keeps_a_row_of_zeros
     assert (restored["start.weight"][2] == 0).all()
 
 
-def test_the_published_weights_are_restored_and_every_stage_loads(tmp_path, monkeypatch):
+PUBLISHED = sorted((weights.ROOT / "results").glob("*/checkpoints/*/*.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: "-".join(path.parts[-4::2]))
+def test_what_is_published_is_restored_and_loads_ready_for_use(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
-    run = runs.start("policy", profile="desk", variant="hi-dreamer")
-    published = TRAINED[:TRAINED.index("policy")]  # its policy plays no better than random
-    assert weights.restore(run) == list(published)
-    for stage in published:
-        assert not stages.load(run.at(stage)).training
-    codes = stages.load(run.at("tokenizer")).codebooks
-    assert torch.equal(stages.load(run.at("world_model")).codebooks, codes) and codes.std() > 0
+    record = json.loads(path.read_text(encoding="utf-8"))
+    run = runs.start(record["stage"], profile=record["profile"], variant=record["variant"],
+                     seed=record["seed"], games=record["games"])
+    assert record["stage"] in weights.restore(run)
+    made = stages.load(run)
+    assert not made.training and all(part.isfinite().all() for part in made.parameters())
+
+
+def test_the_best_agent_of_each_game_is_published():
+    profiles = {game: profile for game, (profile, _) in tables.agents_of(
+        weights.ROOT / "results").items()}
+    assert {*profiles} == {*config.GAMES}
+    for game, profile in profiles.items():
+        assert weights.folder_of(runs.start("agent", profile=profile, games=[game])) / (
+            "agent.json") in PUBLISHED
 
 
 def test_a_finished_stage_is_left_alone(made):

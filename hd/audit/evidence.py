@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from hd.config import GAMES
-from hd.report.tables import commit_of, listed, load_with_record, paths_of
+from hd.report.tables import commit_of, device_of, listed, load_with_record, paths_of
 from hd.run.intervals import interval_over_seeds
 from hd.run.storage import ROOT, sha256_of
 
@@ -118,7 +118,7 @@ class Tables:
 
     def _source(self, path: Path, record: Mapping) -> Source:
         below = path.relative_to(Path(self.root or ROOT / "results")).as_posix()
-        return Source(f"results/{below}", record["stage"], record["variant"], record["device"],
+        return Source(f"results/{below}", record["stage"], record["variant"], device_of(record),
                       self._trained(record))
 
     def _trained(self, record: Mapping) -> float:
@@ -197,7 +197,7 @@ class Tables:
 def devices_and_commits(records: Iterable[Mapping]) -> str:
     """What provenance records name, each with its stages where there are several."""
     parts = []
-    for what, read in (("Device", lambda record: record["device"]), ("Commit", commit_of)):
+    for what, read in (("Device", device_of), ("Commit", commit_of)):
         stages = {}
         for record in records:
             stages.setdefault(read(record), []).append(record["stage"])

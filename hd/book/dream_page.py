@@ -2,9 +2,8 @@
 
 The scripts beside SCRIPTS' index.html run the agent's world model, its actor, its critic and its
 codec's decoder in the browser. A game's data is one script that any page may load from a disk:
-weights in half precision, as they are published, and the critic's, which are not published and
-decide nothing, in bytes; the states that dreams start from, what really followed, and PyTorch's
-outputs at these states, to which the browser's are held.
+weights in half precision, the large ones in bytes; the states that dreams start from, what really
+followed, and PyTorch's outputs at these states, to which the browser's are held.
 """
 
 from __future__ import annotations
@@ -46,7 +45,8 @@ POINTS_IN = (10, 40)  # after so many steps, and before so many, a start has poi
 LEFT_OUT = ("model.codebooks", "policy.slow_critic.", "policy.return_range", "policy.num_ranges",
             "policy.actor.is_legal", "codec.quantizer.counts", "codec.quantizer.sums",
             "codec.quantizer.is_initialised")
-IN_BYTES = "policy.critic.layers."  # begins the names of matrices that are kept in bytes
+# Begins the names of what is kept in bytes, where it has rows: most of the weights.
+IN_BYTES = ("policy.critic.layers.", "policy.actor.layers.", "model.seen.", "model.acted.")
 KINDS = {"int8": np.int8, "float16": np.float16, "float32": np.float32}
 
 
@@ -125,12 +125,13 @@ def agent_of(dream: Mapping) -> Agent:
 
 
 def _packed(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Halves; of matrices that are kept in bytes, bytes and what each row (rows, 1) of them is
+    """Halves; of what is kept in bytes, bytes and what each row (rows, 1, ...) of them is
     multiplied by."""
     packed = {}
     for name, tensor in state.items():
-        if name.startswith(IN_BYTES) and tensor.ndim == 2:
-            scale = (tensor.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
+        if name.startswith(IN_BYTES) and tensor.ndim > 1:
+            size = tensor.abs().amax(tuple(range(1, tensor.ndim)), keepdim=True)
+            scale = (size / 127).clamp_min(1e-12)
             packed[name] = (tensor / scale).round().to(torch.int8).numpy()
             packed[name + SCALE] = scale.numpy()
         else:

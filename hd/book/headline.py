@@ -23,6 +23,7 @@ from hd.report.tables import (
     agents_of,
     baseline_words,
     best_baselines,
+    device_of,
     fresh_or_published,
     listed,
     number,
@@ -179,7 +180,7 @@ def abstract(results_dir=None) -> str:
         f"{cfg['num_levels']} levels of codes at each of {(SIDE // cfg['patch']) ** 2} places of "
         "the picture, a small world model that learns most from what it foretold worst, and a "
         f"policy that practises in its dreams while it plays. In {min(minutes):.0f} to "
-        f"{max(minutes):.0f} minutes on {listed(record['device'] for record in records)}, it "
+        f"{max(minutes):.0f} minutes on {listed(device_of(record) for record in records)}, it "
         f"reaches {'; '.join(scores)}. DIAMOND's scores are after 100,000 steps on a GPU."])
 
 
@@ -209,7 +210,7 @@ def _agents(root: Path) -> str:
             TITLES[game], profile, number(records[0]["config"]["num_steps"], 6), number(minutes, 2),
             _of_episodes(row, table), number(row["baseline"]), *map(number, scores),
             str(row["n"])]) + " |")
-        devices += [record["device"] for record in records]
+        devices += [device_of(record) for record in records]
     return "\n".join([
         "| the agent | profile | steps | minutes | return | random play | "
         f"{' | '.join(PUBLISHED)} | seeds |", "|---|---|---|---|---|---|" + "---|" * len(PUBLISHED)
@@ -235,7 +236,7 @@ def _compared(root: Path, profile: str) -> list[Cell]:
         for variant in COMPARED:
             if tables_of(root / profile / stage, variant):
                 table = fresh_or_published(root, profile, stage, variant)
-                devices = {record["device"] for record in table.attrs["records"]}
+                devices = {device_of(record) for record in table.attrs["records"]}
                 found = _of_metric(table, metric)
                 in_words = baseline_words(own, table)
                 for row, best in zip(found.to_dict("records"), best_baselines(found, table)):

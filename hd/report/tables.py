@@ -145,7 +145,7 @@ def agents_in_short(results_dir) -> pd.DataFrame | None:
         minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
         print(f"{TITLES[game]}, {profile}: {records[0]['config']['num_steps']:,} steps in "
               f"{minutes:.0f} minutes, seeds {listed(sorted(r['seed'] for r in records))}, "
-              f"{listed({record['device'] for record in records})}")
+              f"{listed({device_of(record) for record in records})}")
         columns[TITLES[game]] = {
             f"{words} ({beside})": _lowest(table[table["metric"].str.fullmatch(metrics)])
             for words, beside, metrics in AGENT_ROWS}
@@ -294,7 +294,7 @@ def provenance_line(source: Mapping | Iterable[Mapping] | pd.DataFrame) -> str:
     games = listed("+".join(r["games"]) for r in records)
     if games != "+".join(GAMES):
         parts.append(f"games {games}")
-    parts += [f"device {listed((r['device'] for r in records), '; ')}",
+    parts += [f"device {listed((device_of(r) for r in records), '; ')}",
               f"commit {listed(commit_of(r) for r in records)}",
               f"{sum(r['wall_seconds'] for r in records):,.0f} s"]
     return textwrap.fill(", ".join(parts), 76)
@@ -302,6 +302,11 @@ def provenance_line(source: Mapping | Iterable[Mapping] | pd.DataFrame) -> str:
 
 def listed(values: Iterable, mark: str = ", ") -> str:
     return mark.join(str(value) for value in dict.fromkeys(values))
+
+
+def device_of(record: Mapping) -> str:
+    """The device that made what a table is about: it may have been measured on another."""
+    return record.get("made", {}).get("device") or record["device"]
 
 
 def commit_of(record: Mapping) -> str:
@@ -470,7 +475,7 @@ def costs(results_dir, profile: str) -> pd.DataFrame:
                          "making (s)": number(record["made_seconds"]),
                          "measuring (s)": number(record["wall_seconds"]),
                          "peak memory (MB)": number(record["peak_memory_mb"]),
-                         "device": record["device"], "commit": commit_of(record)})
+                         "device": device_of(record), "commit": commit_of(record)})
     return pd.DataFrame(rows)
 
 

@@ -77,7 +77,7 @@ const HD = (() => {
       : exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
   }
 
-  const SCALE = ":scale"; // ends the name of what each row of a matrix of bytes is multiplied by
+  const SCALE = ":scale"; // ends the name of what each row of what is kept in bytes is multiplied by
   const KINDS = { // bytes of a number, and the number
     int8: [1, (view) => view.getInt8(0)],
     float16: [2, (view) => HALF[view.getUint16(0, true)]],
@@ -105,7 +105,8 @@ const HD = (() => {
     for (const [name, scale] of Object.entries(tensors)) {
       if (!name.endsWith(SCALE)) continue;
       const { data, shape } = tensors[name.slice(0, -SCALE.length)];
-      for (let i = 0; i < data.length; i++) data[i] *= scale.data[Math.floor(i / shape[1])];
+      const row = data.length / shape[0];
+      for (let i = 0; i < data.length; i++) data[i] *= scale.data[Math.floor(i / row)];
     }
     return tensors;
   }
