@@ -67,7 +67,7 @@ def agent_curves(histories: Mapping[str, Mapping[str, list[dict]]],
                           if point["return"] is not None and not point.get("is_final")]
                 ax.plot([point[x] / scale for point in points],
                         [point["return"] for point in points], color=colour,
-                        label=textwrap.fill(name, 24), marker="." if len(points) < 15 else None)
+                        label=textwrap.fill(name, 32), marker="." if len(points) < 15 else None)
                 for point in history:
                     if point.get("is_final"):
                         ax.plot(point[x] / scale, point["return"], "*", ms=13, color=colour,
@@ -80,7 +80,8 @@ def agent_curves(histories: Mapping[str, Mapping[str, list[dict]]],
         line[0].xaxis.set_major_formatter("{x:g}")
         line[0].set_ylabel(f"{atari.GAMES[game].title}, return")
         _marks(line[1], (anchors or {}).get(game, {}))
-        line[0].legend(loc="lower left", bbox_to_anchor=(-0.1, 1.0), borderaxespad=0.2)
+        line[0].legend(loc="lower left", bbox_to_anchor=(-0.1, 1.0), borderaxespad=0.2,
+                       handlelength=1.2, labelspacing=0.2, fontsize=10)
     return fig
 
 

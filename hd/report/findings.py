@@ -17,6 +17,7 @@ from hd.report.tables import (
     TITLES,
     agents_of,
     best_baselines,
+    device_of,
     fresh_or_published,
     largest,
     listed,
@@ -238,7 +239,7 @@ def control(results_dir) -> str:
         minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
         parts.append(f"**{number(row['mean'])} in {TITLES[game]}** after "
                      f"{number(records[0]['config']['num_steps'], 6)} steps and {minutes:.0f} "
-                     f"minutes on {listed(record['device'] for record in records)} (random play "
+                     f"minutes on {listed(map(device_of, records))} (random play "
                      f"{number(row['baseline'])}, a human {number(human)}, DIAMOND "
                      f"{number(other)})")
     if not parts:

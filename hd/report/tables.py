@@ -194,7 +194,7 @@ def agent_points(results_dir, *, num_profiles: int = 2) -> dict[str, dict[str, l
         points.append({"step": record["config"]["num_steps"],
                        "minutes": record["made_seconds"] / 60, "return": score,
                        "is_final": True})
-        name = f"{profile}, {record['device']}, seed {record['seed']}"
+        name = f"{profile}, {device_of(record)}, seed {record['seed']}"
         curves.setdefault(game, {})[name] = points
     return curves
 
