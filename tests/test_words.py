@@ -86,7 +86,7 @@ def test_of_others_the_best_known_are_shown_and_all_behind_a_click(monkeypatch):
 def on_screen(path):
     """The outputs of a page that no click hides: (kind, text)."""
     for cell in nbformat.read(path, 4).cells:
-        if cell.cell_type == "code" and "hide-output" not in cell.metadata.tags:
+        if cell.cell_type == "code" and "hide-cell" not in cell.metadata.tags:
             for output in cell.outputs:
                 data = output.get("data", {})
                 for kind in ("text/html", "text/markdown"):
@@ -99,7 +99,8 @@ def test_a_page_opens_with_a_sentence_and_hides_its_code(path):
     kind, sentence = next(on_screen(path))
     assert kind == "text/markdown" and re.search(r"\d", sentence) and sentence.endswith(".")
     cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-    assert all({"hide-input", "remove-cell"} & set(cell.metadata.tags) for cell in cells)
+    folds = {"hide-input", "remove-input", "hide-cell", "remove-cell"}
+    assert all(folds & set(cell.metadata.tags) for cell in cells)
     assert "image/png" in cells[2].outputs[-1].data, "a picture follows"
 
 

@@ -248,7 +248,7 @@ def in_short(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
     for goal in _of_topic(topic):
         found = {variant: [goal.find(tables, variant, game) for game in goal.games]
                  for variant in VARIANTS}
-        bars = (f"better than {goal.baseline}" if goal.bar is None else goal.bar_text(game)
+        bars = (f"better than {goal.baseline.partition(',')[0]}" if goal.bar is None else goal.bar_text(game)
                 for game in goal.games)
         texts = {variant: ", ".join(_in_short(goal, *one) for one in zip(cells, goal.games))
                  for variant, cells in found.items()}
