@@ -198,7 +198,7 @@ def test_in_short_a_goal_is_one_row_with_its_games_in_turn(published, monkeypatc
     short = goals.in_short("representation", "audit", results_dir=root)
     assert len(short) <= 12 and short.index.is_unique
     found = short.loc["R² of the ball's x read from codes"]
-    assert found.tolist() == ["Pong, Breakout", "≥ 0.9", "✓ 0.950, 0.400", "–, –"]
+    assert found.tolist() == ["✓ 0.950, 0.400", "–, –", "≥ 0.9", "Pong, Breakout"]
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     goals.show("representation", "audit", results_dir=root)

@@ -242,22 +242,21 @@ def _of_topic(topic: str) -> list[Goal]:
 
 
 def in_short(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
-    """The goals of a topic, one row each: the games, their bars, and for each variant the mean of
-    each of the games in turn, after ✓ where it reaches the bar, – where nothing is measured."""
+    """The goals of a topic, one row each: for each variant the mean of each of the games in turn,
+    after ✓ where it reaches the bar, – where nothing is measured; the bars, and the games."""
     tables, rows = Tables(profile, results_dir), []
     for goal in _of_topic(topic):
         found = {variant: [goal.find(tables, variant, game) for game in goal.games]
                  for variant in VARIANTS}
-        bars = (f"better than {goal.baseline.partition(',')[0]}" if goal.bar is None else goal.bar_text(game)
-                for game in goal.games)
+        beaten = f"better than {goal.baseline.partition(',')[0]}"
+        bars = (beaten if goal.bar is None else goal.bar_text(game) for game in goal.games)
         texts = {variant: ", ".join(_in_short(goal, *one) for one in zip(cells, goal.games))
                  for variant, cells in found.items()}
         what = goal.words.replace("R2", "R²").replace("ball_", "the ball's ")
         for level in LEVELS:
             what = what.replace(f"L{level} code", f"{words.LEVELS[level]} code")
-        rows.append({"what": what,
-                     "games": listed(TITLES[game] for game in goal.games), "bar": listed(bars),
-                     **texts})
+        rows.append({"what": what, **texts, "bar": listed(bars),
+                     "games": listed(TITLES[game] for game in goal.games)})
     return pd.DataFrame(rows).set_index("what").rename_axis(index=None)
 
 

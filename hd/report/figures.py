@@ -138,8 +138,8 @@ def bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
     """Bars of summarise's rows with their value written on them, a dot for each of several seeds,
     and whiskers where there is an interval."""
     drawn = ax.bar(place, found["mean"], width, color=colour, label=label)
-    ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], fontsize=6, padding=2,
-                 rotation=turn)
+    ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], padding=2, rotation=turn,
+                 fontsize=plt.rcParams["font.size"] * 2 / 3)
     for x, seeds in zip(place, found["seeds"]):
         if isinstance(seeds, tuple) and len(seeds) > 1:  # an arm without this game has none
             ax.plot([x] * len(seeds), seeds, "o", ms=2, color="black")
@@ -400,7 +400,7 @@ def show_ball_places(profiles: Iterable[str], results_dir=None) -> None:
     print("hi-dreamer's ball is not measured here.")
 
 
-@styled
+@legible
 def ball_places(table: pd.DataFrame) -> Figure:
     """A panel per game: how well the ball is read from codes and from embeddings, by where it is,
     over the share of training steps that have it there (grey).
@@ -416,8 +416,8 @@ def ball_places(table: pd.DataFrame) -> Figure:
     games = [game for game in GAMES if game in set(found["game"])]
     if not games:
         raise InputError("the table of tokenizer has no error by place")
-    fig, (axes,) = panels(1, len(games), width=3.6, height=2.5)
-    for ax, game in zip(axes, games):
+    fig, axes = panels(len(games), 1, width=WIDE, height=2.8)
+    for (ax,), game in zip(axes, games):
         here = found[found["game"] == game]
         share, error = (here[here["metric"] == name]
                         for name in ("ball_share", "rms_error_ball_x"))
@@ -428,10 +428,10 @@ def ball_places(table: pd.DataFrame) -> Figure:
         ax.fill_between(error["at"], error["low"], error["high"], color=COLOURS[0], alpha=0.2)
         ax.plot(error["at"], error["baseline"], "o-", ms=3, color=COLOURS[1],
                 label="from embeddings")
-        ax.set(title=f"{TITLES[game]}, n={error['n'].max()}", xlabel="ball_x (RAM units)",
+        ax.set(title=f"{TITLES[game]}, n={error['n'].max()}", xlabel="the ball's x (RAM units)",
                ylabel="root mean square error", ylim=(0, None), zorder=seen.get_zorder() + 1)
         ax.patch.set_visible(False)
-    handles = [*axes[0].get_legend_handles_labels()[0], seen.containers[0]]
+    handles = [*axes[0, 0].get_legend_handles_labels()[0], seen.containers[0]]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
@@ -457,20 +457,20 @@ def attention_masks(num_steps: int = 3) -> Figure:
     return fig
 
 
-@styled
+@legible
 def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
     """Next-code accuracy (or cross_entropy) per level beside the trivial predictors: games down,
     all codes left and changed codes right. table: the world model's long table."""
     games = [game for game in GAMES if game in set(table["game"])]
-    fig, axes = panels(len(games), 2, width=3.6, height=2.1, sharey="row")
+    fig, axes = panels(len(games), 2, width=WIDE / 2, height=2.6, sharey="row")
     for line, game in zip(axes, games):
         own = summarise(table[table["game"] == game]).set_index("metric")
         for ax, infix, words in zip(line, ("", "changed_"), ("all codes", "codes that change")):
             names = [f"l{level}_{infix}{metric}" for level in range(3)]
             drawn = {"world model": own.loc[names]}
             if baseline_words(BEST_TRIVIAL, table) == "n-gram":  # which has no row of its own
-                drawn["n-gram"] = own.loc[names].assign(mean=own.loc[names, "baseline"], low=np.nan,
-                                                        high=np.nan)
+                drawn["n-gram"] = own.loc[names].assign(
+                    mean=own.loc[names, "baseline"], low=np.nan, high=np.nan, seeds=[()] * 3)
             for guess in ("back_off", "repeat_last", "frequency"):
                 rows = [named(name, guess) for name in names]
                 if set(rows) <= set(own.index):
@@ -478,11 +478,11 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
             colours = (COLOURS[0], "#555555", "#8f8f8f", "#c8c8c8")  # grey: trivial predictors
             for i, ((name, found), colour) in enumerate(zip(drawn.items(), colours)):
                 bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
-            ax.set_xticks(range(3), LEVELS)
+            ax.set_xticks(range(3), [name.replace(" ", "\n") for name in LEVELS])
             ax.set_title(f"{TITLES[game]}, {words}")
             ax.margins(y=0.25)
         line[0].set_ylabel(axis_label(f"l0_{metric}").replace("l0_", "").replace("_", " "))
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
@@ -560,7 +560,8 @@ def floor_ladder(table: pd.DataFrame, world_model_table: pd.DataFrame) -> Figure
         raise InputError("the tables of entropy_floor and world_model have no game in common")
     model = summarise(world_model_table, ["l{level}_cross_entropy"])
     model = model[model["metric"].isin([f"l{level}_cross_entropy" for level in range(3)])]
-    trivial = model.assign(mean=model["baseline"], low=np.nan, high=np.nan)
+    trivial = model.assign(mean=model["baseline"], low=np.nan, high=np.nan,
+                           seeds=[()] * len(model))
     shares = [name.sticky for name in map(parsed, table["metric"].unique())
               if name.metric == "l0_state_floor" and name.sticky is not None and not name.words]
     rungs = {baseline_words(BEST_TRIVIAL, world_model_table): trivial, "world model": model}
