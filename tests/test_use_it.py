@@ -1,6 +1,7 @@
 """What the README and the book tell a reader to type works: each program and each command."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from hd import atari, config, stages
+from hd import atari, config, play, stages
 from hd.__main__ import make_parser
 from hd.run import runs, storage, weights
 
@@ -58,10 +59,11 @@ def published_agents():
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     """The page's programs in Python, in order, for the largest published agent, which is restored;
-    where none fits, for a tiny one of Pong."""
+    where none fits, for a tiny one of Pong. Real games that they play end after 60 steps."""
     text = blocks_of(PAGES[1], "python")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HD_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
+        patch.setattr(play, "AtariGame", functools.partial(atari.AtariGame, max_steps=60))
         for profile, game in published_agents()[-1:]:
             weights.restore(runs.start("agent", profile=profile, games=game))
             given = f'profile="{profile}", games="{game}")'
