@@ -393,7 +393,7 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     assert curve[-1]["is_final"] and curve[-1]["step"] == run.cfg.num_steps
     assert curve[-1]["return"] == float(found.loc["real_return", "mean"])
     fig = agent_figures.agent_curves(tables.agent_points(tmp_path), {"pong": {"Human": 14.6}})
-    assert [ax.get_ylabel() for ax in fig.axes] == ["Pong, return"] * 2
+    assert [ax.get_ylabel() for ax in fig.axes] == ["Pong, return", ""], "one for both panels"
     stars = [line for line in fig.axes[0].get_lines() if line.get_marker() == "*"]
     assert [line.get_ydata().tolist() for line in stars] == [[curve[-1]["return"]]] * 2
     mark = next(line for line in fig.axes[1].get_lines() if line.get_marker() == "_")

@@ -312,17 +312,3 @@ def test_costs_leave_out_what_was_not_asked_for_and_miss_no_stage_of_the_chain(t
     (tmp_path / "quick" / "tokenizer" / "base-seed0.csv").unlink()
     with pytest.raises(InputError, match="no table of stage tokenizer"):
         tables.costs(tmp_path, "quick")
-
-
-def test_a_stage_that_was_not_measured_is_one_line_and_a_measured_one_its_table(tmp_path, capsys):
-    metrics = ["transfer_l0_gain"]
-    assert tables.where_measured(tmp_path, "quick", "transfer", metrics) is None
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "No table of stage transfer at profile quick" in line and "09_transfer" in line
-    write_table(tmp_path / "quick", [row("transfer_l0_gain", 0.25, game="pong", step=1000)],
-                stage="transfer")
-    assert tables.where_measured(tmp_path, "quick", "transfer", metrics)["mean"].tolist() == [
-        "0.250"]
-    assert "profile quick, variant base, seed 0" in capsys.readouterr().out
-    wide = tables.where_measured(tmp_path, "quick", "transfer", metrics, tables.pivot)
-    assert wide.index.tolist() == ["transfer_l0_gain, step 1000"]

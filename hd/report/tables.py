@@ -9,7 +9,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,20 +213,6 @@ def agents_of(results_dir) -> dict[str, tuple[str, str]]:
     names begin with there; smoke says nothing about quality."""
     found = {game: profiles_of(results_dir, "agent", f"base-{game}") for game in config.GAMES}
     return {game: (profiles[0], f"base-{game}") for game, profiles in found.items() if profiles}
-
-
-def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
-                   view: Callable | None = None, *,
-                   optional: Iterable[str] = ()) -> pd.DataFrame | None:
-    """view (over_seeds by default) of a stage that not every profile has, after its provenance.
-
-    Where there is no table it prints a line that says so, and returns None.
-    """
-    if not is_measured(results_dir, profile, stage):
-        return None
-    table = fresh_or_published(results_dir, profile, stage)
-    print(provenance_line(table))
-    return (view or over_seeds)(table, metrics, optional=optional)
 
 
 def is_measured(results_dir, profile: str, stage: str) -> bool:
