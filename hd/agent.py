@@ -32,8 +32,8 @@ from hd.play import Observation
 from hd.policy import ActorCritic
 from hd.run import runs, training
 from hd.run.captured import captured
-from hd.run.machine import cpu_count, device, kept_memory
-from hd.run.runs import Run, generator_on, rng_for, seed_everything
+from hd.run.machine import cpu_count, device, generator_on, kept_memory
+from hd.run.runs import Run, rng_for, seed_everything
 from hd.run.storage import write_atomically
 from hd.run.training import Feed, Unkept
 

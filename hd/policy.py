@@ -18,7 +18,8 @@ from hd.config import InputError, PolicyConfig
 from hd.imagination import Rollout, imagine
 from hd.replay import Replay
 from hd.run import training
-from hd.run.runs import Run, generator_on, rng_for, seed_everything
+from hd.run.machine import generator_on
+from hd.run.runs import Run, rng_for, seed_everything
 from hd.run.training import Loss, Unkept
 from hd.two_hot import TwoHot
 from hd.world_model import WorldModel, draw, num_features

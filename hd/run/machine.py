@@ -45,6 +45,16 @@ def device() -> torch.device:
     return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def generator_on(device: torch.device, seed: int) -> torch.Generator:
+    """What draws on the device, seeded: on a GPU its own generator, which a captured function
+    (hd.run.captured) goes on drawing from; elsewhere a new one."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
 def device_kind() -> str:
     """Which benchmark this machine makes, "cpu" or "gpu"."""
     return "cpu" if device().type == "cpu" else "gpu"

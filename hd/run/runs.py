@@ -181,14 +181,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def generator_on(device: torch.device, seed: int) -> torch.Generator:
-    """What draws on the device, seeded: on a GPU its own generator, which a captured function
-    (hd.run.captured) goes on drawing from; elsewhere a new one."""
-    if device.type == "cuda":
-        return torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
-    return torch.Generator().manual_seed(seed)
-
-
 def rng_for(*keys) -> np.random.Generator:
     """A numpy generator that depends only on the keys (numbers or words)."""
     words = [k if isinstance(k, int) else int.from_bytes(str(k).encode(), "little") for k in keys]
