@@ -141,12 +141,11 @@ def next_code(model, tokens, actions, level: int):
     return model.code_heads[level](hidden[:, -1, PREDICTED_AT[level]])
 
 
-def dream(actor_critic, tokens, actions, seed: int | None = None) -> Rollout:
+def dream(actor_critic, tokens, actions, generator: torch.Generator | None = None) -> Rollout:
     """hd.policy.ActorCritic.dream by the usual means: a cache that grows by torch.cat, torch's
     attention kernel, torch.multinomial. Under autocast keys and values are as it makes them."""
     model, cfg = actor_critic.dream_in, actor_critic.cfg
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator or torch.Generator().manual_seed(int(torch.randint(2**31, ())))
     with torch.no_grad():
         return _Dream(model, tokens, actions, generator).roll(actor_critic.actor.act, cfg.horizon)
 
