@@ -18,7 +18,7 @@ from hd.config import AgentConfig, InputError, PlaceModelConfig
 from hd.experience import Store
 from hd.imagination import imagine
 from hd.measure import contact
-from hd.report import figures, pictures, tables
+from hd.report import agent_figures, pictures, tables
 from hd.run import runs, weights
 from hd.run.runs import TimeLimitReached
 from hd.run.training import Unkept
@@ -385,14 +385,19 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     assert short.loc["return (random play)", "Pong"] == (
         f"{returned} ({by_chance})")
     assert not found.index.str.startswith("training_return").any()
-    (curve,) = tables.agent_points(tmp_path)["pong"].values()
+    curve, smaller = tables.agent_points(tmp_path)["pong"].values()
+    assert [name.partition(",")[0] for name in tables.agent_points(tmp_path)["pong"]] == [
+        "audit", "quick"], "the largest profile first"
+    assert smaller[0]["step"] == 64
     assert curve[:-1] == [{"step": 320, "minutes": 1.5, "return": -20.5}]
     assert curve[-1]["is_final"] and curve[-1]["step"] == run.cfg.num_steps
     assert curve[-1]["return"] == float(found.loc["real_return", "mean"])
-    fig = figures.agent_curves(tables.agent_points(tmp_path), {"pong": {"Human": 14.6}})
+    fig = agent_figures.agent_curves(tables.agent_points(tmp_path), {"pong": {"Human": 14.6}})
     assert [ax.get_ylabel() for ax in fig.axes] == ["Pong, return"] * 2
     stars = [line for line in fig.axes[0].get_lines() if line.get_marker() == "*"]
-    assert [line.get_ydata().tolist() for line in stars] == [[curve[-1]["return"]]]
+    assert [line.get_ydata().tolist() for line in stars] == [[curve[-1]["return"]]] * 2
+    mark = next(line for line in fig.axes[1].get_lines() if line.get_marker() == "_")
+    assert mark.get_xydata().tolist() == [[100, 14.6]], "where others were scored"
 
 
 def test_the_report_shows_the_points_that_agents_won_while_they_learned(tmp_path, monkeypatch):
@@ -405,7 +410,7 @@ def test_the_report_shows_the_points_that_agents_won_while_they_learned(tmp_path
     monkeypatch.setattr(tables, "fresh_or_published", lambda *args: rows)
     found = tables.shares_won(tmp_path)
     assert found["value"].tolist() == [0.1, 0.4]
-    (ax,) = figures.share_won_curves(found).axes
+    (ax,) = agent_figures.share_won_curves(found).axes
     drawn = [line.get_ydata() for line in ax.get_lines()]
     assert drawn[0].tolist() == [0.1, 0.4] and set(drawn[1]) == {0.05} and set(drawn[2]) == {0.5}
 
@@ -444,9 +449,9 @@ def test_contacts_are_shown_in_the_real_game_and_dreamed(monkeypatch):
     for each in found:
         assert each["real game"].shape == each["dream"].shape == (GAMES["pong"].lost_within, 84, 84)
         assert each["dreamed_loss"] >= 0
-    assert len(figures.contacts(found).axes) == len(found) + len(found) % 2
+    assert len(agent_figures.contacts(found).axes) == len(found) + len(found) % 2
     assert pictures.contacts(run, num_steps=80) == []
-    assert not any(ax.get_visible() for ax in figures.contacts([]).axes)
+    assert not any(ax.get_visible() for ax in agent_figures.contacts([]).axes)
 
 
 def test_half_of_the_pictures_are_of_one_kind_where_there_are_enough():

@@ -30,7 +30,7 @@ from hd.config import PROFILES, EncoderConfig, InputError, WorldModelConfig
 from hd.encoder import AtariEncoder
 from hd.imagination import imagine
 from hd.replay import Replay
-from hd.report import benchmarks, figures
+from hd.report import benchmarks, figures, findings
 from hd.run import training
 from hd.run.machine import device
 from hd.world_model import WorldModel, hierarchical_mask
@@ -414,9 +414,20 @@ def test_the_page_shows_ratios_bars_and_where_time_goes(tmp_path, capsys):
     assert capsys.readouterr().out == ("cpu: reading, against theirs: 0.250, bar <= 0.1\n"
                                        "1 of 2 bars are met.\n")
     assert benchmarks.where_time_goes(table)["share of time"].tolist() == ["62.5%"]
-    ax, = figures.benchmark_ratios(table[table["bar"] != ""]).axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == [
-        "encoder training\nagainst theirs", "reading\nagainst theirs"]
+    ax, = figures.benchmark_ratios(benchmarks.nearest(table, 2)).axes
+    assert [text.get_text() for text in ax.texts] == [
+        "reading, against theirs", "encoder training, against theirs"], "the least room first"
+
+
+@pytest.mark.parametrize(("count", "stages"), [(1, ["reading"]),
+                                               (9, ["reading", "encoder training"])])
+def test_the_bars_with_the_least_room_come_first(tmp_path, count, stages):
+    write_benchmark(tmp_path)
+    table = benchmarks.published(tmp_path)
+    assert benchmarks.nearest(table, count)["stage"].tolist() == stages, "and none without a bar"
+    sentence = findings.performance(table)
+    assert sentence.startswith("1 of 2 bars are met on Test CPU; *reading*, against theirs,")
+    assert "0.250 times theirs, where <= 0.1 is the bar" in sentence
 
 
 def test_a_page_without_a_benchmark_says_so_in_one_line(tmp_path, capsys):

@@ -149,6 +149,14 @@ def test_accuracies_stand_beside_all_three_baselines_on_all_and_on_changed_codes
     assert fig.axes[0].get_ylabel() == "accuracy (share)"
 
 
+def test_the_ngrams_bars_carry_no_seeds_of_the_world_model():
+    rows = [row(f"l{level}_{part}accuracy", 0.5, game="pong", baseline=0.25)
+            for level in range(3) for part in ("", "changed_")]
+    fig = figures.accuracy_table_figure(long_table(rows, stage="world_model", seeds=(0, 1)))
+    dots = {float(line.get_ydata()[0]) for line in fig.axes[0].lines}
+    assert dots == {0.5} and len(fig.axes[0].lines) == 3, "one line of dots for each level"
+
+
 def test_newer_accuracies_stand_beside_back_off_in_place_of_the_ngram():
     rows = []
     for level in range(3):

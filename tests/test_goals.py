@@ -187,9 +187,23 @@ def test_what_is_shown_names_its_devices_and_commits(published, monkeypatch):
     monkeypatch.setattr("IPython.display.display", shown.append)
     root = published("tokenizer", [row("r2_ball_x", 0.3, game="pong", baseline=0.4)])
     goals.show("representation", "audit", results_dir=root)
-    _, _, said = shown
-    assert said.data.startswith(f"base. Device: {machine.device_name()}. Commit: "
+    *_, said = shown
+    assert said.data.startswith(f"audit, base. Device: {machine.device_name()}. Commit: "
                                 f"{machine.git_state()['commit'][:7]}")
+
+
+def test_in_short_a_goal_is_one_row_with_its_games_in_turn(published, monkeypatch):
+    root = published("tokenizer", [row("r2_ball_x", 0.95, game="pong", baseline=0.97),
+                                   row("r2_ball_x", 0.4, game="breakout", baseline=0.97)])
+    short = goals.in_short("representation", "audit", results_dir=root)
+    assert len(short) <= 12 and short.index.is_unique
+    found = short.loc["R² of the ball's x read from codes"]
+    assert found.tolist() == ["✓ 0.950, 0.400", "–, –", "≥ 0.9", "Pong, Breakout"]
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    goals.show("representation", "audit", results_dir=root)
+    (folded,) = (one.data for one in shown if getattr(one, "data", "").startswith("<details>"))
+    assert "0.950 (0.970), n=1" in folded, "the whole table is one click away"
 
 
 def test_fresh_results_of_one_profile_are_read_too(published, tmp_path):

@@ -15,6 +15,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "workflow" / "gpu"))
 import campaign
 import wheels
 
+from hd.ablations import ABLATIONS
+
 NO_WHEELS = Path("no-such-folder")
 
 
@@ -111,7 +113,7 @@ def test_a_package_without_a_version_and_a_list_that_is_not_there_are_named(regi
 
 @pytest.mark.parametrize(("words", "says"), [
     (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, exposures, "
-     "agent-pong, agent-breakout, agent-ms_pacman"),
+     "agent_codes, agent_data, agent_transfer, agent-pong, agent-breakout, agent-ms_pacman"),
     (["smoke", "--seconds", "5", "--out", "x"], "smoke needs at least 60 seconds; got 5"),
     (["smoke", "--seconds", "nan", "--out", "x"], "smoke needs at least 60 seconds; got nan"),
     (["smoke", "--seconds", "soon", "--out", "x"],
@@ -214,7 +216,7 @@ def test_agents_that_learned_side_by_side_are_at_home_as_if_made_there(work, on_
     campaign.agents(work, ("pong", "breakout"), profile="smoke")
     assert work.exit_code == 0, capsys.readouterr().out
     assert sorted(line.partition(":")[0] for line in capsys.readouterr().out.splitlines()
-                  if " steps in " in line) == ["breakout", "pong"]
+                  if " steps in " in line) == ["base-breakout-seed0", "base-pong-seed0"]
     monkeypatch.setenv("HD_ARTIFACTS", str(unpacked(work, tmp_path / "home")))
     from hd.run import runs
     for game in ("pong", "breakout"):
@@ -237,6 +239,19 @@ def test_an_agent_that_ran_out_of_time_comes_with_all_that_the_same_command_need
     assert b"".join(piece.read_bytes() for piece in pieces) == whole.read_bytes()
     assert (came.parent / "checkpoint.json").exists()
     assert (came.parent / "blocks" / "000000.npz").exists()
+
+
+def test_an_ablations_agents_are_measured_there_and_their_tables_kept(work, on_cpu, monkeypatch,
+                                                                      capsys):
+    arms = ABLATIONS["agent_data"].arms
+    assert any("agent.learner" in fields for fields in arms.values())
+    for arm in ("prefill", "unmoved"):  # fewer do
+        monkeypatch.delitem(arms, arm)
+    campaign.ablation(work, "agent_data", profile="smoke", seeds=[1])
+    said = capsys.readouterr().out
+    assert work.exit_code == 0, said
+    tables = {name.rpartition("/")[2] for name in work.kept["tables"] if name.endswith("seed1.csv")}
+    assert tables == {"base-pong-seed1.csv", "agent_data.uniform-pong-seed1.csv"}
 
 
 def test_the_two_splits_are_measured_and_their_tables_kept(work, on_cpu, monkeypatch, capsys):

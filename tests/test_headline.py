@@ -192,8 +192,8 @@ def test_the_standing_says_whom_an_agent_is_above_in_each_game(tmp_path):
         write_table(tmp_path / "audit", [row("real_return", value, game=game, baseline=by_chance)],
                     stage="agent", variant=f"base-{game}", profile="audit")
     assert headline.standing(tmp_path) == (
-        "Pong: above random play, people and BBF, not above DIAMOND. "
-        "Breakout: not above random play, people, DIAMOND and BBF.")
+        "Pong (1 seed): above random play, people and BBF, not above DIAMOND. "
+        "Breakout (1 seed): not above random play, people, DIAMOND and BBF.")
 
 
 def test_the_abstract_says_what_plays_and_how_many_that_only_dreamed_beat_random(

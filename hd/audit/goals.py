@@ -15,8 +15,8 @@ import pandas as pd
 from hd.audit.evidence import Measurement, Tables, devices_and_commits
 from hd.config import GAMES, PROFILES, resolve
 from hd.measure import dreams
-from hd.report import reference
-from hd.report.tables import TITLES, TRIVIAL, number, with_spread
+from hd.report import reference, words
+from hd.report.tables import TITLES, TRIVIAL, listed, number, with_spread
 from hd.run.metrics import METRICS, key_of, named
 
 VARIANTS = ("base", "hi-dreamer")
@@ -241,18 +241,45 @@ def _of_topic(topic: str) -> list[Goal]:
     return [goal for goal in GOALS if goal.topic == topic]
 
 
+def in_short(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
+    """The goals of a topic, one row each: for each variant the mean of each of the games in turn,
+    after ✓ where it reaches the bar, – where nothing is measured; the bars, and the games."""
+    tables, rows = Tables(profile, results_dir), []
+    for goal in _of_topic(topic):
+        found = {variant: [goal.find(tables, variant, game) for game in goal.games]
+                 for variant in VARIANTS}
+        beaten = f"better than {goal.baseline.partition(',')[0]}"
+        bars = (beaten if goal.bar is None else goal.bar_text(game) for game in goal.games)
+        texts = {variant: ", ".join(_in_short(goal, *one) for one in zip(cells, goal.games))
+                 for variant, cells in found.items()}
+        what = goal.words.replace("R2", "R²").replace("ball_", "the ball's ")
+        for level in LEVELS:
+            what = what.replace(f"L{level} code", f"{words.LEVELS[level]} code")
+        rows.append({"what": what, **texts, "bar": listed(bars),
+                     "games": listed(TITLES[game] for game in goal.games)})
+    return pd.DataFrame(rows).set_index("what").rename_axis(index=None)
+
+
+def _in_short(goal: Goal, found: Measurement | None, game: str) -> str:
+    if found is None:
+        return "–"
+    return ("✓ " if goal.is_reached(found, game) else "") + number(found.mean)
+
+
 def show(topic: str, profile: str, *, results_dir=None) -> None:
-    """The tables of all profiles at which hi-dreamer is measured, the largest first; that of the
-    given profile where it is measured at none."""
+    """In a notebook: in_short of the largest profile at which hi-dreamer is measured, else of the
+    given one, with devices and commits; behind a click the whole table of each such profile."""
     from IPython.display import Markdown, display
-    for name in measured(topic, results_dir) or [profile]:
-        display(Markdown(f"**{name}**: {PROFILES[name].purpose}"))
-        display(table(topic, name, results_dir=results_dir))
+    profiles = measured(topic, results_dir) or [profile]
+    display(Markdown(f"**{profiles[0]}**: {PROFILES[profiles[0]].purpose}"))
+    display(in_short(topic, profiles[0], results_dir=results_dir))
+    for name in profiles:
+        words.fold(table(topic, name, results_dir=results_dir), f"With seeds and baselines, {name}")
         for variant in VARIANTS:
             records = [record for stage in STAGES[topic] for _, _, record
                        in Tables(name, results_dir).read(stage, variant)]
             if records:
-                display(Markdown(f"{variant}. {devices_and_commits(records)}"))
+                display(Markdown(f"{name}, {variant}. {devices_and_commits(records)}"))
 
 
 def show_unreached(topic: str, *, results_dir=None) -> None:

@@ -185,8 +185,8 @@ def abstract(results_dir=None) -> str:
 
 
 def standing(results_dir=None) -> str:
-    """Markdown, one line for the book's first page: in each game, whose returns the mean return of
-    the agents is above and below; a line where no agent is published."""
+    """Markdown, one line for the book's first page: in each game, of how many seeds the mean return
+    is, and whose it is above and below; a line where no agent is published."""
     root, parts = Path(results_dir or ROOT / "results"), []
     for game, (profile, name) in agents_of(root).items():
         table = fresh_or_published(root, profile, "agent", name)
@@ -196,7 +196,8 @@ def standing(results_dir=None) -> str:
             for method in PUBLISHED}}
         above = [name for name, score in others.items() if row["mean"] > score]
         below = [name for name in others if name not in above]
-        parts.append(f"{TITLES[game]}: " + ", ".join(
+        seeds = f"{row['n']} seed{'s' * (row['n'] > 1)}"
+        parts.append(f"{TITLES[game]} ({seeds}): " + ", ".join(
             f"{word} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}"
             for word, names in (("above", above), ("not above", below)) if names))
     return f"{'. '.join(parts)}." if parts else NOTHING
@@ -302,8 +303,9 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """The whole text of README.md, of the book's headline.md, abstract.md and standing.md, which its
-    first page shows, and of its measured.md, which has all headline numbers, from root's tables."""
+    """The whole text of README.md, of the book's headline.md, abstract.md and standing.md, which
+    its first page shows, and of its measured.md, which has all headline numbers, from root's
+    tables."""
     readme, results = root / "README.md", root / "results"
     page = readme.read_text(encoding="utf-8")
     if not 0 <= page.find(BEGIN) < page.find(END):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from hd.book.publishing import check_clean
+from hd.report.words import fold
 from hd.run import machine
 from hd.run.storage import ROOT, write_atomically
 
@@ -65,6 +66,13 @@ def published(root: Path = ROOT) -> pd.DataFrame | None:
         "checked": [in_words(name) for name in table["test"]], "outcome": table["outcome"],
         "seconds": [f"{seconds:,.0f}" for seconds in table["seconds"]],
         "commit": table["commit"].str[:7], "device": table["device"], "date": table["date"]})
+
+
+def show() -> None:
+    """In a notebook: how many of the published long tests passed last, and behind a click each."""
+    if (found := published()) is not None:
+        print((found["outcome"] == "passed").sum(), "of", len(found), "long tests passed last")
+        fold(found, "Each of them")
 
 
 def in_words(name: str) -> str:

@@ -10,6 +10,7 @@ from hd.ablations import ABLATIONS
 from hd.config import GAMES, InputError
 from hd.report import published as published_files
 from hd.report.tables import (
+    TITLES,
     best_baselines,
     load_with_record,
     number,
@@ -17,6 +18,7 @@ from hd.report.tables import (
     tables_of,
     with_spread,
 )
+from hd.report.words import MOST_ROWS, fold, in_words
 from hd.run.storage import ROOT
 
 
@@ -85,11 +87,15 @@ def published(profile: str, *, results_dir: Path | None = None) -> list[str]:
 
 
 def show_all(profile: str, *, results_dir: Path | None = None) -> None:
-    """Each published ablation under its question: its table, and its figure where there is one."""
+    """Each published ablation under its question: its table in words, of which what does not fit on
+    a screen is behind a click, and its figure where there is one."""
     from IPython.display import Markdown, display
     for name in published(profile, results_dir=results_dir):
-        chosen = ABLATIONS[name]
-        display(Markdown(f"## {name}: {chosen.question}"))
-        display(compared(name, profile, results_dir=results_dir))
+        display(Markdown(f"## {name}: {ABLATIONS[name].question}"))
+        table = compared(name, profile, results_dir=results_dir)
+        display(table.head(MOST_ROWS).set_axis(map(in_words, table.index[:MOST_ROWS]), axis=0)
+                .assign(game=[TITLES[game] for game in table["game"][:MOST_ROWS]]))
+        if len(table) > MOST_ROWS:
+            fold(table, "All rows, by the names in results/")
         if curves := published_files.curves(name, profile):
             published_files.show(curves, f"{name}: what was watched while its arms trained")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from hd.config import InputError
 from hd.report.tables import commit_of, number
+from hd.report.words import fold
 from hd.run.storage import ROOT, artifacts_root, sha256_of, shown
 
 KINDS = ("cpu", "cpu-float32", "gpu")  # see hd.bench.benchmark.table_name
 COLUMNS = ("stage", "unit", "ours", "theirs", "against", "ratio", "ratio_min", "ratio_max",
            "pairs", "bar", "met", "device", "threads", "commit", "dirty")
 PROFILE_COLUMNS = ("stage", "against", "part", "share", "calls")
+BAR = re.compile(r"([<>]=) ([\d.]+)")
 MARKS = {"True": "✓", "False": "✗", "": ""}
 
 
@@ -96,6 +100,35 @@ def _stages(table: pd.DataFrame) -> list[str]:
     several = table["kind"].nunique() > 1
     return [f"{kind}: {stage}" if several else stage
             for kind, stage in zip(table["kind"], table["stage"])]
+
+
+def limit(row: Mapping) -> float:
+    """The number of a row's bar."""
+    return float(BAR.fullmatch(row["bar"])[2])
+
+
+def nearest(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The rows with a bar that have the least room: whose ratio is, in times, nearest to it or
+    farthest beyond, the least first."""
+    judged = table[table["bar"] != ""]
+    room = pd.Series([row["ratio"] / limit(row) if row["bar"].startswith(">=")
+                      else limit(row) / row["ratio"] for row in judged.to_dict("records")],
+                     judged.index, dtype=float)
+    return judged.loc[room.sort_values(kind="stable").index[:count]]
+
+
+def show_in_words(table: pd.DataFrame, count: int = 12) -> None:
+    """In a notebook: in_words of the bars with the least room, and behind a click of all rows."""
+    from IPython.display import display
+    if not table.empty:
+        display(in_words(nearest(table, count)))
+        fold(in_words(table), "All rows")
+
+
+def show_where_time_goes(table: pd.DataFrame) -> None:
+    """In a notebook: where_time_goes behind a click, if anything was profiled."""
+    if (found := where_time_goes(table)) is not None:
+        fold(found, "Where our time goes")
 
 
 def not_met(table: pd.DataFrame) -> None:

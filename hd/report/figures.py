@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,18 +21,16 @@ from sklearn.decomposition import PCA
 
 from hd import atari, world_model
 from hd.config import GAMES, InputError
-from hd.report import published, reference
+from hd.report import benchmarks
 from hd.report.tables import (
     BEST_TRIVIAL,
     TITLES,
     TRIVIAL,
-    agent_points,
     baseline_words,
     fresh_or_published,
     load_with_record,
     number,
     provenance_line,
-    shares_won,
     summarise,
     tables_of,
 )
@@ -52,12 +49,14 @@ STYLE = {
     "axes.prop_cycle": plt.cycler(color=COLOURS), "legend.frameon": False,
     "grid.color": "#e4e4e4", "image.cmap": "cividis", "svg.hashsalt": "hd"}
 SVG_BYTES = 200_000  # a larger drawing is kept as PNG only
+LARGE = {"font.size": 12, "axes.titlesize": 12, "axes.labelsize": 12, "legend.fontsize": 11}
+WIDE = 6.6  # inches: with LARGE letters still read on a screen of 390 pixels
+TIMES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000)
 MAX_POINTS = 3000  # in a scatter
 LEVELS = ("L0 coarse", "L1 middle", "L2 fine")
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28)}  # a legend that hides nothing
 SPLITS = {"exposures.episodes": "whole episodes held out",
           "exposures.windows": "overlapping windows held out"}
-BAR = re.compile(r"([<>]=) ([\d.]+)")
 
 
 def styled(draw):
@@ -65,6 +64,15 @@ def styled(draw):
     @functools.wraps(draw)
     def drawn(*args, **kwargs):
         with plt.rc_context(STYLE):
+            return draw(*args, **kwargs)
+    return drawn
+
+
+def legible(draw):
+    """As styled, in letters that are read at the width of a phone too; for figures WIDE."""
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs):
+        with plt.rc_context({**STYLE, **LARGE}):
             return draw(*args, **kwargs)
     return drawn
 
@@ -114,6 +122,14 @@ def panels(rows: int, columns: int, *, width: float = 2.6, height: float = 2.2, 
                         **settings)
 
 
+def times_axis(ax) -> None:
+    """Plain numbers, not powers of ten, along a logarithmic axis of ratios."""
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in TIMES if low <= tick <= high]
+    ax.set_xticks([], minor=True)
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
 def axis_label(metric: str) -> str:
     return f"{metric} ({METRICS[key_of(metric)].unit})"
 
@@ -122,8 +138,8 @@ def bars(ax, found, place, width, colour, *, label=None, turn=0) -> None:
     """Bars of summarise's rows with their value written on them, a dot for each of several seeds,
     and whiskers where there is an interval."""
     drawn = ax.bar(place, found["mean"], width, color=colour, label=label)
-    ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], fontsize=6, padding=2,
-                 rotation=turn)
+    ax.bar_label(drawn, [number(value, 2) for value in found["mean"]], padding=2, rotation=turn,
+                 fontsize=plt.rcParams["font.size"] * 2 / 3)
     for x, seeds in zip(place, found["seeds"]):
         if isinstance(seeds, tuple) and len(seeds) > 1:  # an arm without this game has none
             ax.plot([x] * len(seeds), seeds, "o", ms=2, color="black")
@@ -233,79 +249,6 @@ def learning_curves(history, keys: Sequence[str], baselines: Mapping | None = No
         named = {name: line for ax in fig.axes
                  for line, name in zip(*ax.get_legend_handles_labels())}
         fig.legend(named.values(), named, loc="outside lower center", ncols=3)
-    return fig
-
-
-PUBLISHED = ("Random", "Human", "DIAMOND")  # methods whose returns stand beside an agent's curve
-
-
-def show_agents(results_dir) -> None:
-    """Show agent_curves beside what others reached after 100,000 steps, and share_won_curves."""
-    curves = agent_points(results_dir)
-    if not curves:
-        print("No learning curve of an online agent is there.")
-        return
-    anchors = {game: {name: reference.anchor("atari100k", name, atari.GAMES[game].title)
-                      for name in PUBLISHED} for game in curves}
-    show(agent_curves(curves, anchors))
-    if len(won := shares_won(results_dir)):
-        show(share_won_curves(won))
-
-
-def show_contacts() -> None:
-    """Show the published pictures of agents' contacts, game by game; a line where there are
-    none."""
-    found = published.contacts()
-    for game, path in found.items():
-        published.show(path, f"{atari.GAMES[game].title}: contacts in the real game and dreamed")
-    if not found:
-        print("No pictures of contacts are published.")
-
-
-@styled
-def agent_curves(histories: Mapping[str, Mapping[str, list[dict]]],
-                 anchors: Mapping[str, Mapping[str, float]] | None = None) -> Figure:
-    """A line of panels per game: the return of the last training episodes over steps of the real
-    game and over minutes, and a star where the last policy's whole episodes were scored. histories:
-    game -> name -> points of an agent's record, or of hd.report.tables.agent_points; anchors: game
-    -> name -> a return to compare with, drawn across."""
-    fig, axes = panels(len(histories), 2, width=3.4)
-    for line, (game, curves) in zip(axes, histories.items()):
-        for ax, x, xlabel in zip(line, ("step", "minutes"), ("steps of the real game", "minutes")):
-            for name, history in curves.items():
-                points = [point for point in history
-                          if point["return"] is not None and not point.get("is_final")]
-                (curve,) = ax.plot([point[x] for point in points],
-                                   [point["return"] for point in points],
-                                   marker="." if len(points) < 15 else None, label=name)
-                for point in history:
-                    if point.get("is_final"):
-                        ax.plot(point[x], point["return"], "*", ms=10, color=curve.get_color(),
-                                label=f"{name}, the last policy")
-                if not points:
-                    ax.text(0.5, 0.5, "no episode ended", ha="center", va="center",
-                            transform=ax.transAxes)
-            for i, (name, value) in enumerate((anchors or {}).get(game, {}).items()):
-                ax.axhline(value, color=GREY, ls=(":", "-.", "--")[i % 3], label=name)
-            ax.set(xlabel=xlabel, ylabel=f"{atari.GAMES[game].title}, return", xlim=(0, None))
-        line[0].legend()
-    return fig
-
-
-@styled
-def share_won_curves(table: pd.DataFrame) -> Figure:
-    """A panel per game: of the points between one place on the curve and the next, the share that
-    the agent won, over steps of the real game; dashed: play by chance. table: rows of share_won."""
-    games = list(dict.fromkeys(table["game"]))
-    fig, (axes,) = panels(1, len(games), width=4.4)
-    for ax, game in zip(axes, games):
-        for (seed, rows), colour in zip(table[table["game"] == game].groupby("seed"), COLOURS):
-            ax.plot(rows["step"], rows["value"], marker=".", color=colour, label=f"seed {seed}")
-            ax.axhline(rows["baseline"].iloc[0], color=colour, ls="--", lw=0.8)
-        ax.axhline(0.5, color=GREY, ls=":", label="as many won as lost")
-        ax.set(xlabel="steps of the real game", ylabel=f"{atari.GAMES[game].title}, points won",
-               xlim=(0, None), ylim=(0, 1))
-        ax.legend()
     return fig
 
 
@@ -457,7 +400,7 @@ def show_ball_places(profiles: Iterable[str], results_dir=None) -> None:
     print("hi-dreamer's ball is not measured here.")
 
 
-@styled
+@legible
 def ball_places(table: pd.DataFrame) -> Figure:
     """A panel per game: how well the ball is read from codes and from embeddings, by where it is,
     over the share of training steps that have it there (grey).
@@ -473,8 +416,8 @@ def ball_places(table: pd.DataFrame) -> Figure:
     games = [game for game in GAMES if game in set(found["game"])]
     if not games:
         raise InputError("the table of tokenizer has no error by place")
-    fig, (axes,) = panels(1, len(games), width=3.6, height=2.5)
-    for ax, game in zip(axes, games):
+    fig, axes = panels(len(games), 1, width=WIDE, height=2.8)
+    for (ax,), game in zip(axes, games):
         here = found[found["game"] == game]
         share, error = (here[here["metric"] == name]
                         for name in ("ball_share", "rms_error_ball_x"))
@@ -485,10 +428,10 @@ def ball_places(table: pd.DataFrame) -> Figure:
         ax.fill_between(error["at"], error["low"], error["high"], color=COLOURS[0], alpha=0.2)
         ax.plot(error["at"], error["baseline"], "o-", ms=3, color=COLOURS[1],
                 label="from embeddings")
-        ax.set(title=f"{TITLES[game]}, n={error['n'].max()}", xlabel="ball_x (RAM units)",
+        ax.set(title=f"{TITLES[game]}, n={error['n'].max()}", xlabel="the ball's x (RAM units)",
                ylabel="root mean square error", ylim=(0, None), zorder=seen.get_zorder() + 1)
         ax.patch.set_visible(False)
-    handles = [*axes[0].get_legend_handles_labels()[0], seen.containers[0]]
+    handles = [*axes[0, 0].get_legend_handles_labels()[0], seen.containers[0]]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
@@ -514,20 +457,20 @@ def attention_masks(num_steps: int = 3) -> Figure:
     return fig
 
 
-@styled
+@legible
 def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
     """Next-code accuracy (or cross_entropy) per level beside the trivial predictors: games down,
     all codes left and changed codes right. table: the world model's long table."""
     games = [game for game in GAMES if game in set(table["game"])]
-    fig, axes = panels(len(games), 2, width=3.6, height=2.1, sharey="row")
+    fig, axes = panels(len(games), 2, width=WIDE / 2, height=2.6, sharey="row")
     for line, game in zip(axes, games):
         own = summarise(table[table["game"] == game]).set_index("metric")
         for ax, infix, words in zip(line, ("", "changed_"), ("all codes", "codes that change")):
             names = [f"l{level}_{infix}{metric}" for level in range(3)]
             drawn = {"world model": own.loc[names]}
             if baseline_words(BEST_TRIVIAL, table) == "n-gram":  # which has no row of its own
-                drawn["n-gram"] = own.loc[names].assign(mean=own.loc[names, "baseline"], low=np.nan,
-                                                        high=np.nan)
+                drawn["n-gram"] = own.loc[names].assign(
+                    mean=own.loc[names, "baseline"], low=np.nan, high=np.nan, seeds=[()] * 3)
             for guess in ("back_off", "repeat_last", "frequency"):
                 rows = [named(name, guess) for name in names]
                 if set(rows) <= set(own.index):
@@ -535,11 +478,11 @@ def accuracy_table_figure(table: pd.DataFrame, metric: str = "accuracy") -> Figu
             colours = (COLOURS[0], "#555555", "#8f8f8f", "#c8c8c8")  # grey: trivial predictors
             for i, ((name, found), colour) in enumerate(zip(drawn.items(), colours)):
                 bars(ax, found, np.arange(3) + 0.2 * (i - 1.5), 0.2, colour, label=name, turn=90)
-            ax.set_xticks(range(3), LEVELS)
+            ax.set_xticks(range(3), [name.replace(" ", "\n") for name in LEVELS])
             ax.set_title(f"{TITLES[game]}, {words}")
             ax.margins(y=0.25)
         line[0].set_ylabel(axis_label(f"l0_{metric}").replace("l0_", "").replace("_", " "))
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
@@ -617,7 +560,8 @@ def floor_ladder(table: pd.DataFrame, world_model_table: pd.DataFrame) -> Figure
         raise InputError("the tables of entropy_floor and world_model have no game in common")
     model = summarise(world_model_table, ["l{level}_cross_entropy"])
     model = model[model["metric"].isin([f"l{level}_cross_entropy" for level in range(3)])]
-    trivial = model.assign(mean=model["baseline"], low=np.nan, high=np.nan)
+    trivial = model.assign(mean=model["baseline"], low=np.nan, high=np.nan,
+                           seeds=[()] * len(model))
     shares = [name.sticky for name in map(parsed, table["metric"].unique())
               if name.metric == "l0_state_floor" and name.sticky is not None and not name.words]
     rungs = {baseline_words(BEST_TRIVIAL, world_model_table): trivial, "world model": model}
@@ -729,32 +673,6 @@ def ten_dreams(shares: np.ndarray, frames: Mapping[str, np.ndarray], *,
 
 
 @styled
-def contacts(found: Sequence[Mapping]) -> Figure:
-    """Contacts below and beside each other: the real game above, a dream from the same state under
-    the same actions below, at four steps up to the outcome. found: of hd.report.pictures.contacts;
-    where there are none, a line says so."""
-    fig, axes = panels(max(1, -(-len(found) // 2)), 2, width=3.3, height=2.0)
-    if not found:
-        fig.suptitle("no contact in new play", fontsize=8)
-    for ax, contact in zip(axes.flat, [*found, *[None] * axes.size]):
-        if contact is None:
-            ax.set_visible(False)
-            continue
-        films = [contact["real game"], contact["dream"]]
-        steps = np.linspace(0, len(films[0]) - 1, 4).round().astype(int)
-        apart = [np.pad(film[steps], ((0, 0), (0, 4), (0, 4)), constant_values=255)
-                 for film in films]
-        ax.imshow(np.vstack([np.hstack(film) for film in apart]), cmap="gray", vmin=0, vmax=255)
-        ax.set(xticks=42 + 88 * np.arange(4), yticks=[42, 130])
-        ax.set_xticklabels([f"step {step}" for step in steps], fontsize=6)
-        ax.set_yticklabels(["real", "dream"], fontsize=6)
-        ax.tick_params(length=0)
-        ax.set_title(f"{'lost' if contact['is_lost'] else 'not lost'}; the dreams: "
-                     f"{contact['dreamed_loss']:.2f} lost", fontsize=7)
-    return fig
-
-
-@styled
 def returns_plot(episodes, anchors: Mapping[str, float] | None = None) -> Figure:
     """A dot per real episode for each player, with its mean and 95% interval over episodes.
 
@@ -791,40 +709,38 @@ def returns_plot(episodes, anchors: Mapping[str, float] | None = None) -> Figure
 # ---- speed
 
 def show_benchmark(table: pd.DataFrame) -> None:
-    """Show the ratios of hd.report.benchmarks.published beside their bars, if there are any."""
+    """Show benchmark_ratios of the bars of hd.report.benchmarks.published that have the least room,
+    if there are any."""
     if (table["bar"] != "").any():
-        show(benchmark_ratios(table[table["bar"] != ""]))
+        show(benchmark_ratios(benchmarks.nearest(table, 12)))
 
 
-@styled
+@legible
 def benchmark_ratios(table: pd.DataFrame) -> Figure:
     """A panel per device, a line per bar: the median ratio of ours to theirs with its least and
     most, on a logarithmic axis, and the bar as a stroke; shaded is where the bar is met."""
     kinds = list(dict.fromkeys(table["kind"]))
     longest = table["kind"].value_counts().max()
-    fig, axes = panels(len(kinds), 1, width=7.5, height=0.9 + 0.24 * longest)
+    fig, axes = panels(len(kinds), 1, width=WIDE, height=0.9 + 0.5 * longest)
     for (ax,), kind in zip(axes, kinds):
         rows = table[table["kind"] == kind].to_dict("records")
-        low = min(min(row["ratio_min"], _limit(row)) for row in rows) / 2
-        high = max(max(row["ratio_max"], _limit(row)) for row in rows) * 2
+        low = min(min(row["ratio_min"], benchmarks.limit(row)) for row in rows) / 2
+        high = max(max(row["ratio_max"], benchmarks.limit(row)) for row in rows) * 2
         for place, row in enumerate(rows):
-            limit, ratio = _limit(row), row["ratio"]
+            limit, ratio = benchmarks.limit(row), row["ratio"]
             ends = (limit, high) if row["bar"].startswith(">=") else (low, limit)
-            ax.barh(place, ends[1] - ends[0], 0.8, left=ends[0], color="#eeeeee")
-            ax.plot([limit, limit], [place - 0.4, place + 0.4], color="black")
+            ax.barh(place, ends[1] - ends[0], 0.4, left=ends[0], color="#eeeeee")
+            ax.plot([limit, limit], [place - 0.2, place + 0.2], color="black")
             colour = COLOURS[0] if str(row["met"]) == "True" else COLOURS[4]
-            ax.plot([row["ratio_min"], row["ratio_max"]], [place] * 2, color=colour, lw=1)
-            ax.plot(ratio, place, "o", ms=5, color=colour)
-        ax.set_yticks(range(len(rows)), [f"{row['stage']}\nagainst {_cut(row['against'])}"
-                                         for row in rows], fontsize=6)
-        ax.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.4, -0.6),
+            ax.plot([row["ratio_min"], row["ratio_max"]], [place] * 2, color=colour, lw=1.5)
+            ax.plot(ratio, place, "o", ms=6, color=colour)
+            ax.annotate(_cut(f"{row['stage']}, against {row['against']}"), (0, place - 0.42),
+                        xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
+        ax.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.4, -0.9), yticks=[],
                xlabel="ours / theirs (shaded: the bar is met)", title=kind)
+        times_axis(ax)
     return fig
 
 
-def _limit(row: Mapping) -> float:
-    return float(BAR.fullmatch(row["bar"])[2])
-
-
-def _cut(text: str, length: int = 48) -> str:
+def _cut(text: str, length: int = 78) -> str:
     return text if len(text) <= length else text[:length - 1].rstrip(" ,") + "…"

@@ -176,22 +176,26 @@ def agents(results_dir) -> pd.DataFrame | None:
     return pd.concat(shown_tables) if shown_tables else None
 
 
-def agent_points(results_dir) -> dict[str, dict[str, list[dict]]]:
-    """The learning curves of the agents of `agents`: game -> "seed 0" -> points; the last of them
-    has "is_final" and is the return of the last policy in whole episodes."""
+def agent_points(results_dir, *, num_profiles: int = 2) -> dict[str, dict[str, list[dict]]]:
+    """The learning curves of the online agents of each game's largest profiles: game -> "profile,
+    device, seed" -> points; the last of them has "is_final" and is the return of the last policy in
+    whole episodes."""
     curves: dict[str, dict[str, list[dict]]] = {}
-    for game, (profile, name) in agents_of(results_dir).items():
-        for path in paths_of(results_dir, profile, "agent", name):
-            beside = path.with_name(f"{path.stem}-history.csv")
-            if beside.exists():
-                table, record = load_with_record(path)
-                points = pd.read_csv(beside)[["step", "minutes", "return"]].dropna()
-                points = points.to_dict("records")
-                (score,) = table.loc[table["metric"] == "real_return", "value"]
-                points.append({"step": record["config"]["num_steps"],
-                               "minutes": record["made_seconds"] / 60, "return": score,
-                               "is_final": True})
-                curves.setdefault(game, {})[f"seed {record['seed']}"] = points
+    of_games = [(game, profile, path) for game in config.GAMES
+                for profile in profiles_of(results_dir, "agent", f"base-{game}")[:num_profiles]
+                for path in paths_of(results_dir, profile, "agent", f"base-{game}")]
+    for game, profile, path in of_games:
+        beside = path.with_name(f"{path.stem}-history.csv")
+        table, record = load_with_record(path)
+        if not beside.exists() or record["profile"] != profile:
+            continue
+        points = pd.read_csv(beside)[["step", "minutes", "return"]].dropna().to_dict("records")
+        (score,) = table.loc[table["metric"] == "real_return", "value"]
+        points.append({"step": record["config"]["num_steps"],
+                       "minutes": record["made_seconds"] / 60, "return": score,
+                       "is_final": True})
+        name = f"{profile}, {device_of(record)}, seed {record['seed']}"
+        curves.setdefault(game, {})[name] = points
     return curves
 
 
@@ -207,15 +211,8 @@ def shares_won(results_dir) -> pd.DataFrame:
 def agents_of(results_dir) -> dict[str, tuple[str, str]]:
     """Of each game that has an online agent: the largest profile that has one, and what its tables'
     names begin with there; smoke says nothing about quality."""
-    found = {}
-    for game in config.GAMES:
-        name = f"base-{game}"
-        has_one = (profile for profile in reversed(config.PROFILES) if profile != "smoke"
-                   and any(load_with_record(path)[1]["profile"] == profile
-                           for path in paths_of(results_dir, profile, "agent", name)))
-        if profile := next(has_one, None):
-            found[game] = profile, name
-    return found
+    found = {game: profiles_of(results_dir, "agent", f"base-{game}") for game in config.GAMES}
+    return {game: (profiles[0], f"base-{game}") for game, profiles in found.items() if profiles}
 
 
 def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str],
@@ -225,13 +222,34 @@ def where_measured(results_dir, profile: str, stage: str, metrics: Iterable[str]
 
     Where there is no table it prints a line that says so, and returns None.
     """
-    if not has_table(results_dir, profile, stage):
-        print(f"No table of stage {stage} at profile {profile}. To make one: python -m hd run "
-              f"{config.NOTEBOOKS[stage]} --profile {profile}")
+    if not is_measured(results_dir, profile, stage):
         return None
     table = fresh_or_published(results_dir, profile, stage)
     print(provenance_line(table))
     return (view or over_seeds)(table, metrics, optional=optional)
+
+
+def is_measured(results_dir, profile: str, stage: str) -> bool:
+    """has_table, after a line that says how to make one where there is none."""
+    if found := has_table(results_dir, profile, stage):
+        return found
+    print(f"No table of stage {stage} at profile {profile}. To make one: python -m hd run "
+          f"{config.NOTEBOOKS[stage]} --profile {profile}")
+    return False
+
+
+def largest(results_dir, stage: str, variant: str = "base") -> pd.DataFrame | None:
+    """A variant's table of a stage at the largest profile that has one; None where none has.
+    smoke says nothing about quality."""
+    found = profiles_of(results_dir, stage, variant)
+    return fresh_or_published(results_dir, found[0], stage, variant) if found else None
+
+
+def profiles_of(results_dir, stage: str, variant: str = "base") -> list[str]:
+    """The profiles that have a variant's table of a stage, the largest first; without smoke."""
+    return [profile for profile in reversed(config.PROFILES) if profile != "smoke"
+            and any(load_with_record(path)[1]["profile"] == profile
+                    for path in paths_of(results_dir, profile, stage, variant))]
 
 
 def _require_paths(results_dir, profile, stage, variant, seed) -> list[Path]:

@@ -35,7 +35,7 @@ FAILED, REFUSED, OUT_OF_TIME = 1, 2, 75
 MAX_FILES, MAX_BYTES, PIECE_BYTES = 8, 15_000_000, 14_000_000
 KINDS = ("tables", "figures", "weights", "runs")  # in the order of what is wanted first
 GAMES = ("pong", "breakout", "ms_pacman")
-MPS = "nvidia-cuda-mps-control"
+MPS, SIDE_BY_SIDE = "nvidia-cuda-mps-control", 6
 ZIP_BYTES = 200  # of an archive for each file in it, beside names and content
 PACKING = 30.0  # seconds kept for packing
 ENDING = 5.0  # seconds after its time within which a command stops by itself
@@ -145,23 +145,34 @@ LEARN = """
 import sys
 from hd import stages
 from hd.run import runs
-profile, game, seconds = sys.argv[1:]
-run = runs.start("agent", profile=profile, games=[game], time_limit=float(seconds))
+profile, variant, seed, game, seconds, *then = sys.argv[1:]
+run = runs.start("agent", profile=profile, variant=variant, seed=int(seed), games=[game],
+                 time_limit=float(seconds))
 try:
-    record = stages.make(run)
+    minutes = stages.make(run)["history"][-1]["minutes"]
 except runs.TimeLimitReached as over:
-    print(f"{game}: {over}")
+    print(f"{run.name}: {over}")
     raise SystemExit(75)
-print(f"{game}: {run.cfg.num_steps} steps in {record['history'][-1]['minutes']} minutes")
+print(f"{run.name}: {run.cfg.num_steps} steps in {minutes} minutes", flush=True)
+if then:
+    stages.measured(run)
 """
+
+
+def side_by_side(work: Work, chosen: Iterable[tuple], *then: str, at_once: int) -> None:
+    """Agents of (profile, variant, seed, game), so many at once; then "measure" them, or not."""
+    def learn(agent):
+        seconds = f"{max(1.0, work.left - ENDING):.0f}"
+        work.python("-c", LEARN, *map(str, agent), seconds, *then)
+
+    with shared_gpu(work.site.parent), ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(learn, chosen))
 
 
 def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -> None:
     """The online agents of the games, side by side. They are measured at home, where the same
     command also goes on with one that was not done in time."""
-    seconds = f"{max(1.0, work.left - ENDING):.0f}"
-    with shared_gpu(work.site.parent), ThreadPoolExecutor(len(games)) as pool:
-        list(pool.map(lambda game: work.python("-c", LEARN, profile, game, seconds), games))
+    side_by_side(work, [(profile, "base", 0, game) for game in games], at_once=len(games))
     made = work.artifacts / profile / "agent"
     work.keep("runs", work.artifacts, made.rglob("*"))
     pieces = work.site.parent / "pieces"
@@ -169,6 +180,19 @@ def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -
         if path.stat().st_size > PIECE_BYTES:
             del work.kept["runs"][name]
             work.keep("runs", pieces, in_pieces(path, pieces / name))
+
+
+def ablation(work: Work, name: str, profile: str = "quick", seeds=range(3)) -> None:
+    """Base and the arms of an ablation of agents in Pong, measured there, seed by seed; a learner
+    without a world model is left for the CPU, on which it is as fast."""
+    sys.path.insert(0, str(ROOT))
+    from hd.ablations import ABLATIONS
+    arms = [f"{name}.{arm}" for arm, fields in ABLATIONS[name].arms.items()
+            if "agent.learner" not in fields]
+    chosen = [(profile, variant, seed, "pong") for seed in seeds for variant in ("base", *arms)]
+    side_by_side(work, chosen, "measure", at_once=SIDE_BY_SIDE)
+    tables = work.artifacts / profile / "results" / "agent"
+    work.keep("tables", work.artifacts, tables.glob("*"))
 
 
 def in_pieces(path: Path, to: Path) -> list[Path]:
@@ -239,6 +263,8 @@ CAMPAIGNS = {
     "bench": Campaign(bench, shortest=180),
     "agents": Campaign(agents, shortest=300),
     "exposures": Campaign(exposures, shortest=300),
+    **{name: Campaign(functools.partial(ablation, name=name), shortest=300)
+       for name in ("agent_codes", "agent_data", "agent_transfer")},
     **{f"agent-{game}": Campaign(functools.partial(agents, games=(game,)), shortest=300)
        for game in GAMES},
 }

@@ -1,0 +1,248 @@
+"""What a report page found, in one sentence of numbers from the tables, and the numbers of the
+picture below it (hd.report.finding_figures). Each page opens with both.
+
+Nothing is typed: where a table is missing, so is the part of the sentence that would tell of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from hd.ablations import ABLATIONS
+from hd.report import ablation_tables, benchmarks, reference, words
+from hd.report.tables import (
+    TITLES,
+    agents_of,
+    best_baselines,
+    device_of,
+    fresh_or_published,
+    largest,
+    listed,
+    number,
+    summarise,
+)
+from hd.run.intervals import FEWEST_SEEDS
+from hd.run.metrics import named
+
+VARIANTS = ("base", "hi-dreamer")
+STEP = 15  # of a dream, of which the sentence tells
+NOTHING = "Nothing is measured here yet."
+UNTRAINED = "untrained encoder's embeddings"
+DRAWN = 12  # ablations' arms, and bars of the benchmark
+
+
+def show(sentence: str) -> None:
+    """In a notebook: what was found."""
+    from IPython.display import Markdown, display
+    display(Markdown(sentence))
+
+
+def _all_of(parts: Iterable[str]) -> str:
+    """a, b and c"""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _by_game(values: Mapping[str, float]) -> str:
+    """0.958 in Pong and 0.983 in Breakout"""
+    return _all_of(f"{number(value)} in {TITLES[game]}" for game, value in values.items())
+
+
+def _made_by(table: pd.DataFrame) -> str:
+    """(desk, seeds 0, 1, 2)"""
+    records = table.attrs["records"]
+    return (f"({records[0]['profile']}, seed{'s' * (len(records) > 1)} "
+            f"{listed(sorted(record['seed'] for record in records))})")
+
+
+# ---- representation
+
+def ball_read(results_dir) -> pd.DataFrame:
+    """How well the ball's x is read, R², a row each: game, what it is read from, value; base and
+    hi-dreamer, each at its largest profile, and the encoder of the last of them untrained."""
+    rows, untrained = [], {}
+    for variant in VARIANTS:
+        for stage, read in (("encoder", "embeddings"), ("tokenizer", "codes")):
+            table = largest(results_dir, stage, variant)
+            if table is None or not (table["metric"] == "r2_ball_x").any():
+                continue
+            for row in summarise(table, ["r2_ball_x"]).to_dict("records"):
+                rows.append({"game": row["game"], "read": f"{variant}'s {read}",
+                             "value": row["mean"]})
+                if stage == "encoder":
+                    untrained[row["game"]] = row["baseline"]
+    rows = [{"game": game, "read": UNTRAINED, "value": value} for game, value
+            in untrained.items() if not np.isnan(value)] + rows
+    return pd.DataFrame(rows, columns=["game", "read", "value"])
+
+
+def representation(results_dir) -> str:
+    """What embeddings and codes know of the ball, and of the whole state."""
+    found = ball_read(results_dir)
+    if found.empty:
+        return NOTHING
+    parts = [f"from {'an ' if read == UNTRAINED else ''}{read} with "
+             + _by_game(own.set_index("game")["value"])
+             for read, own in found.groupby("read", sort=False)][::-1]
+    text = f"Where the ball is (its x; R², 1 is exact) is read {'; '.join(parts)}."
+    for variant in VARIANTS[::-1]:
+        table = largest(results_dir, "encoder", variant)
+        if table is not None and (table["metric"] == "f1_overall").any():
+            state = summarise(table, ["f1_overall"])
+            more = (state["mean"] > state["baseline"]).sum()
+            return (f"{text} Of the whole state in RAM, {variant}'s embeddings tell more than an "
+                    f"untrained encoder's in {more} of {len(state)} games {_made_by(table)}.")
+    return text
+
+
+# ---- dynamics
+
+def dream_errors(results_dir) -> tuple[str, pd.DataFrame]:
+    """The variant, hi-dreamer where it is measured, and how far the ball's x is off in its dreams:
+    a row per game and step, with the median error in RAM units (of 160) of the dream, of what is
+    read from the codes of the truth, and of the better of a still and a straight guess."""
+    metric = "dream_error_ball_x"
+    for variant in VARIANTS[::-1]:
+        table = largest(results_dir, "imagination", variant)
+        if table is not None and (table["metric"] == metric).any():
+            dreamt = summarise(table, [metric])
+            dreamt["guess"] = [value for value, _ in best_baselines(dreamt, table)]
+            read = summarise(table, [named(metric, "re-encoded")])
+            found = dreamt.merge(read, on=["game", "step"], suffixes=("", "_read"))
+            found = found.rename(columns={"mean": "dream", "mean_read": "truth"})
+            return variant, found[["game", "step", "dream", "truth", "guess"]]
+    return VARIANTS[0], pd.DataFrame(columns=["game", "step", "dream", "truth", "guess"])
+
+
+def dynamics(results_dir) -> str:
+    """How well the next code is predicted where it changes, and where the ball is in a dream."""
+    variant, errors = dream_errors(results_dir)
+    parts, table = [], largest(results_dir, "world_model", variant)
+    metric = "l0_changed_accuracy"
+    if table is not None and (table["metric"] == metric).any():
+        found = summarise(table, [metric])
+        best = [value for value, _ in best_baselines(found, table)]
+        parts.append(f"Where the coarse code changes, {variant}'s world model {_made_by(table)} "
+                     f"names the next one in a share of "
+                     f"{_by_game(found.set_index('game')['mean'])} (the best trivial predictor "
+                     f"{_by_game(dict(zip(found['game'], best)))})")
+    for row in errors[errors["step"] == STEP].to_dict("records"):
+        parts.append(f"after {STEP} dreamed steps the ball's x in {TITLES[row['game']]} is off by "
+                     f"{number(row['dream'])} of 160 ({number(row['truth'])} read from the codes "
+                     f"of the truth, {number(row['guess'])} by a still or straight guess)")
+    return f"{'; '.join(parts)}." if parts else NOTHING
+
+
+# ---- transfer
+
+def gains(results_dir) -> pd.DataFrame:
+    """What pre-training on the other games saves on a game's coarse codes, in nats: a row per game,
+    levels (three or one) and steps of the game that adapting saw: value."""
+    table, rows = largest(results_dir, "transfer"), []
+    for levels, word in (("three levels", ""), ("one level", "one_level")):
+        name = named("transfer_l0_gain", word)
+        if table is not None and (table["metric"] == name).any():
+            rows += [{"game": row["game"], "levels": levels, "step": row["step"],
+                      "value": row["mean"]} for row in summarise(table, [name]).to_dict("records")]
+    return pd.DataFrame(rows, columns=["game", "levels", "step", "value"])
+
+
+def transfer(results_dir) -> str:
+    """How much of the code is shared between games, and what pre-training saves."""
+    parts, codes, metric = [], largest(results_dir, "tokenizer"), "l0_game_information"
+    if codes is not None and (codes["metric"] == metric).any():
+        (shared,) = summarise(codes, [metric]).to_dict("records")
+        parts.append(f"The coarse code tells {number(shared['mean'])} of the "
+                     f"{number(shared['baseline'])} nats that there are to tell about which game "
+                     f"is played: at the most, no code is used by two games")
+    found = gains(results_dir)
+    for step in sorted({found["step"].min(), found["step"].max()} if len(found) else ()):
+        own = found[found["step"] == step]
+        texts = [f"{_by_game(one.set_index('game')['value'])} with {levels}"
+                 for levels, one in own.groupby("levels", sort=False)]
+        parts.append(f"after {number(step)} steps of a new game, pre-training on the two others "
+                     f"saves {'; '.join(texts)} (nats)")
+    if len(found):
+        parts[-1] += f" {_made_by(largest(results_dir, 'transfer'))}"
+    return f"{'; '.join(parts)}." if parts else NOTHING
+
+
+# ---- ablations
+
+def changes(profile: str, results_dir=None) -> pd.DataFrame:
+    """How many times base's value an arm has: a row per arm with ablation, arm, metric in words,
+    ratio (the geometric mean over games), n seeds; the farthest from 1 first. Of the first metric
+    of an ablation that is positive in all games."""
+    rows = []
+    for name in ablation_tables.published(profile, results_dir=results_dir):
+        table = ablation_tables.arms(name, profile, results_dir=results_dir)
+        for metric in ABLATIONS[name].metrics:
+            found = summarise(table, [metric])
+            keys = ["metric", "game", "step", "split"]
+            found = found.assign(step=found["step"].fillna(-1))
+            base = found[found["variant"] == "base"]
+            both = found[found["variant"] != "base"].merge(base, on=keys, suffixes=("", "_base"))
+            if len(both) and (both[["mean", "mean_base"]] > 0).all(axis=None):
+                both["log"] = np.log(both["mean"] / both["mean_base"])
+                rows += [{"ablation": name, "arm": arm.removeprefix(f"{name}."),
+                          "metric": words.in_words(own["metric"].iloc[0]),
+                          "ratio": np.exp(own["log"].mean()), "n": own["n"].min()}
+                         for arm, own in both.groupby("variant", sort=False)]
+                break
+    found = pd.DataFrame(rows, columns=["ablation", "arm", "metric", "ratio", "n"])
+    order = np.log(found["ratio"].astype(float)).abs().sort_values(ascending=False, kind="stable")
+    return found.loc[order.index].reset_index(drop=True)
+
+
+def ablations(profile: str, results_dir=None) -> str:
+    """How many arms there are and how firm, and which moved what it is about farthest."""
+    found = changes(profile, results_dir)
+    if found.empty:
+        return NOTHING
+    names, first = ablation_tables.published(profile, results_dir=results_dir), found.iloc[0]
+    firm = (found["n"] >= FEWEST_SEEDS).sum()
+    return (f"Of {len(found)} arms of {len(names)} ablations ({profile}), {firm} have the "
+            f"{FEWEST_SEEDS} seeds that an interval takes; the others show a direction. Farthest "
+            f"from base is **{first['ablation']}: {first['arm']}**, with {number(first['ratio'])} "
+            f"times base's *{first['metric']}* ({first['n']} seed{'s' * int(first['n'] > 1)}).")
+
+
+# ---- performance
+
+def performance(measured: pd.DataFrame) -> str:
+    """How many bars are met, on what, and which has the least room; measured: of
+    hd.report.benchmarks.published."""
+    judged = measured[measured["bar"] != ""]
+    if judged.empty:
+        return NOTHING
+    num_met = (judged["met"].astype(str) == "True").sum()
+    nearest = benchmarks.nearest(judged, 1).iloc[0]
+    return (f"{num_met} of {len(judged)} bars are met on {listed(judged['device'], '; ')}; "
+            f"*{nearest['stage']}*, against {nearest['against']}, has the least room: "
+            f"{number(nearest['ratio'])} times theirs, where {nearest['bar']} is the bar.")
+
+
+# ---- control
+
+def control(results_dir) -> str:
+    """What the agent of each game's largest profile reached, beside chance, a human and others."""
+    parts = []
+    for game, (profile, name) in agents_of(results_dir).items():
+        table = fresh_or_published(results_dir, profile, "agent", name)
+        records = table.attrs["records"]
+        (row,) = summarise(table, ["real_return"]).to_dict("records")
+        human, other = (reference.anchor("atari100k", method, TITLES[game])
+                        for method in ("Human", "DIAMOND"))
+        minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
+        parts.append(f"**{number(row['mean'])} in {TITLES[game]}** after "
+                     f"{number(records[0]['config']['num_steps'], 6)} steps and {minutes:.0f} "
+                     f"minutes on {listed(map(device_of, records))} (random play "
+                     f"{number(row['baseline'])}, a human {number(human)}, DIAMOND "
+                     f"{number(other)})")
+    if not parts:
+        return NOTHING
+    return (f"An agent that learns in its own dreams while it plays reaches {'; '.join(parts)}. "
+            "DIAMOND's are after 100,000 steps, as published.")

@@ -1,0 +1,122 @@
+"""hd.report.findings: what pages open with is read from tables; and its pictures."""
+
+import matplotlib.pyplot as plt
+import pytest
+from tiny import write_table
+
+from hd.report import agent_figures, finding_figures, findings
+from hd.run.runs import row
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+def test_without_tables_every_page_says_that_nothing_is_measured(tmp_path):
+    for sentence in (findings.representation(tmp_path), findings.dynamics(tmp_path),
+                     findings.transfer(tmp_path), findings.ablations("quick", tmp_path),
+                     findings.control(tmp_path)):
+        assert sentence == findings.NOTHING
+
+
+def test_the_ball_is_read_from_embeddings_codes_and_an_untrained_encoder(tmp_path):
+    for variant, values in (("base", (0.25, -0.5)), ("hi-dreamer", (0.75, 0.5))):
+        for stage, value in zip(("encoder", "tokenizer"), values):
+            write_table(tmp_path / "quick", [
+                row("r2_ball_x", value, game="pong", baseline=0.625),
+                row("f1_overall", value, game="pong", baseline=0.5),
+                row("f1_overall", value, game="breakout", baseline=0.875)],
+                stage=stage, variant=variant)
+    table = findings.ball_read(tmp_path)
+    assert dict(zip(table["read"], table["value"])) == {
+        findings.UNTRAINED: 0.625, "base's embeddings": 0.25, "base's codes": -0.5,
+        "hi-dreamer's embeddings": 0.75, "hi-dreamer's codes": 0.5}
+    sentence = findings.representation(tmp_path)
+    assert "from hi-dreamer's codes with 0.500 in Pong" in sentence
+    assert sentence.endswith("more than an untrained encoder's in 1 of 2 games (quick, seed 0).")
+    (ax,) = finding_figures.ball_read(table).axes
+    assert [bar.get_width() for bar in ax.patches] == [0.625, 0.25, 0, 0.75, 0.5]
+    assert [text.get_text() for text in ax.texts][2] == "-0.500", "what is drawn as 0 is said"
+
+
+def test_dreams_stand_beside_the_codes_of_the_truth_and_the_better_guess(tmp_path):
+    rows = [row("dream_error_ball_x", 9.0, game="pong", step=step, baseline=20.0)
+            for step in (1, 15)]
+    rows += [row("dream_error_ball_x[re-encoded]", 3.0, game="pong", step=step) for step in (1, 15)]
+    rows += [row("dream_error_ball_x[extrapolated]", 7.0, game="pong", step=15)]
+    write_table(tmp_path / "quick", rows, stage="imagination")
+    write_table(tmp_path / "quick", [
+        row("l0_changed_accuracy", 0.5, game="pong", baseline=0.25),
+        row("l0_changed_accuracy[repeat_last]", 0.375, game="pong")], stage="world_model")
+    variant, errors = findings.dream_errors(tmp_path)
+    assert variant == "base" and errors["guess"].tolist() == [20.0, 7.0]
+    sentence = findings.dynamics(tmp_path)
+    assert "0.500 in Pong (the best trivial predictor 0.375 in Pong)" in sentence
+    assert "off by 9 of 160 (3 read from the codes of the truth, 7 by a still" in sentence
+    (ax,) = finding_figures.dream_errors(errors, variant).axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[9, 9], [3, 3], [20, 7]]
+
+
+def test_gains_are_told_before_and_after_the_steps_of_the_new_game(tmp_path):
+    rows = [row(f"transfer_l0_gain{word}", value, game="pong", step=step)
+            for word, values in (("", (2.5, 0.25)), ("[one_level]", (1.5, 0.125)))
+            for step, value in zip((0, 3000), values)]
+    write_table(tmp_path / "quick", rows, stage="transfer")
+    write_table(tmp_path / "quick", [row("l0_game_information", 1.0, baseline=1.125)],
+                stage="tokenizer")
+    sentence = findings.transfer(tmp_path)
+    assert sentence.startswith("The coarse code tells 1 of the 1.12 nats")
+    assert "after 0 steps of a new game, pre-training on the two others saves 2.50 in Pong with " \
+           "three levels; 1.50 in Pong with one level (nats)" in sentence
+    assert sentence.endswith("0.125 in Pong with one level (nats) (quick, seed 0).")
+    (ax,) = finding_figures.gains(findings.gains(tmp_path)).axes
+    assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[2.5, 0.25], [1.5, 0.125]]
+
+
+def test_the_arm_that_is_farthest_from_base_comes_first(tmp_path):
+    for variant, value in (("base", 0.5), ("mask.causal", 0.25), ("mask.strict", 0.75)):
+        for seed in (0, 1):
+            write_table(tmp_path / "audit", [
+                row("l0_changed_accuracy", value, game=game) for game in ("pong", "breakout")],
+                stage="world_model", variant=variant, seed=seed, profile="audit")
+    table = findings.changes("audit", tmp_path)
+    assert table["arm"].tolist() == ["causal", "strict"]
+    assert table["ratio"].tolist() == pytest.approx([0.5, 1.5])
+    sentence = findings.ablations("audit", tmp_path)
+    assert sentence.startswith("Of 2 arms of 1 ablations (audit), 0 have the 5 seeds")
+    assert "**mask: causal**, with 0.500 times base's" in sentence and "(2 seeds)" in sentence
+    (ax,) = finding_figures.changes(table).axes
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"] == \
+        pytest.approx([0.5, 1.5])
+    assert ax.texts[0].get_text().startswith("mask: causal (next coarse code where it changes")
+
+
+def test_the_agents_of_the_largest_profile_are_told_with_their_device(tmp_path):
+    for profile, value in (("quick", -20.0), ("desk", 7.5)):
+        write_table(tmp_path / profile, [
+            row("real_return", value, game="pong", baseline=-20.5)], stage="agent",
+            variant="base-pong", profile=profile, made_seconds=600.0, games=["pong"],
+            made={"device": "Test GPU"})
+    sentence = findings.control(tmp_path)
+    assert ("**7.50 in Pong** after 10 steps and 10 minutes on Test GPU (random play -20.5"
+            in sentence)
+    assert "-20 in Pong" not in sentence
+
+
+def test_names_beside_a_panel_keep_a_gap_and_stay_inside():
+    assert agent_figures.apart([0.1, 0.15, 0.9], 0.1) == pytest.approx([0.1, 0.2, 0.9])
+    assert agent_figures.apart([0.95, 0.96, 0.97], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+
+
+def test_who_is_far_above_all_others_stands_at_the_top_with_an_arrow():
+    history = [{"step": 1000, "minutes": 1.0, "return": 200.0},
+               {"step": 2000, "minutes": 2.0, "return": 300.0, "is_final": True}]
+    fig = agent_figures.agent_curves({"ms_pacman": {"a": history}},
+                                     {"ms_pacman": {"a human": 6952.0, "DIAMOND": 1958.0}})
+    marks = fig.axes[1]
+    assert [text.get_text() for text in marks.texts] == ["DIAMOND 1,958", "a human 6,952 ↑"]
+    assert 1958 < marks.get_ylim()[1] < 2200, "the curves keep their room"
+    drawn = [line.get_ydata()[0] for line in marks.lines if line.get_marker() == "_"]
+    assert drawn == [1958.0]
