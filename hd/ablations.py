@@ -23,8 +23,7 @@ _OF_AGENT = ("real_return", "contact_auc[source agent]")
 _CODES = ("l0_usage", "l2_variance_explained", "r2_ball_x")
 _OFTEN = 720  # steps: on one game of `audit`, up to 200 exposures of each training step
 # On Pong alone 500 exposures of each training step, a fifth of the seed's.
-_OF_SEEDS_SIZE = {"world_model.num_steps": 10_000, "world_model.eval_every": 500,
-                  "world_model.attention_dropout": 0.1, "world_model.windows": "stride1"}
+_OF_SEEDS_SIZE = {"world_model.num_steps": 10_000, "world_model.eval_every": 500}
 _SEED_COSTS, _FLAT, _ZERO = (0.05, 0.25, 0.60), (0.25, 0.25, 0.25), (0.0, 0.0, 0.0)
 _AT_EVERY_PLACE = {"encoder.objective": "spatiotemporal", "encoder.negatives": "chunk"}
 
