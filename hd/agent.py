@@ -188,6 +188,9 @@ def train(cfg: AgentConfig, model_cfg: PlaceModelConfig, policy_cfg: AgentPolicy
     continues. Raises TimeLimitReached after a checkpoint, NonFiniteLoss, InputError.
     """
     work = chunks_of(cfg)
+    if model_cfg.accumulate != 1 or policy_cfg.accumulate != 1:
+        raise InputError("an agent's world model and policy learn from one batch a step: "
+                         "accumulate must be 1")
     seed_everything(run.seed)
     agent = Agent(cfg, model_cfg, policy_cfg, game).to(device())
     if start is not None:
@@ -259,6 +262,7 @@ class _Loop:
                         raise runs.TimeLimitReached(
                             f"agent stopped at step {self._steps_done()} of {self.cfg.num_steps} "
                             f"with a checkpoint; the same command continues it")
+        del self.agent.policy.foresee  # what was captured is of this loop alone
         return {"history": self.history, "episodes": self.episodes, "wall_seconds": self.seconds}
 
     def _steps_done(self) -> int:
@@ -447,7 +451,8 @@ class _Learner:
         self.dtype = training.precision(cfg, device())
         self.scaler = torch.amp.GradScaler(device().type, enabled=self.dtype == torch.float16)
         self.state = training.State(model, self.optimizer, self.scaler)
-        self.update = captured(self._update)
+        # A scaler looks at values, which a captured function must not.
+        self.update = self._update if self.scaler.is_enabled() else captured(self._update)
         if self.is_captured:
             for group in self.optimizer.param_groups:
                 # Read anew by every replay.

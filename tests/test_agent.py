@@ -18,6 +18,7 @@ from hd.config import AgentConfig, InputError, PlaceModelConfig
 from hd.experience import Store
 from hd.imagination import imagine
 from hd.measure import contact
+from hd.place_model import PlaceModel
 from hd.report import agent_figures, pictures, tables
 from hd.run import runs, weights
 from hd.run.runs import TimeLimitReached
@@ -314,6 +315,37 @@ def test_what_plays_is_the_average_of_what_learned():
         share = max(1 / (step + 1), 0.25)
         expected = value if expected is None else expected + share * (value - expected)
         assert followed.weight.item() == pytest.approx(expected)
+
+
+def test_several_batches_a_step_are_refused_before_any_work():
+    assert refusal(stages.make, agent_run(**{"place_model.accumulate": 2})) == (
+        "an agent's world model and policy learn from one batch a step: accumulate must be 1")
+
+
+def test_updates_as_a_gpu_makes_them_are_the_updates(monkeypatch):
+    def wrapped(function):
+        return lambda **inputs: function(**inputs)
+
+    cfg, ends = SMOKE.place_model, []
+    for capture in (lambda function: function, wrapped):
+        monkeypatch.setattr(agent, "captured", capture)
+        torch.manual_seed(0)
+        model = PlaceModel(cfg, torch.randn(3, 16, 144), 49)
+        learner = agent._Learner(model, cfg, Unkept(), "tiny")
+        learner.slow_down(0.5)
+
+        def batches(i):
+            generator = torch.Generator().manual_seed(i)
+            return {"tokens": torch.randint(16, (5, cfg.steps, 3, 49), generator=generator),
+                    "next": torch.randint(16, (5, 3, 49), generator=generator),
+                    "actions": torch.randint(18, (5, cfg.steps), generator=generator),
+                    "rewards": torch.zeros(5), "continues": torch.ones(5)}
+
+        learner.learn(3, batches)
+        ends.append(model.state_dict())
+    assert learner.is_captured
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, msg=name)
 
 
 def test_the_policy_dreams_in_a_copy_that_is_no_part_of_what_is_kept():
