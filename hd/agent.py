@@ -39,7 +39,6 @@ from hd.run.training import Feed, Unkept
 
 LOADERS = 4  # threads that make batches for a GPU
 WARMUP_CHUNK = 50  # updates between checkpoints before the first block
-CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints
 CURVE_EVERY = 1024  # steps between points of the learning curve
 
 
@@ -255,7 +254,7 @@ class _Loop:
                 if not self.is_kept or k + 1 == len(work):
                     continue
                 must_stop = self.run_of.must_stop(margin=2 * slowest + 1.0)
-                if must_stop or time.monotonic() - last_saved >= CHECKPOINT_SECONDS:
+                if must_stop or time.monotonic() - last_saved > training.CHECKPOINT_SECONDS:
                     self._checkpoint(k + 1)
                     last_saved = time.monotonic()
                     if must_stop:

@@ -24,7 +24,7 @@ from hd.run.training import Loss, Unkept
 from hd.two_hot import TwoHot
 from hd.world_model import WorldModel, draw, num_features
 
-ROLLOUT = tuple(part.name for part in dataclasses.fields(Rollout))
+ROLLOUT = tuple(part.name for part in dataclasses.fields(Rollout))  # the names of its parts
 PER_PLACE = 16  # numbers that a place's features are summed up to
 
 
@@ -141,7 +141,9 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def foresee(self, *, tokens, actions, generator) -> dict[str, torch.Tensor]:
-        """The parts of a rollout, its targets, and log_probs (B, H) of what was done."""
+        """Of contexts as loss has them: the parts of a Rollout by name, and beside them (B, H)
+        each what its losses need: returns, values, alive (see _targets), log_probs of the actions.
+        """
         rollout = self.dream(tokens, actions, generator)
         returns, values, alive = self._targets(rollout)
         return {**vars(rollout), "returns": returns, "values": values, "alive": alive,

@@ -79,7 +79,7 @@ def make_optimizer(model: torch.nn.Module, cfg: TrainedStage) -> torch.optim.Ada
     if not trained:
         return None
     if cfg.schedule == "constant":
-        return torch.optim.Adam(trained, lr=cfg.lr, betas=cfg.betas, 
+        return torch.optim.Adam(trained, lr=cfg.lr, betas=cfg.betas,
                                 weight_decay=cfg.weight_decay, fused=True)
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]

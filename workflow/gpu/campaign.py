@@ -183,8 +183,8 @@ def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -
 
 
 def ablation(work: Work, name: str, profile: str = "quick", seeds=range(3)) -> None:
-    """Base and the arms of an ablation of agents in Pong, measured there, seed by seed; a learner
-    without a world model is left for the CPU, on which it is as fast."""
+    """Base and the arms of an ablation of agents in Pong, measured there, seed by seed. An arm
+    without a world model is left out: its library is not among the wheels."""
     sys.path.insert(0, str(ROOT))
     from hd.ablations import ABLATIONS
     arms = [f"{name}.{arm}" for arm, fields in ABLATIONS[name].arms.items()
