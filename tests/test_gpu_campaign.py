@@ -113,7 +113,7 @@ def test_a_package_without_a_version_and_a_list_that_is_not_there_are_named(regi
 
 @pytest.mark.parametrize(("words", "says"), [
     (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, exposures, "
-     "agent_codes, agent_data, agent_transfer, agent-pong, agent-breakout, agent-ms_pacman"),
+     "agent-arms, agent-pong, agent-breakout, agent-ms_pacman"),
     (["smoke", "--seconds", "5", "--out", "x"], "smoke needs at least 60 seconds; got 5"),
     (["smoke", "--seconds", "nan", "--out", "x"], "smoke needs at least 60 seconds; got nan"),
     (["smoke", "--seconds", "soon", "--out", "x"],
@@ -247,7 +247,7 @@ def test_an_ablations_agents_are_measured_there_and_their_tables_kept(work, on_c
     assert any("agent.learner" in fields for fields in arms.values())
     for arm in ("prefill", "unmoved"):  # fewer do
         monkeypatch.delitem(arms, arm)
-    campaign.ablation(work, "agent_data", profile="smoke", seeds=[1])
+    campaign.ablations(work, "agent_data", profile="smoke", seeds=[1])
     said = capsys.readouterr().out
     assert work.exit_code == 0, said
     tables = {name.rpartition("/")[2] for name in work.kept["tables"] if name.endswith("seed1.csv")}

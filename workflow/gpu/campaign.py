@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ FAILED, REFUSED, OUT_OF_TIME = 1, 2, 75
 MAX_FILES, MAX_BYTES, PIECE_BYTES = 8, 15_000_000, 14_000_000
 KINDS = ("tables", "figures", "weights", "runs")  # in the order of what is wanted first
 GAMES = ("pong", "breakout", "ms_pacman")
-MPS, SIDE_BY_SIDE = "nvidia-cuda-mps-control", 6
+MPS, SIDE_BY_SIDE, FEWEST_CORES = "nvidia-cuda-mps-control", 12, 2
 ZIP_BYTES = 200  # of an archive for each file in it, beside names and content
 PACKING = 30.0  # seconds kept for packing
 ENDING = 5.0  # seconds after its time within which a command stops by itself
@@ -65,10 +66,11 @@ class Work:
         """python -m hd with these words, stopped when the time is over."""
         self.python("-m", "hd", *words)
 
-    def python(self, *words: str) -> None:
+    def python(self, *words: str, whatever_failed: bool = False) -> None:
         """The machine's Python with the wheels; its output is printed and kept, machine's paths
-        taken out. Nothing is begun after a command that failed or ran out of time."""
-        if self.exit_code:
+        taken out. Nothing is begun after a command that ran out of time, nor, unless
+        whatever_failed, after one that failed."""
+        if self.exit_code and not (whatever_failed and self.exit_code == FAILED):
             return
         if self.left <= 0:
             self.exit_code = OUT_OF_TIME
@@ -142,10 +144,11 @@ def bench(work: Work) -> None:
 
 
 LEARN = """
-import sys
+import os, sys
+cores, profile, variant, seed, game, seconds, *then = sys.argv[1:]
+os.sched_setaffinity(0, map(int, cores.split(",")))  # before torch counts them
 from hd import stages
 from hd.run import runs
-profile, variant, seed, game, seconds, *then = sys.argv[1:]
 run = runs.start("agent", profile=profile, variant=variant, seed=int(seed), games=[game],
                  time_limit=float(seconds))
 try:
@@ -160,13 +163,19 @@ if then:
 
 
 def side_by_side(work: Work, chosen: Iterable[tuple], *then: str, at_once: int) -> None:
-    """Agents of (profile, variant, seed, game), so many at once; then "measure" them, or not."""
-    def learn(agent):
+    """Agents of (profile, variant, seed, game), so many at once, each on its share of the cores;
+    then "measure" them, or not. One that fails does not keep the others from their work."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(FEWEST_CORES, len(cores) // at_once)
+
+    def learn(place, agent):
+        own = {cores[(place * share + one) % len(cores)] for one in range(share)}
         seconds = f"{max(1.0, work.left - ENDING):.0f}"
-        work.python("-c", LEARN, *map(str, agent), seconds, *then)
+        work.python("-c", LEARN, ",".join(map(str, own)), *map(str, agent), seconds, *then,
+                    whatever_failed=True)
 
     with shared_gpu(work.site.parent), ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(learn, chosen))
+        list(pool.map(learn, itertools.count(), chosen))
 
 
 def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -> None:
@@ -182,14 +191,14 @@ def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -
             work.keep("runs", pieces, in_pieces(path, pieces / name))
 
 
-def ablation(work: Work, name: str, profile: str = "quick", seeds=range(3)) -> None:
-    """Base and the arms of an ablation of agents in Pong, measured there, seed by seed. An arm
+def ablations(work: Work, *names: str, profile: str = "quick", seeds=range(3)) -> None:
+    """Base and the arms of ablations of agents in Pong, measured there, seed by seed. An arm
     without a world model is left out: its library is not among the wheels."""
     sys.path.insert(0, str(ROOT))
     from hd.ablations import ABLATIONS
-    arms = [f"{name}.{arm}" for arm, fields in ABLATIONS[name].arms.items()
+    arms = [f"{name}.{arm}" for name in names for arm, fields in ABLATIONS[name].arms.items()
             if "agent.learner" not in fields]
-    chosen = [(profile, variant, seed, "pong") for seed in seeds for variant in ("base", *arms)]
+    chosen = [(profile, variant, seed, "pong") for seed in seeds for variant in (*arms, "base")]
     side_by_side(work, chosen, "measure", at_once=SIDE_BY_SIDE)
     tables = work.artifacts / profile / "results" / "agent"
     work.keep("tables", work.artifacts, tables.glob("*"))
@@ -263,8 +272,9 @@ CAMPAIGNS = {
     "bench": Campaign(bench, shortest=180),
     "agents": Campaign(agents, shortest=300),
     "exposures": Campaign(exposures, shortest=300),
-    **{name: Campaign(functools.partial(ablation, name=name), shortest=300)
-       for name in ("agent_codes", "agent_data", "agent_transfer")},
+    # What takes longest comes first: an agent that starts from others waits for two.
+    "agent-arms": Campaign(functools.partial(ablations, "agent_transfer", "agent_codes",
+                                             "agent_data"), shortest=240),
     **{f"agent-{game}": Campaign(functools.partial(agents, games=(game,)), shortest=300)
        for game in GAMES},
 }
