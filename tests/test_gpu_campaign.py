@@ -247,7 +247,7 @@ def test_an_ablations_agents_are_measured_there_and_their_tables_kept(work, on_c
     assert any("agent.learner" in fields for fields in arms.values())
     for arm in ("prefill", "unmoved"):  # fewer do
         monkeypatch.delitem(arms, arm)
-    campaign.ablations(work, "agent_data", profile="smoke", seeds=[1])
+    campaign.ablations(work, ("agent_data",), profile="smoke", seeds=[1])
     said = capsys.readouterr().out
     assert work.exit_code == 0, said
     tables = {name.rpartition("/")[2] for name in work.kept["tables"] if name.endswith("seed1.csv")}

@@ -191,7 +191,7 @@ def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -
             work.keep("runs", pieces, in_pieces(path, pieces / name))
 
 
-def ablations(work: Work, *names: str, profile: str = "quick", seeds=range(3)) -> None:
+def ablations(work: Work, names: tuple[str, ...], profile: str = "quick", seeds=range(3)) -> None:
     """Base and the arms of ablations of agents in Pong, measured there, seed by seed. An arm
     without a world model is left out: its library is not among the wheels."""
     sys.path.insert(0, str(ROOT))
@@ -273,8 +273,8 @@ CAMPAIGNS = {
     "agents": Campaign(agents, shortest=300),
     "exposures": Campaign(exposures, shortest=300),
     # What takes longest comes first: an agent that starts from others waits for two.
-    "agent-arms": Campaign(functools.partial(ablations, "agent_transfer", "agent_codes",
-                                             "agent_data"), shortest=240),
+    "agent-arms": Campaign(functools.partial(ablations, names=("agent_transfer", "agent_codes",
+                                             "agent_data")), shortest=240),
     **{f"agent-{game}": Campaign(functools.partial(agents, games=(game,)), shortest=300)
        for game in GAMES},
 }
