@@ -120,3 +120,50 @@ def test_who_is_far_above_all_others_stands_at_the_top_with_an_arrow():
     assert 1958 < marks.get_ylim()[1] < 2200, "the curves keep their room"
     drawn = [line.get_ydata()[0] for line in marks.lines if line.get_marker() == "_"]
     assert drawn == [1958.0]
+
+
+def write_agents(root, variant, values, baseline=-20.5):
+    for seed, value in enumerate(values):
+        path = write_table(root / "quick", [row("real_return", value, game="pong",
+                                                baseline=baseline)], stage="agent", seed=seed,
+                           variant=variant, config={"num_steps": 12800})
+        for file in (path, path.with_suffix(".json")):
+            file.rename(file.with_name(file.name.replace("-seed", "-pong-seed")))
+
+
+def test_arms_of_agents_are_told_by_their_differences_on_the_same_seeds(tmp_path):
+    write_agents(tmp_path, "base", (-18, -10, -14, -16, -12))
+    write_agents(tmp_path, "agent_codes.product", (-15, -7.5, -11, -13, -8.5))
+    write_agents(tmp_path, "agent_codes.one_place", (-20.5, -20.5, -20.5, -20.5, -20.5))
+    write_agents(tmp_path, "agent_codes.one_level", (-10, -18, -14, -12, -16))
+    write_agents(tmp_path, "agent_transfer.others", (-20, -12))
+    found = findings.agent_arms("quick", tmp_path).set_index("arm")
+    assert list(found.index) == ["product", "one_level", "others", "one_place"]
+    assert found["n"].tolist() == [5, 5, 2, 5] and found["mean"].tolist() == [3, 0, -2, -6.5]
+    assert found.loc["product", "gaps"] == {0: 3, 1: 2.5, 2: 3, 3: 3, 4: 3.5}
+    assert found["p"].isna().tolist() == [False, False, True, False]
+    sentence = findings.agents_need("quick", tmp_path)
+    assert "base's agent scores -14 (random play -20.5; quick, 5 seeds" in sentence
+    assert "Better: equal bits without levels +3.0 [+2.6, +3.4]." in sentence
+    assert "Worse: one place: the whole picture -6.5 [-10.4, -2.6]." in sentence
+    assert "Not told apart: one level of codes +0.0 [-" in sentence
+    assert sentence.endswith("a direction: starts from two other games -2.0.")
+
+
+def test_a_picture_of_arms_has_a_dot_per_seed_and_base_among_them(tmp_path):
+    write_agents(tmp_path, "base", (-18, -10, -14, -16, -12))
+    write_agents(tmp_path, "agent_codes.product", (-15, -7.5, -11, -13, -8.5))
+    write_agents(tmp_path, "agent_codes.one_place", (-20.5, -20.25))
+    (ax,) = agent_figures.arms(findings.agent_arms("quick", tmp_path)).axes
+    dots = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
+    assert [len(xs) for xs in dots] == [5, 5, 2], "the best arm first, base in its place"
+    assert [label.get_text() for label in ax.get_yticklabels()][1] == "base"
+    assert [(text.get_text(), text.get_weight()) for text in ax.texts] == [
+        ("+3.0", "bold"), ("", "normal"), ("-6.4", "normal")]
+
+
+def test_without_arms_of_agents_the_page_says_so(tmp_path, capsys):
+    write_agents(tmp_path, "base", (-18,))
+    assert findings.agents_need("quick", tmp_path) == findings.NOTHING
+    agent_figures.show_arms("quick", tmp_path)
+    assert capsys.readouterr().out == "No ablation of agents is published at profile quick.\n"

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from hd.audit.evidence import Measurement
-from hd.run.intervals import FEWEST_SEEDS, corrected, p_value
+from hd.run.intervals import FEWEST_SEEDS, SIGNIFICANT, corrected, p_value
 
 REPRODUCED, ARTEFACT, NOT_REPRODUCED = "reproduced", "artefact", "not reproduced"
 UNDECIDED = "undecided"  # a difference on fewer than FEWEST_SEEDS
@@ -19,7 +19,6 @@ PROVISIONAL = "provisional"  # on less training than the seed's
 FIRST, UNTESTED = "first measured here", "cannot be tested here, because "
 BY_CONSTRUCTION = ", by construction"
 TOLERANCE = 0.1  # of the seed's number: what counts as the same number
-SIGNIFICANT = 0.05
 ENOUGH = 0.9  # of the examples that the seed trained on
 NOTEBOOKS = {"encoder": "report/representation", "tokenizer": "report/representation",
              "world_model": "report/dynamics", "imagination": "report/dynamics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from hd.report.tables import (
     with_spread,
 )
 from hd.report.words import MOST_ROWS, fold, in_words
+from hd.run.intervals import corrected, interval_over_seeds, p_value
 from hd.run.storage import ROOT
 
 
@@ -76,6 +78,31 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
     return wide.rename_axis(columns=None).reset_index("game").rename_axis(index=None)
 
 
+def differences(ablations: Iterable[str], profile: str, metric: str, *,
+                results_dir: Path | None = None) -> pd.DataFrame:
+    """How far arms are from base in one metric, seed by seed: a row per arm and game with ablation,
+    arm, game, values and gaps (by seed), n (seeds that both have), mean of the gaps, low and high
+    (95% interval by t) and p (corrected by Holm's method over all rows; NaN where seeds are too
+    few). The largest mean first; empty without any arm."""
+    rows = []
+    for name in ablations:
+        found = arms(name, profile, results_dir=results_dir)
+        found = found[found["metric"] == metric] if len(found) else found
+        for game, own in found.groupby("game") if len(found) else ():
+            wide = own.pivot_table(index="seed", columns="variant", values="value")
+            for variant in wide.columns.drop("base", errors="ignore"):
+                gaps = (wide[variant] - wide["base"]).dropna()
+                low, high = interval_over_seeds(gaps)
+                rows.append({"ablation": name, "arm": variant.removeprefix(f"{name}."),
+                             "game": game, "values": wide[variant].dropna().to_dict(),
+                             "gaps": gaps.to_dict(), "n": len(gaps), "mean": gaps.mean(),
+                             "low": low, "high": high, "p": p_value(gaps)})
+    columns = ["ablation", "arm", "game", "values", "gaps", "n", "mean", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["p"] = corrected(table["p"])
+    return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
+
+
 def _cell(row: dict) -> str:
     return with_spread(number(row["mean"]), row["seeds"], row["low"], row["high"])
 
@@ -99,3 +126,10 @@ def show_all(profile: str, *, results_dir: Path | None = None) -> None:
             fold(table, "All rows, by the names in results/")
         if curves := published_files.curves(name, profile):
             published_files.show(curves, f"{name}: what was watched while its arms trained")
+
+
+def show_folded(ablations: Iterable[str], profile: str, *, results_dir: Path | None = None) -> None:
+    """Each published one of these ablations, its whole table behind a click under its question."""
+    for name in published(profile, results_dir=results_dir):
+        if name in ablations:
+            fold(compared(name, profile, results_dir=results_dir), ABLATIONS[name].question)

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from hd import atari
-from hd.report import published, reference
+from hd.report import findings, published, reference
 from hd.report.figures import COLOURS, GREY, WIDE, Figure, legible, panels, show, styled
 from hd.report.tables import agent_points, number, shares_won
+from hd.run.intervals import SIGNIFICANT
 
 OTHERS = {  # in anchors.csv: on the figure
     "Human": "a human", "Random": "random play", "DIAMOND": "DIAMOND", "BBF": "BBF",
@@ -38,6 +39,14 @@ def show_shares_won(results_dir) -> None:
         show(share_won_curves(won))
     else:
         print("No agent is there of a game in which points are lost.")
+
+
+def show_arms(profile: str, results_dir=None) -> None:
+    """Show arms of agent_arms, where ablations of agents are published; else a line."""
+    if len(found := findings.agent_arms(profile, results_dir)):
+        show(arms(found))
+    else:
+        print(f"No ablation of agents is published at profile {profile}.")
 
 
 def show_contacts() -> None:
@@ -118,6 +127,31 @@ def apart(heights: Sequence[float], gap: float = GAP) -> list[float]:
         found[i] = min(found[i], highest)
         highest = found[i] - gap
     return found
+
+
+@legible
+def arms(table: pd.DataFrame) -> Figure:
+    """A line per arm and base: a dot per seed and a bar at their mean; the arm's difference from
+    base on the same seeds beside it, bold where it is one by Holm's method. Dashed: random play.
+    table: of findings.agent_arms."""
+    base = table.attrs["base"]
+    rows = [{"words": "base", "values": base, "mean": 0.0, "text": "", "p": 1.0},
+            *table.assign(text=[f"{row['mean']:+.1f}" for row in table.to_dict("records")])
+            .to_dict("records")]
+    rows.sort(key=lambda row: -row["mean"])
+    fig, ((ax,),) = panels(1, 1, width=WIDE, height=0.9 + 0.5 * len(rows))
+    for place, row in enumerate(rows):
+        values, is_base = list(row["values"].values()), row["values"] is base
+        colour = GREY if is_base else COLOURS[0]
+        ax.plot(values, [place] * len(values), "o", ms=6, color=colour, alpha=0.6)
+        ax.plot(np.mean(values), place, "|", ms=18, mew=3, color=colour)
+        ax.annotate(row["text"], (1.02, place), xycoords=("axes fraction", "data"), va="center",
+                    weight="bold" if row["p"] < SIGNIFICANT else "normal")
+    ax.axvline(table.attrs["chance"], color=GREY, ls="--", lw=1)
+    ax.axvline(np.mean(list(base.values())), color="#d8d8d8", lw=1, zorder=0)
+    ax.set(xlabel="return in Pong", ylim=(len(rows) - 0.5, -0.5))
+    ax.set_yticks(range(len(rows)), [textwrap.fill(row["words"], 24) for row in rows])
+    return fig
 
 
 @legible

@@ -24,7 +24,7 @@ from hd.report.tables import (
     number,
     summarise,
 )
-from hd.run.intervals import FEWEST_SEEDS
+from hd.run.intervals import FEWEST_SEEDS, SIGNIFICANT
 from hd.run.metrics import named
 
 VARIANTS = ("base", "hi-dreamer")
@@ -246,3 +246,51 @@ def control(results_dir) -> str:
         return NOTHING
     return (f"An agent that learns in its own dreams while it plays reaches {'; '.join(parts)}. "
             "DIAMOND's are after 100,000 steps, as published.")
+
+
+OF_AGENTS = tuple(name for name, one in ABLATIONS.items() if one.measure == "agent")
+ARMS = {  # what an arm of OF_AGENTS does otherwise than base, in words
+    "one_level": "one level of codes", "product": "equal bits without levels",
+    "places_9": "9 places instead of 49", "one_place": "one place: the whole picture",
+    "prefill": "a model of random play alone", "uniform": "steps drawn evenly",
+    "unmoved": "frames are not moved", "model_free": "no world model (DQN)",
+    "others": "starts from two other games"}
+
+
+def agent_arms(profile: str, results_dir=None) -> pd.DataFrame:
+    """How far the agents' returns in Pong are from base's: ablation_tables.differences of all their
+    ablations, corrected together, with words for each arm; the attributes hold base (seed ->
+    return), chance (random play) and the records of the tables."""
+    found = ablation_tables.differences(OF_AGENTS, profile, "real_return", results_dir=results_dir)
+    found = found[found["game"] == "pong"].reset_index(drop=True)
+    found["words"] = found["arm"].map(lambda arm: ARMS.get(arm, arm))
+    if len(found):
+        table = fresh_or_published(results_dir, profile, "agent", "base-pong")
+        own = table[table["metric"] == "real_return"]
+        found.attrs = {"base": dict(zip(own["seed"], own["value"])),
+                       "chance": own["baseline"].mean(), "records": table.attrs["records"]}
+    return found
+
+
+def agents_need(profile: str, results_dir=None) -> str:
+    """Which arms play clearly better and worse than base, and which are not told apart."""
+    found = agent_arms(profile, results_dir)
+    if found.empty:
+        return NOTHING
+    base, records = pd.Series(found.attrs["base"]), found.attrs["records"]
+    firm = found["p"] < SIGNIFICANT
+    groups = (("better", found[firm & (found["mean"] > 0)]),
+              ("worse", found[firm & (found["mean"] < 0)]),
+              ("not told apart", found[~firm & (found["n"] >= FEWEST_SEEDS)]),
+              (f"fewer than {FEWEST_SEEDS} seeds, a direction", found[found["n"] < FEWEST_SEEDS]))
+    parts = [f"{words.capitalize()}: " + "; ".join(
+        f"{row['words']} {row['mean']:+.1f}{_bounds(row)}" for row in own.to_dict("records"))
+        for words, own in groups if len(own)]
+    return (f"After {number(records[0]['config']['num_steps'], 6)} steps of Pong, base's agent "
+            f"scores {number(base.mean())} (random play {number(found.attrs['chance'])}; "
+            f"{profile}, {len(base)} seeds, {listed(map(device_of, records))}). Points more or "
+            f"less than base on the same seeds, with 95% intervals. {'. '.join(parts)}.")
+
+
+def _bounds(row: Mapping) -> str:
+    return "" if pd.isna(row["low"]) else f" [{row['low']:+.1f}, {row['high']:+.1f}]"

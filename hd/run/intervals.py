@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+SIGNIFICANT = 0.05
 FEWEST_SEEDS = 5  # with fewer there is no interval: they are shown one by one
 RESAMPLES = 9999
 
