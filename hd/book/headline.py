@@ -16,7 +16,7 @@ from hd.audit import claims
 from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
 from hd.patches import SIDE
-from hd.report import reference
+from hd.report import findings, reference
 from hd.report.tables import (
     BEST_TRIVIAL,
     TITLES,
@@ -303,9 +303,9 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """The whole text of README.md, of the book's headline.md, abstract.md and standing.md, which
-    its first page shows, and of its measured.md, which has all headline numbers, from root's
-    tables."""
+    """The whole text of README.md, of the book's headline.md, abstract.md, standing.md and
+    needs.md, which its first page shows, and of its measured.md, which has all headline numbers,
+    from root's tables."""
     readme, results = root / "README.md", root / "results"
     page = readme.read_text(encoding="utf-8")
     if not 0 <= page.find(BEGIN) < page.find(END):
@@ -318,6 +318,8 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
             root / "book" / "headline.md": f"{HEADER}\n\n{short['']}\n",
             root / "book" / "abstract.md": f"{HEADER}\n\n{abstract(results)}\n",
             root / "book" / "standing.md": f"{HEADER}\n\n{standing(results)}\n",
+            root / "book" / "needs.md":
+                f"{HEADER}\n\n{findings.agents_need('quick', results)}\n",
             root / "book" / "measured.md": f"{HEADER}\n\n{MEASURED}\n\n{full}\n"}
 
 
