@@ -16,6 +16,7 @@ class Ablation:
     arms: Mapping[str, Mapping[str, object]]
     also: tuple[str, ...] = ()  # further stages that are measured for every arm
     of_also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # theirs that answer it
+    at: str = ""  # the profile whose sizes the arms are stated for; elsewhere some equal base's
 
 
 _NEXT_CODE = ("l0_changed_accuracy", "l1_changed_accuracy", "l2_changed_accuracy")
@@ -25,6 +26,7 @@ _OFTEN = 720  # steps: on one game of `audit`, up to 200 exposures of each train
 # On Pong alone 500 exposures of each training step, a fifth of the seed's.
 _OF_SEEDS_SIZE = {"world_model.num_steps": 10_000, "world_model.eval_every": 500}
 _SEED_COSTS, _FLAT, _ZERO = (0.05, 0.25, 0.60), (0.25, 0.25, 0.25), (0.0, 0.0, 0.0)
+_ATARIARI = {"probes.standardise": False, "probes.lr": 5e-4, "probes.batch_size": 64}
 _AT_EVERY_PLACE = {"encoder.objective": "spatiotemporal", "encoder.negatives": "chunk"}
 
 # The variant "hi-dreamer": an encoder that must tell what is where, a world model whose codes all
@@ -46,6 +48,12 @@ HI_DREAMER_AT = {  # what the variant adds at a profile
              "world_model.accumulate": 1, "world_model.lr": 2e-3, "world_model.dropout": 0.0,
              "world_model.eval_every": 200, "policy.num_steps": 600},
 }
+
+
+def _of_hi_dreamer(*stages: str) -> dict[str, object]:
+    """What the variant sets in these stages at desk."""
+    return {key: value for key, value in (HI_DREAMER | HI_DREAMER_AT["desk"]).items()
+            if key.split(".")[0] in stages}
 
 
 def _together(costs) -> dict[str, object]:
@@ -75,6 +83,11 @@ ABLATIONS = {
         "world_model", ("l0_accuracy", "l0_changed_accuracy", "l0_cross_entropy"),
         {"episodes": _OF_SEEDS_SIZE,
          "windows": {**_OF_SEEDS_SIZE, "world_model.split": "windows"}}),
+    "recipe": Ablation(
+        "Which change made hi-dreamer better: its codes, or a small world model that trains long?",
+        "world_model", _NEXT_CODE,
+        {"codes": _of_hi_dreamer("encoder"), "world_model": _of_hi_dreamer("world_model"),
+         "both": _of_hi_dreamer("encoder", "world_model")}, also=("imagination",), at="desk"),
     "mask": Ablation(
         "Does the hierarchical mask predict or dream better than plain causal attention?",
         "world_model", _NEXT_CODE,
@@ -103,6 +116,13 @@ ABLATIONS = {
         "encoder", ("f1_overall", "r2_ball_x"),
         {"supervised": {"encoder.objective": "supervised"}, "spatiotemporal": _AT_EVERY_PLACE},
         also=("tokenizer",)),
+    "probe_protocol": Ablation(
+        "What do linear probes find on features as they are, by AtariARI's whole protocol (in "
+        "ST-DIM's encoder too), or fitted on episodes that the encoder did not see?",
+        "encoder", ("f1_overall",),
+        {"raw": {"probes.standardise": False}, "atariari": _ATARIARI,
+         "st_dim_atariari": {**_AT_EVERY_PLACE, **_ATARIARI},
+         "unseen": {"probes.fit_on": "validation"}}),
     "sticky": Ablation(
         "What do the seed's sticky actions change?",
         "tokenizer", ("l0_repeat_rate", "l0_perplexity", "r2_ball_x"),

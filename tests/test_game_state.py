@@ -9,7 +9,7 @@ import pytest
 from hd import atari, replay
 from hd.atari import GAMES
 from hd.collection import SOURCES
-from hd.config import PROFILES
+from hd.config import PROFILES, InputError
 from hd.measure import game_state
 
 CFG = dataclasses.replace(PROFILES["smoke"].probes, epochs=20)
@@ -168,3 +168,21 @@ def test_the_coordinate_probe_reads_places_and_never_saw_a_held_out_step():
     game_state.coordinate_probe(
         data, "pong", lambda picks: asked.append(picks) or ram[picks], cfg=few, seed=0)
     assert asked[1].tolist() == list(range(0, data.num, 3))
+
+
+def test_probes_may_be_fitted_on_validation_episodes_alone():
+    data, asked = TwoSources(), []
+    data.is_val = (data.episode_ids >= 4) & data.is_train
+    data.is_train = data.is_train & ~data.is_val
+    ram = data.ram[:, [51, 50, 49, 54]].astype(np.float32)
+    cfg = dataclasses.replace(CFG, fit_on="validation")
+    game_state.probe_rows(data, {"all": lambda picks: asked.append(picks) or ram[picks]},
+                          baseline="all", cfg=cfg, seed=0)
+    game_state.coordinate_probe(data, "pong", lambda picks: asked.append(picks) or ram[picks],
+                                cfg=cfg, seed=0)
+    for picks in asked:
+        assert picks.tolist() == np.flatnonzero(data.is_val | data.is_test).tolist()
+    data.is_val = data.is_test  # as in a split in two
+    with pytest.raises(InputError, match="episodes on both sides"):
+        game_state.probe_rows(data, {"all": lambda picks: ram[picks]}, baseline="all", cfg=cfg,
+                              seed=0)

@@ -113,7 +113,7 @@ def test_a_package_without_a_version_and_a_list_that_is_not_there_are_named(regi
 
 @pytest.mark.parametrize(("words", "says"), [
     (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, exposures, "
-     "agent-arms, agent-pong, agent-breakout, agent-ms_pacman"),
+     "audit, recipe, agent-arms, agents-1, agents-2, agent-pong, agent-breakout, agent-ms_pacman"),
     (["smoke", "--seconds", "5", "--out", "x"], "smoke needs at least 60 seconds; got 5"),
     (["smoke", "--seconds", "nan", "--out", "x"], "smoke needs at least 60 seconds; got nan"),
     (["smoke", "--seconds", "soon", "--out", "x"],
@@ -247,28 +247,35 @@ def test_an_ablations_agents_are_measured_there_and_their_tables_kept(work, on_c
     assert any("agent.learner" in fields for fields in arms.values())
     for arm in ("prefill", "unmoved"):  # fewer do
         monkeypatch.delitem(arms, arm)
-    campaign.ablations(work, ("agent_data",), profile="smoke", seeds=[1])
+    campaign.arms_of_agents(work, ("agent_data",), profile="smoke", seeds=[1])
     said = capsys.readouterr().out
     assert work.exit_code == 0, said
     tables = {name.rpartition("/")[2] for name in work.kept["tables"] if name.endswith("seed1.csv")}
     assert tables == {"base-pong-seed1.csv", "agent_data.uniform-pong-seed1.csv"}
 
 
-def test_the_two_splits_are_measured_and_their_tables_kept(work, on_cpu, monkeypatch, capsys):
-    brief = campaign.MEASURE.replace("import sys\n", """import sys
-from dataclasses import replace
-from hd import config
+def test_ablations_are_compared_seed_by_seed_and_their_tables_kept(work, on_cpu, monkeypatch,
+                                                                   capsys):
+    brief = """from hd import config
 for arm in ("episodes", "windows"):
     config.ABLATIONS["exposures_seed"].arms[arm]["world_model.num_steps"] = 20
-""", 1)
-    monkeypatch.setattr(campaign, "MEASURE", brief)
-    campaign.exposures(work, profile="smoke")
+"""
+    monkeypatch.setattr(campaign, "COMPARE", campaign.COMPARE.replace("try:", f"{brief}try:"))
+    campaign.comparisons(work, [("smoke", "pong", [0, 1], ("exposures_seed",))])
     said = capsys.readouterr().out
     assert work.exit_code == 0, said
-    assert said.count(" is measured") == 2
-    assert {name.rpartition("/")[2] for name in work.kept["tables"]} == {
-        f"exposures_seed.{arm}-pong-seed0{kind}" for arm in ("episodes", "windows")
-        for kind in (".csv", ".json", "-history.csv")}
+    for seed in (0, 1):
+        assert f"exposures_seed, smoke, seed {seed}: measured" in said
+    assert {name.rpartition("/")[2] for name in work.kept["tables"] if name.endswith(".csv")} == {
+        f"{arm}-pong-seed{seed}{kind}" for seed in (0, 1) for kind in (".csv", "-history.csv")
+        for arm in ("base", "exposures_seed.episodes", "exposures_seed.windows")}
+
+
+def test_one_that_fails_does_not_keep_the_others_from_their_work(work, capsys):
+    script = "import sys; words = sys.argv[3:]; print(words); raise SystemExit(words == ['a'])"
+    campaign.side_by_side(work, script, [("a",), ("b",), ("c", "d")], at_once=1)
+    assert capsys.readouterr().out == "['a']\n['b']\n['c', 'd']\n"
+    assert work.exit_code == campaign.FAILED
 
 
 def test_a_gpu_is_shared_by_mps_while_agents_learn_and_only_then(work, monkeypatch, tmp_path):
@@ -357,7 +364,7 @@ def test_the_smoke_campaign_leaves_tables_figures_and_weights_that_restore(tmp_p
     left = {path.name: path for path in out.iterdir()}
     assert left.keys() == {"tables.zip", "figures.zip", "weights.zip", "campaign.json", "log.txt"}
     assert all(path.stat().st_size < 15_000_000 for path in left.values())
-    inside = {kind: zipfile.ZipFile(left[f"{kind}.zip"]) for kind in campaign.KINDS}
+    inside = {kind: zipfile.ZipFile(left[f"{kind}.zip"]) for kind in ("tables", "figures", "weights")}
     for stage in ("frames", "encoder", "tokenizer", "world_model", "imagination", "policy"):
         assert f"smoke/results/{stage}/base-pong-seed0.csv" in inside["tables"].namelist()
     assert any(name.endswith((".png", ".svg")) for name in inside["figures"].namelist())

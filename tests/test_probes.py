@@ -1,5 +1,7 @@
 """Probes find what is there, nothing that is not, and never look at the held-out episodes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,25 @@ def test_a_linearly_decodable_label_is_read_from_features_of_any_scale(rng, spli
     for scale in (1e-3, 1.0, 1e3):
         f1 = f1_scores(features * scale, {"x": label}, split, cfg=CFG, seed=0)
         assert f1["x"] > 0.98
+
+
+def test_without_standardising_the_scale_of_features_decides_what_a_probe_finds(rng, split):
+    label, features = a_label_and_features_that_show_it(rng)
+    raw = replace(CFG, standardise=False)
+    tiny, large = (f1_scores(features * scale, {"x": label}, split, cfg=raw, seed=0)["x"]
+                   for scale in (0.1, 100.0))
+    assert tiny < 0.7 and large > 0.98
+    slow = f1_scores(features * 100, {"x": label}, split, cfg=replace(raw, lr=1e-6), seed=0)["x"]
+    assert slow < 0.5
+
+
+def test_how_linear_probes_are_fitted_changes_no_coordinate_probe(rng, split):
+    features = rng.normal(size=(len(ROWS), DIM)).astype(np.float32)
+    targets = {"y": (features @ rng.normal(size=DIM)).astype(np.float32)}
+    other = replace(CFG, standardise=False, lr=1e-6, batch_size=8)
+    first, second = (coordinate_scores(features, targets, split, rows=ROWS, cfg=cfg, seed=0)
+                     for cfg in (CFG, other))
+    assert first == second
 
 
 def test_random_features_are_hardly_better_than_the_majority_class(rng, split):

@@ -122,8 +122,8 @@ def probe_rows(data: Replay, representations: dict, *, baseline: str, cfg: Probe
     """
     rows, main = [], next(iter(representations))
     for game in data.games:
-        picks = _fitted_or_judged(data, game, cfg.max_rows)
-        judged = _Judged(data, game, picks, cfg, seed)
+        picks, fitted = _fitted_or_judged(data, game, cfg)
+        judged = _Judged(data, game, picks, fitted, cfg, seed)
         scores, of_sources = {}, {}
         for name, represent in representations.items():
             scores[name], of_sources[name] = judged.scores(represent(picks))
@@ -151,31 +151,35 @@ def places_of(game: str, ram: np.ndarray) -> dict[str, np.ndarray]:
 
 def coordinate_probe(data: Replay, game: str, represent: Callable, *, cfg: ProbeConfig,
                      seed: int) -> probes.Probe:
-    """Reads the game's coordinates from features; fitted on training episodes.
+    """Reads the game's coordinates from features; fitted on cfg.fit_on's episodes.
 
     represent: stored rows (n,) -> features (n, D).
     """
-    picks = _fitted_or_judged(data, game, cfg.max_rows)
+    picks, fitted = _fitted_or_judged(data, game, cfg)
     ram = data.ram[picks]
-    split = probes.Split(data.is_train[picks], data.is_test[picks], data.episode_ids[picks])
+    split = probes.Split(fitted, data.is_test[picks], data.episode_ids[picks])
     return probes.fit_coordinate_probe(represent(picks), places_of(game, ram), split,
                                        rows=atari.ball_in_play(game, ram), cfg=cfg, seed=seed)
 
 
-def _fitted_or_judged(data: Replay, game: str, max_rows: int) -> np.ndarray:
-    """Rows of the game's training and test episodes, thinned."""
-    return thin(np.flatnonzero(data.in_game(game) & (data.is_train | data.is_test)), max_rows)
+def _fitted_or_judged(data: Replay, game: str, cfg: ProbeConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) of the game's test episodes and of those that probes are fitted on, thinned; and
+    which (n,) bool are of the latter."""
+    is_fitted = data.is_train if cfg.fit_on == "train" else data.is_val
+    picks = thin(np.flatnonzero(data.in_game(game) & (is_fitted | data.is_test)), cfg.max_rows)
+    return picks, is_fitted[picks]
 
 
 class _Judged:
-    """What the probes of one game are fitted to and judged by, at stored rows `picks` (n,)."""
+    """What the probes of one game are fitted to and judged by, at stored rows `picks` (n,); fitted
+    (n,) bool: those that they are fitted on."""
 
-    def __init__(self, data: Replay, game: str, picks, cfg: ProbeConfig, seed: int):
+    def __init__(self, data: Replay, game: str, picks, fitted, cfg: ProbeConfig, seed: int):
         self.game, self.cfg, self.seed = game, cfg, seed
         ram = data.ram[picks]
         self.in_play, labels = atari.ball_in_play(game, ram), atari.labels(game, ram)
-        self.split = probes.Split(data.is_train[picks], data.is_test[picks],
-                                  data.episode_ids[picks], probes.frame_keys(data.stack(picks)))
+        self.split = probes.Split(fitted, data.is_test[picks], data.episode_ids[picks],
+                                  probes.frame_keys(data.stack(picks)))
         self.varying = probes.varying_labels(labels, self.split)
         self.places = places_of(game, ram)
         sources = {source: is_from for source, is_from in data.by_source(picks).items()

@@ -2,8 +2,9 @@
 
 Everything here takes arrays, one row per step, and no models. Linear probes follow AtariARI (Anand
 et al. 2019, and its released code); a small MLP reads coordinates. Features are standardised with
-mean and deviation of the rows a probe is fitted on: the coordinates of a unit-length embedding are
-tiny (about 0.05), and the step size would otherwise decide how much a probe finds.
+mean and deviation of the rows a probe is fitted on, unless the config says otherwise for linear
+ones: the coordinates of a unit-length embedding are tiny (about 0.05), and the step size would
+then decide how much a probe finds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,8 +30,7 @@ from hd.run.runs import device, rng_for
 
 MIN_ENTROPY = 0.6  # nats; AtariARI leaves out what hardly varies
 VALIDATION_SHARE = 1 / 8  # of the training episodes, for early stopping (AtariARI: 10 of 80%)
-# AtariARI: 5e-4 and batches of 64; here a probe sees 10 to 100 times fewer batches.
-LR, BATCH, HIDDEN = 5e-3, 256, 256
+LR, BATCH, HIDDEN = 5e-3, 256, 256  # of the MLP
 CLIP = 5.0  # deviations; else what hardly varied in training upsets a probe when it does in a test
 BLOCK = 4096  # rows handled at once when nothing is trained
 Variables = Mapping[str, np.ndarray]  # name -> (N,)
@@ -100,22 +100,24 @@ class Split:
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: standardise, apply the model, read the variables from its outputs."""
+    """A fitted probe: standardise or not, apply the model, read the variables from its outputs."""
 
     names: tuple[str, ...]
-    mean: torch.Tensor  # (D,), of the fitted rows
-    deviation: torch.Tensor  # (D,)
+    mean: torch.Tensor | None  # (D,), of the fitted rows; None: features are taken as they are
+    deviation: torch.Tensor | None  # (D,)
     model: nn.Module
     read: Callable[[torch.Tensor], torch.Tensor]  # outputs (N, C) -> (N, V)
 
-    def standardise(self, features: np.ndarray) -> torch.Tensor:
-        """(N, D) in deviations from the mean of the fitted rows, clipped."""
+    def inputs(self, features: np.ndarray) -> torch.Tensor:
+        """(N, D) as they are, or in deviations from the mean of the fitted rows, clipped."""
+        if self.mean is None:
+            return _tensor(features)
         return ((_tensor(features) - self.mean) / self.deviation).clamp(-CLIP, CLIP)
 
     @torch.no_grad()
     def predict(self, features: np.ndarray) -> dict[str, np.ndarray]:
         """features (N, D) -> name -> (N,) values, in the units of the labels or targets."""
-        blocks = self.standardise(features).split(BLOCK)
+        blocks = self.inputs(features).split(BLOCK)
         read = torch.cat([self.read(self.model(block)) for block in blocks])
         return dict(zip(self.names, read.T.cpu().numpy()))
 
@@ -247,6 +249,7 @@ def fit_coordinate_probe(features: np.ndarray, targets: Variables, split: Split,
         return -F.mse_loss(outputs, (judged - centre) / spread).reshape(1)
 
     task = _Task(tuple(targets), (fitted - centre) / spread, F.mse_loss, read, closeness)
+    cfg = replace(cfg, standardise=True, lr=LR, batch_size=BATCH)
     return _fit(model, features, sides, task, cfg=cfg, seed=seed)
 
 
@@ -318,17 +321,17 @@ class _Task:
 def _fit(model: nn.Module, features: np.ndarray, sides: tuple, task: _Task, *, cfg: ProbeConfig,
          seed: int) -> Probe:
     """Adam with early stopping; keeps the best epoch, for each score apart."""
-    mean, deviation = _mean_and_deviation(_tensor(features[sides[0]]))
-    probe = Probe(task.names, mean, deviation, model.to(device()), task.read)
-    inputs, validation = (probe.standardise(features[side]) for side in sides)
+    scale = _mean_and_deviation(_tensor(features[sides[0]])) if cfg.standardise else (None, None)
+    probe = Probe(task.names, *scale, model.to(device()), task.read)
+    inputs, validation = (probe.inputs(features[side]) for side in sides)
     owner = torch.zeros(1, dtype=torch.long) if task.owner is None else task.owner
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.lr, fused=True)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode="max", factor=0.2, patience=max(1, cfg.patience // 3), threshold=0)
     generator = torch.Generator().manual_seed(seed)
     best, best_scores, stale = model.state_dict(), -torch.inf, 0
     for _ in range(cfg.epochs):
-        for batch in torch.randperm(len(inputs), generator=generator).split(BATCH):
+        for batch in torch.randperm(len(inputs), generator=generator).split(cfg.batch_size):
             optimizer.zero_grad()
             task.loss(model(inputs[batch]), task.wanted[batch]).backward()
             optimizer.step()

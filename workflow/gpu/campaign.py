@@ -143,45 +143,57 @@ def bench(work: Work) -> None:
     work.keep("tables", work.artifacts, (work.artifacts / "benchmark").glob("gpu*"))
 
 
-LEARN = """
-import os, sys
-cores, profile, variant, seed, game, seconds, *then = sys.argv[1:]
+SHARE = """
+import os, sys, time
+cores, seconds, *words = sys.argv[1:]
 os.sched_setaffinity(0, map(int, cores.split(",")))  # before torch counts them
 from hd import stages
 from hd.run import runs
-run = runs.start("agent", profile=profile, variant=variant, seed=int(seed), games=[game],
-                 time_limit=float(seconds))
 try:
-    minutes = stages.make(run)["history"][-1]["minutes"]
+    work(time.monotonic() + float(seconds), *words)
 except runs.TimeLimitReached as over:
-    print(f"{run.name}: {over}")
+    print(f"{' '.join(words)}: {over}")
     raise SystemExit(75)
-print(f"{run.name}: {run.cfg.num_steps} steps in {minutes} minutes", flush=True)
-if then:
-    stages.measured(run)
 """
+LEARN = """
+def work(deadline, profile, variant, seed, game, *then):
+    run = runs.start("agent", profile=profile, variant=variant, seed=int(seed), games=[game],
+                     time_limit=deadline - time.monotonic())
+    minutes = stages.make(run)["history"][-1]["minutes"]
+    print(f"{run.name}: {run.cfg.num_steps} steps in {minutes} minutes", flush=True)
+    if then:
+        stages.measured(run)
+""" + SHARE
+COMPARE = """
+def work(deadline, profile, games, seed, *names):
+    for name in names:
+        stages.compare(name, profile=profile, seeds=[int(seed)], games=games.split(","),
+                       time_limit=max(1.0, deadline - time.monotonic()))
+        print(f"{name}, {profile}, seed {seed}: measured", flush=True)
+""" + SHARE
 
 
-def side_by_side(work: Work, chosen: Iterable[tuple], *then: str, at_once: int) -> None:
-    """Agents of (profile, variant, seed, game), so many at once, each on its share of the cores;
-    then "measure" them, or not. One that fails does not keep the others from their work."""
+def side_by_side(work: Work, script: str, tasks: Iterable[tuple], *, at_once: int) -> None:
+    """The script (LEARN, COMPARE) with each task's words, so many at once, each on its share of the
+    cores. One that fails does not keep the others from their work."""
     cores = sorted(os.sched_getaffinity(0))
     share = max(FEWEST_CORES, len(cores) // at_once)
 
-    def learn(place, agent):
+    def do(place, words):
         own = {cores[(place * share + one) % len(cores)] for one in range(share)}
-        seconds = f"{max(1.0, work.left - ENDING):.0f}"
-        work.python("-c", LEARN, ",".join(map(str, own)), *map(str, agent), seconds, *then,
-                    whatever_failed=True)
+        work.python("-c", script, ",".join(map(str, own)), f"{max(1.0, work.left - ENDING):.0f}",
+                    *map(str, words), whatever_failed=True)
 
     with shared_gpu(work.site.parent), ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(learn, itertools.count(), chosen))
+        list(pool.map(do, itertools.count(), tasks))
 
 
-def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -> None:
+def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper", seed: int = 0
+           ) -> None:
     """The online agents of the games, side by side. They are measured at home, where the same
     command also goes on with one that was not done in time."""
-    side_by_side(work, [(profile, "base", 0, game) for game in games], at_once=len(games))
+    side_by_side(work, LEARN, [(profile, "base", seed, game) for game in games],
+                 at_once=len(games))
     made = work.artifacts / profile / "agent"
     work.keep("runs", work.artifacts, made.rglob("*"))
     pieces = work.site.parent / "pieces"
@@ -191,7 +203,8 @@ def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper") -
             work.keep("runs", pieces, in_pieces(path, pieces / name))
 
 
-def ablations(work: Work, names: tuple[str, ...], profile: str = "quick", seeds=range(3)) -> None:
+def arms_of_agents(work: Work, names: tuple[str, ...], profile: str = "quick", seeds=range(5)
+                   ) -> None:
     """Base and the arms of ablations of agents in Pong, measured there, seed by seed. An arm
     without a world model is left out: its library is not among the wheels."""
     sys.path.insert(0, str(ROOT))
@@ -199,9 +212,24 @@ def ablations(work: Work, names: tuple[str, ...], profile: str = "quick", seeds=
     arms = [f"{name}.{arm}" for name in names for arm, fields in ABLATIONS[name].arms.items()
             if "agent.learner" not in fields]
     chosen = [(profile, variant, seed, "pong") for seed in seeds for variant in (*arms, "base")]
-    side_by_side(work, chosen, "measure", at_once=SIDE_BY_SIDE)
-    tables = work.artifacts / profile / "results" / "agent"
-    work.keep("tables", work.artifacts, tables.glob("*"))
+    tasks = [(*words, "then measure") for words in chosen]
+    side_by_side(work, LEARN, tasks, at_once=SIDE_BY_SIDE)
+    keep_tables(work)
+
+
+def comparisons(work: Work, chosen: Iterable[tuple[str, str, Iterable[int], tuple[str, ...]]]
+                ) -> None:
+    """Base and the arms of ablations, measured there, of (profile, games, seeds, names): each seed
+    in a process of its own, all at once."""
+    tasks = [(profile, games, seed, *names) for profile, games, seeds, names in chosen
+             for seed in seeds]
+    side_by_side(work, COMPARE, tasks, at_once=len(tasks))
+    keep_tables(work)
+
+
+def keep_tables(work: Work) -> None:
+    """All tables that were made."""
+    work.keep("tables", work.artifacts, work.artifacts.glob("*/results/**/*"))
 
 
 def in_pieces(path: Path, to: Path) -> list[Path]:
@@ -232,32 +260,6 @@ def shared_gpu(scratch: Path):
             del os.environ[name]
 
 
-MEASURE = """
-import sys
-from hd import config, stages
-from hd.run import runs
-profile, name, seconds = sys.argv[1:]
-try:
-    for arm in config.ablation(name).arms:
-        run = runs.start(config.ablation(name).measure, profile=profile, variant=f"{name}.{arm}",
-                         games=["pong"], time_limit=float(seconds))
-        stages.make(run)
-        stages.measured(run)
-        print(f"{run.name} is measured", flush=True)
-except runs.TimeLimitReached as over:
-    print(over)
-    raise SystemExit(75)
-"""
-
-
-def exposures(work: Work, profile: str = "desk") -> None:
-    """Claims C16 to C18 at the seed's size: a world model on overlapping windows and one on whole
-    episodes of Pong, equally long."""
-    work.python("-c", MEASURE, profile, "exposures_seed", f"{max(1.0, work.left - ENDING):.0f}")
-    work.keep("tables", work.artifacts,
-              (work.artifacts / profile / "results" / "world_model").glob("exposures_seed.*"))
-
-
 @dataclass(frozen=True)
 class Campaign:
     """A function of CAMPAIGNS and what it needs; shortest: seconds."""
@@ -271,10 +273,22 @@ CAMPAIGNS = {
     "smoke": Campaign(smoke, shortest=60, needs_gpu=False),
     "bench": Campaign(bench, shortest=180),
     "agents": Campaign(agents, shortest=300),
-    "exposures": Campaign(exposures, shortest=300),
+    # C16 to C18: a model of the seed's size on overlapping windows, and on whole episodes.
+    "exposures": Campaign(functools.partial(comparisons, chosen=[
+        ("desk", "pong", [0], ("exposures_seed",))]), shortest=300),
+    # C10, C14, C20 with five seeds.
+    "audit": Campaign(functools.partial(comparisons, chosen=[
+        ("audit", ",".join(GAMES), range(5), ("loss_weights", "mask", "commitment_joint"))]),
+        shortest=300),
+    # Which change made hi-dreamer better, and what other protocols of probes find.
+    "recipe": Campaign(functools.partial(comparisons, chosen=[
+        ("desk", ",".join(GAMES), range(3), ("recipe", "probe_protocol", "objective"))]),
+        shortest=300),
     # What takes longest comes first: an agent that starts from others waits for two.
-    "agent-arms": Campaign(functools.partial(ablations, names=("agent_transfer", "agent_codes",
-                                             "agent_data")), shortest=240),
+    "agent-arms": Campaign(functools.partial(
+        arms_of_agents, names=("agent_transfer", "agent_codes", "agent_data")), shortest=300),
+    **{f"agents-{seed}": Campaign(functools.partial(agents, seed=seed), shortest=300)
+       for seed in (1, 2)},
     **{f"agent-{game}": Campaign(functools.partial(agents, games=(game,)), shortest=300)
        for game in GAMES},
 }
