@@ -364,7 +364,8 @@ def test_the_smoke_campaign_leaves_tables_figures_and_weights_that_restore(tmp_p
     left = {path.name: path for path in out.iterdir()}
     assert left.keys() == {"tables.zip", "figures.zip", "weights.zip", "campaign.json", "log.txt"}
     assert all(path.stat().st_size < 15_000_000 for path in left.values())
-    inside = {kind: zipfile.ZipFile(left[f"{kind}.zip"]) for kind in ("tables", "figures", "weights")}
+    inside = {kind: zipfile.ZipFile(left[f"{kind}.zip"])
+              for kind in ("tables", "figures", "weights")}
     for stage in ("frames", "encoder", "tokenizer", "world_model", "imagination", "policy"):
         assert f"smoke/results/{stage}/base-pong-seed0.csv" in inside["tables"].namelist()
     assert any(name.endswith((".png", ".svg")) for name in inside["figures"].namelist())
