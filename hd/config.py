@@ -412,6 +412,9 @@ PROFILES = {
         world_model=WorldModelConfig(num_steps=300, eval_every=30, attention_dropout=0.0),
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=120, eval_episodes=20),
+        agent=AgentConfig(model_updates=64, dreams=8),
+        place_model=PlaceModelConfig(width=64, batch_size=256),
+        agent_policy=AgentPolicyConfig(batch_size=256),
         probes=ProbeConfig(max_rows=20_000, epochs=40),
     ),
     "paper": Profile(
