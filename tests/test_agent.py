@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -484,6 +485,37 @@ def test_contacts_are_shown_in_the_real_game_and_dreamed(monkeypatch):
     assert len(agent_figures.contacts(found).axes) == len(found) + len(found) % 2
     assert pictures.contacts(run, num_steps=80) == []
     assert not any(ax.get_visible() for ax in agent_figures.contacts([]).axes)
+
+
+def test_each_further_level_of_codes_decodes_closer_to_the_frame(monkeypatch):
+    torch.manual_seed(0)
+    made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
+    frames = contact.recorded("pong", play.random_act("pong"), CFG, num_steps=400, seed=1).frames
+    made.fit_codec(frames[:, :200].reshape(-1, 84, 84), seed=0)
+    monkeypatch.setattr(stages, "load", lambda run: made)
+    found = pictures.levels(agent_run(), num_steps=200)
+    assert list(found) == ["real game", "1 level", "2 levels", "3 levels"]
+    real = found["real game"].astype(float)
+    errors = [((frame - real) ** 2).mean() for frame in list(found.values())[1:]]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0]
+    whole = made.codec.decode(made.codec.encode(found["real game"][None]))[0].numpy()
+    np.testing.assert_array_equal(found["3 levels"], whole)
+    titles = [ax.get_title() for ax in agent_figures.levels(found).axes]
+    assert titles[0] == "real game" and titles[1].startswith("1 level\nerror ")
+
+
+def test_a_held_actions_returns_are_drawn_by_its_name(monkeypatch):
+    made = SimpleNamespace(act=lambda: None)
+    monkeypatch.setattr(stages, "load", lambda run: made)
+    monkeypatch.setattr(contact, "held_returns", lambda *args, seed: {0: (0.5, -0.5), 3: (0.0, 1.0)})
+    found = pictures.held_actions(agent_run())
+    assert found == {"noop": (0.5, -0.5), "right": (0.0, 1.0)}
+    (ax,) = agent_figures.held_actions(found).axes
+    dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    assert dots == [0.5, 0.0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["noop", "right"]
+    assert pictures.held_actions(agent_run(**{"agent.learner": "dqn"})) == {}
+    assert agent_figures.held_actions({}).get_suptitle() == "no model to dream with"
 
 
 def test_half_of_the_pictures_are_of_one_kind_where_there_are_enough():

@@ -115,6 +115,10 @@ def test_a_held_action_is_measured_against_the_emulator():
     made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
     row, = contact.held_action_rows(made, play.random_act("pong"), CFG, seed=0)
     assert row["metric"] == "held_action_error" and row["value"] >= 0
+    found = contact.held_returns(made, play.random_act("pong"), CFG, seed=0)
+    assert tuple(found) == GAMES["pong"].actions
+    assert row["value"] == np.mean([abs(dreamed - real) for dreamed, real in found.values()])
+    assert row["baseline"] == np.mean([abs(real) for _, real in found.values()])
     assert 0 < row["baseline"] <= 1 and len(GAMES["pong"].actions) == 6
 
 

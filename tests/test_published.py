@@ -44,12 +44,12 @@ def test_contacts_come_from_the_largest_profile_that_has_any(tmp_path):
     for place in ("audit/base-pong-seed0", "audit/base-breakout-seed0", "quick/base-pong-seed0"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "contacts.png").write_bytes(b"x")
-    found = published.contacts(figures=tmp_path)
+    found = published.of_agents("contacts", figures=tmp_path)
     assert list(found) == ["pong", "breakout"]
     assert names(tmp_path, published.shown(figures=tmp_path)) == [
         "audit/base-breakout-seed0/contacts.png", "audit/base-pong-seed0/contacts.png"]
     assert published.is_shown_kind("base-pong-seed0/contacts.svg")
-    assert published.contacts(figures=tmp_path / "audit") == {}
+    assert published.of_agents("contacts", figures=tmp_path / "audit") == {}
 
 
 @pytest.mark.parametrize(("place", "is_read"), [

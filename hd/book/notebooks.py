@@ -410,7 +410,8 @@ def is_current(job: Job) -> bool:
 # ---- what git stores
 
 def thin_stored(folder: Path | None = None) -> None:
-    """Empty, in the notebooks of a folder (the pipeline's), the outputs that nbval ignores.
+    """Empty, in the notebooks of a folder (the pipeline's), the outputs that nbval ignores, and drop
+    when cells ran.
 
     What nobody compares need not be stored: a reader's own run fills it in. Cells stay counted.
     """
@@ -418,6 +419,7 @@ def thin_stored(folder: Path | None = None) -> None:
     for path in sorted((folder or BOOK / "pipeline").glob("*.ipynb")):
         notebook = nbformat.read(path, 4)
         for cell in notebook.cells:
+            cell.metadata.pop("execution", None)
             if "nbval-ignore-output" in cell.metadata.get("tags", ()):
                 cell.outputs = []
         storage.write_text(path, nbformat.writes(notebook) + "\n")

@@ -167,9 +167,17 @@ def rows_of(agent: Agent, played: dict[str, Store], fitted_on: Store, *, seed: i
 
 
 def held_action_rows(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int) -> list[dict]:
-    """Rows about one action held for HELD steps from states of the agent's play: how far the
-    dreamed sum of the rewards' signs is from the emulator's, the mean over actions of the error of
-    the mean over states; beside it the error of expecting nothing."""
+    """Rows about held_returns: how far the dreamed ones are from the emulator's, the mean over
+    actions; beside it the error of expecting nothing."""
+    dreamed, real = map(np.array, zip(*held_returns(agent, act, cfg, seed=seed).values()))
+    return [row("held_action_error", np.abs(dreamed - real).mean(), game=agent.game, split="test",
+                baseline=np.abs(real).mean())]
+
+
+def held_returns(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int
+                 ) -> dict[int, tuple[float, float]]:
+    """ALE action -> the sum of the rewards' signs when it is held for HELD steps, (dreamed, in the
+    emulator), the mean over BRANCHES states of the play of act."""
     game, steps = agent.game, agent.model.cfg.steps
     rng, generator = rng_for(seed, "held"), torch.Generator().manual_seed(seed)
     env, branch = (AtariGame(game, sticky=0.0, noop_max=cfg.noop_max) for _ in range(2))
@@ -193,14 +201,12 @@ def held_action_rows(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int
     tokens = agent.codec.encode(np.concatenate([stack for stack, _ in contexts])).cpu().numpy()
     tokens = tokens.reshape(BRANCHES, steps, *tokens.shape[1:])
     before = np.array([actions for _, actions in contexts], np.int64).reshape(BRANCHES, steps - 1)
-    errors, nothing = [], []
+    found = {}
     for action in GAMES[game].actions:
-        real = np.mean([_held(branch, state, action) for state in states])
+        real = float(np.mean([_held(branch, state, action) for state in states]))
         rollout = _dreams(agent, tokens, before, np.full((BRANCHES, HELD), action), seed)
-        errors.append(abs(rollout.rewards.float().sum(1).mean().item() - real))
-        nothing.append(abs(real))
-    return [row("held_action_error", np.mean(errors), game=game, split="test",
-                baseline=np.mean(nothing))]
+        found[action] = rollout.rewards.float().sum(1).mean().item(), real
+    return found
 
 
 def _held(env: AtariGame, state, action: int) -> float:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from hd import atari
 from hd.report import findings, published, reference
-from hd.report.figures import COLOURS, GREY, WIDE, Figure, legible, panels, show, styled
+from hd.report.figures import BELOW, COLOURS, GREY, WIDE, Figure, legible, panels, show, styled
 from hd.report.tables import agent_points, number, shares_won
 from hd.run.intervals import SIGNIFICANT
 
@@ -49,14 +49,14 @@ def show_arms(profile: str, results_dir=None) -> None:
         print(f"No ablation of agents is published at profile {profile}.")
 
 
-def show_contacts() -> None:
-    """Show the published pictures of agents' contacts, game by game; a line where there are
-    none."""
-    found = published.contacts()
+def show_published(drawing: str, words: str) -> None:
+    """Show the published ones of published.OF_AGENTS, game by game, under these words; a line where
+    there are none."""
+    found = published.of_agents(drawing)
     for game, path in found.items():
-        published.show(path, f"{atari.GAMES[game].title}: contacts in the real game and dreamed")
+        published.show(path, f"{atari.GAMES[game].title}: {words}")
     if not found:
-        print("No pictures of contacts are published.")
+        print(f"Not published: {words}.")
 
 
 @legible
@@ -169,6 +169,40 @@ def share_won_curves(table: pd.DataFrame) -> Figure:
         ax.set(xlabel="steps of the real game", ylabel=f"{atari.GAMES[game].title}, points won",
                xlim=(0, None), ylim=(0, 1))
         ax.legend()
+    return fig
+
+
+@legible
+def levels(found: Mapping[str, np.ndarray]) -> Figure:
+    """A frame beside what one, two, ... levels of its codes decode to, with the root mean square
+    error in grey levels of 256. found: of hd.report.pictures.levels."""
+    real = found["real game"].astype(float)
+    fig, (axes,) = panels(1, len(found), width=WIDE / len(found), height=2.1)
+    for ax, (name, frame) in zip(axes, found.items()):
+        ax.imshow(frame, cmap="gray", vmin=0, vmax=255)
+        ax.set(xticks=[], yticks=[])
+        error = np.sqrt(((frame - real) ** 2).mean())
+        ax.set_title(name if name == "real game" else f"{name}\nerror {number(error, 2)}")
+    return fig
+
+
+@legible
+def held_actions(found: Mapping[str, tuple[float, float]]) -> Figure:
+    """What holding an action brings: a dot for the dream, a line for the emulator. found: of
+    hd.report.pictures.held_actions; where there are none, a line says so."""
+    fig, ((ax,),) = panels(1, 1, width=WIDE, height=1.2 + 0.32 * max(1, len(found)))
+    for place, (dreamed, real) in enumerate(found.values()):
+        ax.plot([dreamed, real], [place] * 2, color="#c8c8c8", lw=2, zorder=1)
+        ax.plot(real, place, "|", ms=16, mew=3, color=GREY, label="" if place else "emulator")
+        ax.plot(dreamed, place, "o", ms=6, color=COLOURS[0], label="" if place else "dream")
+    if found:
+        ax.legend(**BELOW, ncols=2)
+    else:
+        fig.suptitle("no model to dream with")
+    ax.axvline(0, color="#d8d8d8", lw=1, zorder=0)
+    ax.set_yticks(range(len(found)), list(found))
+    ax.set(xlabel="sum of rewards' signs while one action is held",
+           ylim=(max(1, len(found)) - 0.5, -0.5))
     return fig
 
 

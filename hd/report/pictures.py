@@ -93,6 +93,34 @@ def contacts(run: Run, *, count: int = 10, num_steps: int = 4800) -> list[dict]:
             for k, (lost, loss) in enumerate(zip(is_lost[picked], contact.lost_in(rollout)))]
 
 
+def levels(run: Run, *, num_steps: int = 800) -> dict[str, np.ndarray]:
+    """What each level of an online agent's codes shows: a frame (84, 84) uint8 as "real game", and
+    decoded from its coarsest level alone, from two, ... as "1 level", "2 levels", ... Of num_steps
+    steps that the agent plays anew, the frame of which most places hold something."""
+    made, cfg = stages.load(run), run.cfg
+    store = contact.new_play(made, cfg, {"agent": made.act()},
+                             num_steps=min(num_steps, cfg.num_steps), seed=run.seed)["agent"]
+    frames = store.frames.reshape(-1, *store.frames.shape[-2:])
+    tokens = made.codec.encode(frames)
+    busiest = int((tokens != 0).any(1).sum(1).argmax())
+    found = {"real game": frames[busiest]}
+    for count in range(1, tokens.shape[1] + 1):
+        some = tokens[busiest].clone()
+        some[count:] = 0  # the code of nothing left
+        found[f"{count} level{'s' * (count > 1)}"] = made.codec.decode(some).cpu().numpy()
+    return found
+
+
+def held_actions(run: Run) -> dict[str, tuple[float, float]]:
+    """What holding one action brings an online agent, by the action's name: see
+    hd.measure.contact.held_returns. Empty for a learner without a model."""
+    if run.cfg.learner:
+        return {}
+    made = stages.load(run)
+    found = contact.held_returns(made, made.act(), run.cfg, seed=run.seed)
+    return {atari.ACTION_MEANINGS[action].lower(): pair for action, pair in found.items()}
+
+
 def _half_of_each(is_true: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Up to count numbers of is_true (N,) bool, rising: half of them true ones where there are as
     many, and as many false ones; drawn at random."""

@@ -17,6 +17,7 @@ from hd.run.storage import ROOT
 FIGURES = ROOT / "figures"
 FROM_A_PAGE = "../../figures"  # as a page of book/report sees FIGURES
 DREAMS = ("base", "hi-dreamer")  # variants whose dreams stand beside each other
+OF_AGENTS = ("levels", "contacts", "held")  # drawings of agents, by their files' names
 FORMATS = (".svg", ".png")  # of a drawing: the smaller file is published
 READ_BESIDE = (  # by the control page; the claims page and C17; the reasons of bars not reached;
     # the control page's curves of agents
@@ -40,12 +41,12 @@ def dreams(*, figures: Path | None = None) -> dict[str, Path]:
     return {}
 
 
-def contacts(*, figures: Path | None = None) -> dict[str, Path]:
-    """The pictures of contacts of the agents of seed 0, by game, at the largest profile that has
-    any; else empty."""
+def of_agents(drawing: str, *, figures: Path | None = None) -> dict[str, Path]:
+    """A drawing of OF_AGENTS of the agents of seed 0, by game, at the largest profile that has any;
+    else empty."""
     for profile in reversed(PROFILES):
         places = {game: Path(figures or FIGURES) / profile / f"base-{game}-seed0" for game in GAMES}
-        found = {game: next(filter(Path.exists, (place / f"contacts{kind}" for kind in FORMATS)),
+        found = {game: next(filter(Path.exists, (place / f"{drawing}{kind}" for kind in FORMATS)),
                             None) for game, place in places.items()}
         if any(found.values()):
             return {game: path for game, path in found.items() if path}
@@ -66,7 +67,9 @@ def shown(*, figures: Path | None = None) -> set[Path]:
         found |= set(filter(Path.exists, films))
         if films <= found:
             break
-    return (found | {*contacts(figures=figures).values()}) - {None}
+    for drawing in OF_AGENTS:
+        found |= {*of_agents(drawing, figures=figures).values()}
+    return found - {None}
 
 
 def is_shown_kind(place: str) -> bool:
@@ -74,7 +77,7 @@ def is_shown_kind(place: str) -> bool:
     base-seed0/dream.mp4."""
     drawings = (f"{name}{kind}" for kind in FORMATS for name in (
         *(f"ablation-{name}-curves" for name in ABLATIONS),
-        *(f"base-{game}-seed0/contacts" for game in GAMES)))
+        *(f"base-{game}-seed0/{drawing}" for game in GAMES for drawing in OF_AGENTS)))
     return place in {*drawings, *(f"{variant}-seed0/dream.mp4" for variant in DREAMS)}
 
 
