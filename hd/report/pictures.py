@@ -93,19 +93,20 @@ def contacts(run: Run, *, count: int = 10, num_steps: int = 4800) -> list[dict]:
             for k, (lost, loss) in enumerate(zip(is_lost[picked], contact.lost_in(rollout)))]
 
 
-def levels(run: Run, *, num_steps: int = 800) -> dict[str, np.ndarray]:
+def levels(run: Run, *, num_steps: int = 4800) -> dict[str, np.ndarray]:
     """What each level of an online agent's codes shows: a frame (84, 84) uint8 as "real game", and
     decoded from its coarsest level alone, from two, ... as "1 level", "2 levels", ... Of num_steps
-    steps that the agent plays anew, the frame of which most places hold something."""
+    steps that the agent plays anew, the frame in the middle by how many places hold something."""
     made, cfg = stages.load(run), run.cfg
     store = contact.new_play(made, cfg, {"agent": made.act()},
                              num_steps=min(num_steps, cfg.num_steps), seed=run.seed)["agent"]
-    frames = store.frames.reshape(-1, *store.frames.shape[-2:])
+    frames = store.frames[:, :store.length].reshape(-1, *store.frames.shape[-2:])
     tokens = made.codec.encode(frames)
-    busiest = int((tokens != 0).any(1).sum(1).argmax())
-    found = {"real game": frames[busiest]}
+    held = (tokens != 0).any(1).sum(1)
+    middle = int(held.argsort(stable=True)[len(held) // 2])
+    found = {"real game": frames[middle]}
     for count in range(1, tokens.shape[1] + 1):
-        some = tokens[busiest].clone()
+        some = tokens[middle].clone()
         some[count:] = 0  # the code of nothing left
         found[f"{count} level{'s' * (count > 1)}"] = made.codec.decode(some).cpu().numpy()
     return found
