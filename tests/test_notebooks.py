@@ -522,12 +522,18 @@ def test_thinning_empties_what_nbval_ignores_and_keeps_the_rest(book):
     for count, cell in enumerate(notebook.cells, 1):
         cell.execution_count = count
         cell.outputs = [nbformat.v4.new_output("stream", text="said")]
+        cell.metadata["execution"] = {"iopub.status.busy": "2026-01-01T00:00:00Z"}
     notebook.cells[1].metadata["tags"] = ["nbval-ignore-output"]
     nbformat.write(notebook, path)
+    page = path.parents[1] / "report" / "control.ipynb"
+    page.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, page)
     notebooks.thin_stored()
-    cells = code_cells(path)
-    assert [len(cell.outputs) for cell in cells] == [1, 0, 1]
-    assert [cell.execution_count for cell in cells] == [1, 2, 3]
+    for stored, outputs in ((path, [1, 0, 1]), (page, [1, 1, 1])):
+        cells = code_cells(stored)
+        assert [len(cell.outputs) for cell in cells] == outputs
+        assert [cell.execution_count for cell in cells] == [1, 2, 3]
+        assert not any("execution" in cell.metadata for cell in cells)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -410,16 +410,17 @@ def is_current(job: Job) -> bool:
 # ---- what git stores
 
 def thin_stored(folder: Path | None = None) -> None:
-    """Empty, in the notebooks of a folder (the pipeline's), the outputs that nbval ignores, and drop
-    when cells ran.
+    """Empty, in the pipeline's notebooks, the outputs that nbval ignores; drop from these and the
+    report's when cells ran. folder: the book, by default this project's.
 
     What nobody compares need not be stored: a reader's own run fills it in. Cells stay counted.
     """
     import nbformat
-    for path in sorted((folder or BOOK / "pipeline").glob("*.ipynb")):
+    for path in sorted((folder or BOOK).glob("*/*.ipynb")):
         notebook = nbformat.read(path, 4)
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
-            if "nbval-ignore-output" in cell.metadata.get("tags", ()):
+            is_ignored = "nbval-ignore-output" in cell.metadata.get("tags", ())
+            if is_ignored and path.parent.name == "pipeline":
                 cell.outputs = []
         storage.write_text(path, nbformat.writes(notebook) + "\n")
