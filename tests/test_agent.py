@@ -500,7 +500,7 @@ def test_each_further_level_of_codes_decodes_closer_to_the_frame(monkeypatch):
     assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0]
     whole = made.codec.decode(made.codec.encode(found["real game"][None]))[0].numpy()
     np.testing.assert_array_equal(found["3 levels"], whole)
-    titles = [ax.get_title() for ax in agent_figures.levels(found).axes]
+    titles = [ax.get_title() for ax in agent_figures.levels(found, "pong").axes]
     assert titles[0] == "real game" and titles[1].startswith("1 level\nerror ")
 
 
@@ -510,12 +510,12 @@ def test_a_held_actions_returns_are_drawn_by_its_name(monkeypatch):
     monkeypatch.setattr(contact, "held_returns", lambda *args, seed: {0: (0.5, -0.5), 3: (0.0, 1.0)})
     found = pictures.held_actions(agent_run())
     assert found == {"noop": (0.5, -0.5), "right": (0.0, 1.0)}
-    (ax,) = agent_figures.held_actions(found).axes
+    (ax,) = agent_figures.held_actions(found, "pong").axes
     dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
     assert dots == [0.5, 0.0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["noop", "right"]
     assert pictures.held_actions(agent_run(**{"agent.learner": "dqn"})) == {}
-    assert agent_figures.held_actions({}).get_suptitle() == "no model to dream with"
+    assert agent_figures.held_actions({}, "pong").get_suptitle() == "Pong: no model to dream with"
 
 
 def test_half_of_the_pictures_are_of_one_kind_where_there_are_enough():

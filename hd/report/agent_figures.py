@@ -10,7 +10,7 @@ import pandas as pd
 
 from hd import atari
 from hd.report import findings, published, reference
-from hd.report.figures import BELOW, COLOURS, GREY, WIDE, Figure, legible, panels, show, styled
+from hd.report.figures import COLOURS, GREY, WIDE, Figure, legible, panels, show, styled
 from hd.report.tables import agent_points, number, shares_won
 from hd.run.intervals import SIGNIFICANT
 
@@ -173,8 +173,8 @@ def share_won_curves(table: pd.DataFrame) -> Figure:
 
 
 @legible
-def levels(found: Mapping[str, np.ndarray]) -> Figure:
-    """A frame beside what one, two, ... levels of its codes decode to, with the root mean square
+def levels(found: Mapping[str, np.ndarray], game: str) -> Figure:
+    """Under the game's title a frame beside what one, two, ... levels of its codes decode to, with the root mean square
     error in grey levels of 256. found: of hd.report.pictures.levels."""
     real = found["real game"].astype(float)
     fig, (axes,) = panels(1, len(found), width=WIDE / len(found), height=2.1)
@@ -183,22 +183,23 @@ def levels(found: Mapping[str, np.ndarray]) -> Figure:
         ax.set(xticks=[], yticks=[])
         error = np.sqrt(((frame - real) ** 2).mean())
         ax.set_title(name if name == "real game" else f"{name}\nerror {number(error, 2)}")
+    fig.suptitle(atari.GAMES[game].title, x=0.01, ha="left")
     return fig
 
 
 @legible
-def held_actions(found: Mapping[str, tuple[float, float]]) -> Figure:
-    """What holding an action brings: a dot for the dream, a line for the emulator. found: of
+def held_actions(found: Mapping[str, tuple[float, float]], game: str) -> Figure:
+    """Under the game's title what holding an action brings: a dot for the dream, a line for the emulator. found: of
     hd.report.pictures.held_actions; where there are none, a line says so."""
     fig, ((ax,),) = panels(1, 1, width=WIDE, height=1.2 + 0.32 * max(1, len(found)))
     for place, (dreamed, real) in enumerate(found.values()):
         ax.plot([dreamed, real], [place] * 2, color="#c8c8c8", lw=2, zorder=1)
         ax.plot(real, place, "|", ms=16, mew=3, color=GREY, label="" if place else "emulator")
         ax.plot(dreamed, place, "o", ms=6, color=COLOURS[0], label="" if place else "dream")
+    title = atari.GAMES[game].title
+    fig.suptitle(title if found else f"{title}: no model to dream with", x=0.01, ha="left")
     if found:
-        ax.legend(**BELOW, ncols=2)
-    else:
-        fig.suptitle("no model to dream with")
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     ax.axvline(0, color="#d8d8d8", lw=1, zorder=0)
     ax.set_yticks(range(len(found)), list(found))
     ax.set(xlabel="sum of rewards' signs while one action is held",
