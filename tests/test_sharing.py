@@ -25,7 +25,7 @@ def settings_after(code, **settings):
 
 
 def test_importing_hd_lets_waiting_threads_sleep():
-    assert settings_after("import hd") == {"GOMP_SPINCOUNT": "5000", "OMP_WAIT_POLICY": None,
+    assert settings_after("import hd") == {"GOMP_SPINCOUNT": "1500", "OMP_WAIT_POLICY": None,
                                            "KMP_BLOCKTIME": None}
 
 
@@ -33,7 +33,7 @@ def test_the_openmp_that_torch_brings_reads_the_setting():
     said = child("import hd, torch", OMP_DISPLAY_ENV="verbose").stderr
     if "GOMP_SPINCOUNT" not in said:
         pytest.skip("this torch does not use libgomp")
-    assert "GOMP_SPINCOUNT = '5000'" in said
+    assert "GOMP_SPINCOUNT = '1500'" in said
 
 
 @pytest.mark.parametrize(("name", "value"), [
