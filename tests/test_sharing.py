@@ -50,7 +50,7 @@ def test_processes_that_hd_starts_inherit_the_setting():
     code = ("import hd, subprocess, sys; print(subprocess.run([sys.executable, '-c', "
             "'import os; print(os.environ[\"GOMP_SPINCOUNT\"])'], capture_output=True, "
             "text=True).stdout)")
-    assert child(code).stdout.split() == ["5000"]
+    assert child(code).stdout.split() == ["1500"]
 
 
 def test_importing_hd_alone_loads_no_library():
