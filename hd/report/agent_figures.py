@@ -174,8 +174,8 @@ def share_won_curves(table: pd.DataFrame) -> Figure:
 
 @legible
 def levels(found: Mapping[str, np.ndarray], game: str) -> Figure:
-    """Under the game's title a frame beside what one, two, ... levels of its codes decode to, with the root mean square
-    error in grey levels of 256. found: of hd.report.pictures.levels."""
+    """Under the game's title a frame beside what one, two, ... levels of its codes decode to, with
+    the root mean square error in grey levels of 256. found: of hd.report.pictures.levels."""
     real = found["real game"].astype(float)
     fig, (axes,) = panels(1, len(found), width=WIDE / len(found), height=2.1)
     for ax, (name, frame) in zip(axes, found.items()):
@@ -189,8 +189,8 @@ def levels(found: Mapping[str, np.ndarray], game: str) -> Figure:
 
 @legible
 def held_actions(found: Mapping[str, tuple[float, float]], game: str) -> Figure:
-    """Under the game's title what holding an action brings: a dot for the dream, a line for the emulator. found: of
-    hd.report.pictures.held_actions; where there are none, a line says so."""
+    """Under the game's title what holding an action brings: a dot for the dream, a line for the
+    emulator. found: of hd.report.pictures.held_actions; where there are none, a line says so."""
     fig, ((ax,),) = panels(1, 1, width=WIDE, height=1.2 + 0.32 * max(1, len(found)))
     for place, (dreamed, real) in enumerate(found.values()):
         ax.plot([dreamed, real], [place] * 2, color="#c8c8c8", lw=2, zorder=1)
