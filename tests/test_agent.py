@@ -507,7 +507,8 @@ def test_each_further_level_of_codes_decodes_closer_to_the_frame(monkeypatch):
 def test_a_held_actions_returns_are_drawn_by_its_name(monkeypatch):
     made = SimpleNamespace(act=lambda: None)
     monkeypatch.setattr(stages, "load", lambda run: made)
-    monkeypatch.setattr(contact, "held_returns", lambda *args, seed: {0: (0.5, -0.5), 3: (0.0, 1.0)})
+    monkeypatch.setattr(contact, "held_returns",
+                        lambda *args, seed: {0: (0.5, -0.5), 3: (0.0, 1.0)})
     found = pictures.held_actions(agent_run())
     assert found == {"noop": (0.5, -0.5), "right": (0.0, 1.0)}
     (ax,) = agent_figures.held_actions(found, "pong").axes
