@@ -276,13 +276,11 @@ CAMPAIGNS = {
     # C16 to C18: a model of the seed's size on overlapping windows, and on whole episodes.
     "exposures": Campaign(functools.partial(comparisons, chosen=[
         ("desk", "pong", [0], ("exposures_seed",))]), shortest=300),
-    # C10, C14, C20 with five seeds.
+    # Which change made hi-dreamer better, what other protocols of probes find; C10, C14, C20 with
+    # five seeds. What takes longest comes first.
     "audit": Campaign(functools.partial(comparisons, chosen=[
+        ("desk", ",".join(GAMES), range(3), ("recipe", "probe_protocol", "objective")),
         ("audit", ",".join(GAMES), range(5), ("loss_weights", "mask", "commitment_joint"))]),
-        shortest=300),
-    # Which change made hi-dreamer better, and what other protocols of probes find.
-    "recipe": Campaign(functools.partial(comparisons, chosen=[
-        ("desk", ",".join(GAMES), range(3), ("recipe", "probe_protocol", "objective"))]),
         shortest=300),
     # What takes longest comes first: an agent that starts from others waits for two.
     "agent-arms": Campaign(functools.partial(
