@@ -17,11 +17,12 @@ def published(tmp_path, monkeypatch):
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
 
     def write(variant, values, *, games=("pong", "breakout", "ms_pacman"), stage="world_model",
-              metrics=METRICS):
+              metrics=METRICS, baseline=0.5, split="val"):
         for seed, value in enumerate(values):
             run = runs.start(stage, profile="audit", variant=variant, seed=seed, games=games)
-            runs.save_table(run, [runs.row(metric, value + k, game=game, baseline=0.5)
-                                  for k, metric in enumerate(metrics) for game in games])
+            rows = [runs.row(metric, value + k, game=game, baseline=baseline, split=split)
+                    for k, metric in enumerate(metrics) for game in games]
+            runs.save_table(run, rows)
         (tmp_path / "published").mkdir(exist_ok=True)
         target = tmp_path / "published" / "audit"
         if not target.exists():
@@ -40,6 +41,24 @@ def test_arms_stand_beside_base_with_interval_baseline_and_seeds(published):
     assert row["strict"] == "0.400"
     assert (row["baseline"], row["seeds"]) == ("0.500", 1)
     assert list(wide.index.unique()) == list(METRICS)
+
+
+def test_an_arm_with_another_baseline_has_it_in_brackets(published):
+    published("base", [0.1])
+    root = published("mask.strict", [0.4], baseline=0.7)
+    wide = ablation_tables.compared("mask", "audit", results_dir=root)
+    assert wide["strict"].iloc[0] == "0.400 (0.700)"
+    assert (wide["base"].iloc[0], wide["baseline"].iloc[0]) == ("0.100", "0.500")
+
+
+def test_base_is_left_out_where_it_was_judged_on_another_split(published):
+    published("base", [0.1], split="test")
+    root = published("mask.strict", [0.4], split="val")
+    wide = ablation_tables.compared("mask", "audit", results_dir=root)
+    assert list(wide.columns) == ["game", "strict", "baseline", "seeds"]
+    assert (wide["strict"].iloc[0], wide["baseline"].iloc[0]) == ("0.400", "0.500")
+    published("mask.strict", [0.4], split="test")
+    assert "base" in ablation_tables.compared("mask", "audit", results_dir=root)
 
 
 def test_an_ablation_without_a_published_arm_is_not_listed_and_refused_with_its_command(published):

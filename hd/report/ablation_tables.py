@@ -29,7 +29,7 @@ def arms(ablation: str, profile: str, *, stage: str = "",
     """The tables of base and of every published arm, one long table; empty without any arm.
 
     stage: that which the ablation measures, or another. An ablation that was run on one game alone
-    is found under that game.
+    is found under that game. Base is left out where it was judged on another split than the arms.
     """
     chosen, root = ABLATIONS[ablation], Path(results_dir or ROOT / "results")
     stage, tables = stage or chosen.measure, []
@@ -37,8 +37,9 @@ def arms(ablation: str, profile: str, *, stage: str = "",
     for games in of_games:
         found = [table for arm in chosen.arms
                  for table in _tables(root, profile, stage, f"{ablation}.{arm}{games}")]
-        if found:
-            tables += [*_tables(root, profile, stage, f"base{games}"), *found]
+        judged = set().union(*map(_judged_on, found))
+        tables += [table for table in _tables(root, profile, stage, f"base{games}")
+                   if found and _judged_on(table) <= judged] + found
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -47,11 +48,17 @@ def _tables(root: Path, profile: str, stage: str, name: str) -> list[pd.DataFram
             for path in tables_of(root / profile / stage, name)]
 
 
+def _judged_on(table: pd.DataFrame) -> set[str]:
+    return {"val", "test"}.intersection(table["split"])
+
+
 def compared(ablation: str, profile: str, *, results_dir: Path | None = None) -> pd.DataFrame:
     """A row per metric and game, a column per arm, as text: mean, seeds or [95% interval].
 
-    Metrics of further stages come last, their names after the stage's. The baseline is base's, or
-    a better trivial one by name. Raises InputError where no arm is published.
+    Metrics of further stages come last, their names after the stage's. The baseline is base's (the
+    first arm's, where base is missing), or a better trivial one by name; an arm with another one,
+    such as an arm with codes of its own, has it in brackets. Raises InputError where no arm is
+    published.
     """
     chosen, found = ABLATIONS[ablation], []
     for stage, metrics in {chosen.measure: chosen.metrics, **chosen.of_also}.items():
@@ -69,11 +76,13 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
     found = pd.concat(found)
     found = found[found["game"].isin([*GAMES, "all"])]
     names = found["variant"].str.removeprefix(f"{ablation}.")
-    found = found.assign(arm=names, text=[_cell(row) for row in found.to_dict("records")])
+    # Base comes first, or else an arm.
+    beside = found.drop_duplicates(["metric", "game"]).set_index(["metric", "game"])["beside"]
+    found = found.assign(arm=names, text=[_cell(row, beside[row["metric"], row["game"]])
+                                          for row in found.to_dict("records")])
     wide = found.pivot_table(index=["metric", "game"], columns="arm", values="text",
                              aggfunc="first", sort=False).fillna("–")
-    base = found[found["arm"] == "base"].set_index(["metric", "game"])["beside"]
-    wide["baseline"] = [base.get(key, number(None)) for key in wide.index]
+    wide["baseline"] = [beside[key] for key in wide.index]
     wide["seeds"] = found.groupby(["metric", "game"])["n"].min()
     return wide.rename_axis(columns=None).reset_index("game").rename_axis(index=None)
 
@@ -103,8 +112,10 @@ def differences(ablations: Iterable[str], profile: str, metric: str, *,
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
 
-def _cell(row: dict) -> str:
-    return with_spread(number(row["mean"]), row["seeds"], row["low"], row["high"])
+def _cell(row: dict, beside: str) -> str:
+    """The value, and its own baseline where that is not the one in the row's column."""
+    own = "" if row["beside"] == beside else f" ({row['beside']})"
+    return with_spread(number(row["mean"]), row["seeds"], row["low"], row["high"]) + own
 
 
 def published(profile: str, *, results_dir: Path | None = None) -> list[str]:
