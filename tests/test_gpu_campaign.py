@@ -113,7 +113,7 @@ def test_a_package_without_a_version_and_a_list_that_is_not_there_are_named(regi
 
 @pytest.mark.parametrize(("words", "says"), [
     (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, exposures, "
-     "audit, agent-arms, agents-1, agents-2, agent-pong, agent-breakout, agent-ms_pacman"),
+     "desk, audit, agent-arms, agents-1, agents-2, agent-pong, agent-breakout, agent-ms_pacman"),
     (["smoke", "--seconds", "5", "--out", "x"], "smoke needs at least 60 seconds; got 5"),
     (["smoke", "--seconds", "nan", "--out", "x"], "smoke needs at least 60 seconds; got nan"),
     (["smoke", "--seconds", "soon", "--out", "x"],
@@ -256,16 +256,17 @@ def test_an_ablations_agents_are_measured_there_and_their_tables_kept(work, on_c
 
 def test_ablations_are_compared_seed_by_seed_and_their_tables_kept(work, on_cpu, monkeypatch,
                                                                    capsys):
-    brief = """from hd import config
-for arm in ("episodes", "windows"):
+    brief = """for arm in ("episodes", "windows"):
     config.ABLATIONS["exposures_seed"].arms[arm]["world_model.num_steps"] = 20
 """
     monkeypatch.setattr(campaign, "COMPARE", campaign.COMPARE.replace("try:", f"{brief}try:"))
-    campaign.comparisons(work, [("smoke", "pong", [0, 1], ("exposures_seed",))])
+    campaign.comparisons(work, [("smoke", "pong", [0, 1], ("exposures_seed",)),
+                                ("smoke", "pong", [0], ("base",))])
     said = capsys.readouterr().out
     assert work.exit_code == 0, said
     for seed in (0, 1):
         assert f"exposures_seed, smoke, seed {seed}: measured" in said
+    assert "base, smoke, seed 0: measured" in said
     assert {name.rpartition("/")[2] for name in work.kept["tables"] if name.endswith(".csv")} == {
         f"{arm}-pong-seed{seed}{kind}" for seed in (0, 1) for kind in (".csv", "-history.csv")
         for arm in ("base", "exposures_seed.episodes", "exposures_seed.windows")}

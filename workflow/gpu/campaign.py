@@ -147,7 +147,7 @@ SHARE = """
 import os, sys, time
 cores, seconds, *words = sys.argv[1:]
 os.sched_setaffinity(0, map(int, cores.split(",")))  # before torch counts them
-from hd import stages
+from hd import config, stages
 from hd.run import runs
 try:
     work(time.monotonic() + float(seconds), *words)
@@ -165,11 +165,19 @@ def work(deadline, profile, variant, seed, game, *then):
         stages.measured(run)
 """ + SHARE
 COMPARE = """
-def work(deadline, profile, games, seed, *names):
-    for name in names:
-        stages.compare(name, profile=profile, seeds=[int(seed)], games=games.split(","),
+STAGES = ("frames", "encoder", "tokenizer", "world_model", "imagination")
+def work(deadline, profile, games, seed, name):
+    chosen = dict(profile=profile, games=games.split(","))
+    if name in config.ABLATIONS:
+        stages.compare(name, seeds=[int(seed)], **chosen,
                        time_limit=max(1.0, deadline - time.monotonic()))
-        print(f"{name}, {profile}, seed {seed}: measured", flush=True)
+    else:
+        for stage in STAGES:
+            run = runs.start(stage, variant=name, seed=int(seed), **chosen,
+                             time_limit=max(1.0, deadline - time.monotonic()))
+            stages.make(run)
+            stages.measured(run)
+    print(f"{name}, {profile}, seed {seed}: measured", flush=True)
 """ + SHARE
 
 
@@ -219,11 +227,11 @@ def arms_of_agents(work: Work, names: tuple[str, ...], profile: str = "quick", s
 
 def comparisons(work: Work, chosen: Iterable[tuple[str, str, Iterable[int], tuple[str, ...]]]
                 ) -> None:
-    """Base and the arms of ablations, measured there, of (profile, games, seeds, names): each seed
-    in a process of its own, all at once."""
-    tasks = [(profile, games, seed, *names) for profile, games, seeds, names in chosen
-             for seed in seeds]
-    side_by_side(work, COMPARE, tasks, at_once=len(tasks))
+    """Measured there, of (profile, games, seeds, names): variants in all stages up to dreams, and
+    base beside the arms of ablations. Each name and seed in a process of its own."""
+    tasks = [(profile, games, seed, name) for profile, games, seeds, names in chosen
+             for name in names for seed in seeds]
+    side_by_side(work, COMPARE, tasks, at_once=min(len(tasks), SIDE_BY_SIDE))
     keep_tables(work)
 
 
@@ -276,11 +284,16 @@ CAMPAIGNS = {
     # C16 to C18: a model of the seed's size on overlapping windows, and on whole episodes.
     "exposures": Campaign(functools.partial(comparisons, chosen=[
         ("desk", "pong", [0], ("exposures_seed",))]), shortest=300),
-    # Which change made hi-dreamer better, what other protocols of probes find; C10, C14, C20 with
-    # five seeds. What takes longest comes first.
+    # Which change made hi-dreamer better, what other protocols of probes find. What takes longest
+    # comes first.
+    "desk": Campaign(functools.partial(comparisons, chosen=[
+        ("desk", ",".join(GAMES), range(3),
+         ("recipe", "probe_protocol", "hi-dreamer", "objective", "base"))]), shortest=300),
+    # All that is varied on few episodes: C10, C14, C20 and the page of ablations.
     "audit": Campaign(functools.partial(comparisons, chosen=[
-        ("desk", ",".join(GAMES), range(3), ("recipe", "probe_protocol", "objective")),
-        ("audit", ",".join(GAMES), range(5), ("loss_weights", "mask", "commitment_joint"))]),
+        ("audit", ",".join(GAMES), range(5),
+         ("commitment_joint", "mask", "loss_weights", "quantizer", "codebook", "levels",
+          "negatives", "commitment", "sticky", "context", "actions", "hi-dreamer", "base"))]),
         shortest=300),
     # What takes longest comes first: an agent that starts from others waits for two.
     "agent-arms": Campaign(functools.partial(
