@@ -167,3 +167,42 @@ def test_without_arms_of_agents_the_page_says_so(tmp_path, capsys):
     assert findings.agents_need("quick", tmp_path) == findings.NOTHING
     agent_figures.show_arms("quick", tmp_path)
     assert capsys.readouterr().out == "No ablation of agents is published at profile quick.\n"
+
+
+def test_codes_and_world_model_are_told_alone_and_together(tmp_path, capsys):
+    for variant, accuracy, error in (("base", 0.1, 20), ("recipe.codes", 0.7, 8),
+                                     ("recipe.world_model", 0.4, 15), ("recipe.both", 0.8, 3)):
+        own = 0.2 if variant in ("base", "recipe.world_model") else 0.6  # of the same codes
+        write_table(tmp_path / "desk", [
+            row("l0_changed_accuracy", accuracy, game=game, baseline=own)
+            for game in ("pong", "breakout")], stage="world_model", variant=variant)
+        write_table(tmp_path / "desk", [
+            row("dream_error_ball_x", error + step, game="pong", baseline=0, step=step)
+            for step in (5, 15)], stage="imagination", variant=variant)
+    sentence = findings.which_change("desk", tmp_path)
+    assert ("base in 0 of 2 games, hi-dreamer's codes in 2 of 2 games, hi-dreamer's world model in "
+            "2 of 2 games and both in 2 of 2 games (desk, 1 seed)") in sentence
+    assert sentence.endswith("off, of 160: base 25 in Pong; hi-dreamer's codes 13 in Pong; "
+                             "hi-dreamer's world model 20 in Pong; both 8 in Pong.")
+    findings.show_changed_codes("desk", tmp_path)
+    assert "0.700 (0.600)" in capsys.readouterr().out
+    (ax,) = finding_figures.changed_dreams(findings.changed_dreams("desk", tmp_path)).axes
+    assert {line.get_label(): list(line.get_ydata()) for line in ax.lines} == {
+        "base": [25, 35], "hi-dreamer's codes": [13, 23], "hi-dreamer's world model": [20, 30],
+        "both": [8, 18]}
+    assert findings.which_change("audit", tmp_path) == findings.NOTHING
+
+
+def test_f1_by_other_protocols_stands_by_what_is_probed(tmp_path, capsys):
+    for variant, trained, untrained in (("base", 0.5, 0.8), ("probe_protocol.raw", 0.4, 0.1)):
+        write_table(tmp_path / "desk", [
+            row(f"f1_overall{what}", value, game="pong") for what, value in (
+                ("", trained), ("[untrained]", untrained), ("[pixel_pca]", 0.7),
+                ("[majority]", 0.05))], stage="encoder", variant=variant)
+    findings.show_protocols("desk", tmp_path)
+    lines = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines == [["trained", "0.500"], ["untrained", "0.800"], ["pixels", "0.700"],
+                     ["majority", "0.0500"], ["trained", "0.400"], ["untrained", "0.100"],
+                     ["pixels", "0.700"], ["majority", "0.0500"]]
+    findings.show_protocols("audit", tmp_path)
+    assert capsys.readouterr().out == ""

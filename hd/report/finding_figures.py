@@ -33,6 +33,12 @@ def show_dream_errors(results_dir) -> None:
         show(dream_errors(found, variant))
 
 
+def show_changed_dreams(profile: str, results_dir=None) -> None:
+    """Show changed_dreams, where the ablation is published."""
+    if len(found := findings.changed_dreams(profile, results_dir)):
+        show(changed_dreams(found))
+
+
 def show_gains(results_dir) -> None:
     """Show gains, where transfer is measured."""
     if len(found := findings.gains(results_dir)):
@@ -80,6 +86,26 @@ def dream_errors(table: pd.DataFrame, variant: str) -> Figure:
     axes[0].set(ylabel="error of the ball's x, of 160",
                 ylim=(-1, 1.1 * table[["dream", "truth", "guess"]].max(axis=None)))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
+    return fig
+
+
+@legible
+def changed_dreams(table: pd.DataFrame) -> Figure:
+    """A panel per game: how far the ball's x is off, by steps into the dream, a line per variant;
+    evenly spaced. table: of findings."""
+    games = list(dict.fromkeys(table["game"]))
+    fig, (axes,) = panels(1, len(games), width=WIDE / len(games), height=3.6, sharey=True)
+    for ax, game in zip(axes, games):
+        own = table[table["game"] == game].sort_values("step", kind="stable")
+        steps = own["step"].unique()
+        for words, dash, colour in zip(own["words"].unique(), ("o-", "s--", "D--", "o-"),
+                                       (GREY, COLOURS[2], COLOURS[1], COLOURS[0])):
+            ax.plot(range(len(steps)), own.loc[own["words"] == words, "dream"], dash, color=colour,
+                    ms=5, label=words)
+        ax.set_xticks(range(len(steps)), [f"{step:g}" for step in steps])
+        ax.set(title=TITLES[game], xlabel="steps into the dream")
+    axes[0].set(ylabel="error of the ball's x, of 160", ylim=(-1, 1.1 * table["dream"].max()))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 

@@ -6,6 +6,7 @@ Nothing is typed: where a table is missing, so is the part of the sentence that 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -25,7 +26,7 @@ from hd.report.tables import (
     summarise,
 )
 from hd.run.intervals import FEWEST_SEEDS, SIGNIFICANT
-from hd.run.metrics import named
+from hd.run.metrics import named, parsed
 
 VARIANTS = ("base", "hi-dreamer")
 STEP = 15  # of a dream, of which the sentence tells
@@ -98,6 +99,31 @@ def representation(results_dir) -> str:
     return text
 
 
+PROTOCOLS = {  # how linear probes are fitted: base and the arms of probe_protocol, in words
+    "base": "standardised features", "probe_protocol.raw": "features as they are",
+    "probe_protocol.atariari": "AtariARI's protocol",
+    "probe_protocol.st_dim_atariari": "AtariARI's protocol, trained as ST-DIM",
+    "probe_protocol.unseen": "fitted on episodes that the encoder did not see"}
+PROBED = {"": "trained", "untrained": "untrained", "pixel_pca": "pixels", "majority": "majority"}
+
+
+def show_protocols(profile: str, results_dir=None) -> None:
+    """In a notebook: F1 of the whole state by other protocols of linear probes, a row per protocol
+    and what is probed (PROBED), the mean over seeds; nothing where none is published."""
+    from IPython.display import display
+    table = ablation_tables.arms("probe_protocol", profile, results_dir=results_dir)
+    if table.empty:
+        return
+    found = summarise(table, [named("f1_overall", word) for word in PROBED])
+    found = found.assign(
+        protocol=found["variant"].map(PROTOCOLS), text=found["mean"].map(number),
+        probed=[PROBED[" ".join(parsed(metric).words)] for metric in found["metric"]])
+    wide = found.pivot(index=["protocol", "probed"], columns="game", values="text")
+    order = itertools.product(PROTOCOLS.values(), PROBED.values())
+    display(wide.loc[[row for row in order if row in wide.index]].rename(columns=TITLES)
+            .rename_axis(index=[None, None], columns=None))
+
+
 # ---- dynamics
 
 def dream_errors(results_dir) -> tuple[str, pd.DataFrame]:
@@ -134,6 +160,68 @@ def dynamics(results_dir) -> str:
                      f"{number(row['dream'])} of 160 ({number(row['truth'])} read from the codes "
                      f"of the truth, {number(row['guess'])} by a still or straight guess)")
     return f"{'; '.join(parts)}." if parts else NOTHING
+
+
+CHANGED = {  # the variants that the ablation recipe crosses, in words
+    "base": "base", "recipe.codes": "hi-dreamer's codes",
+    "recipe.world_model": "hi-dreamer's world model", "recipe.both": "both"}
+SOON = 5  # steps of a dream: a ball still flies straight in most
+
+
+def changed_codes(profile: str, results_dir=None) -> pd.DataFrame:
+    """What base with hi-dreamer's codes, its world model or both names of the coarse codes that
+    change: a row per variant and game with words, mean, guess (the best trivial predictor of the
+    same codes) and the number of seeds n; empty where the ablation recipe is not published."""
+    table = ablation_tables.arms("recipe", profile, results_dir=results_dir)
+    columns = ["words", "game", "mean", "guess", "n"]
+    if table.empty:
+        return pd.DataFrame(columns=columns)
+    found = summarise(table, ["l0_changed_accuracy"])
+    found["guess"] = [value for value, _ in best_baselines(found, table)]
+    return found.assign(words=found["variant"].map(CHANGED))[columns]
+
+
+def changed_dreams(profile: str, results_dir=None) -> pd.DataFrame:
+    """How far the ball's x is off in the dreams of the same variants: a row per variant, game and
+    step with words, dream (median error in RAM units) and guess (a still or straight one)."""
+    table = ablation_tables.arms("recipe", profile, stage="imagination", results_dir=results_dir)
+    columns = ["words", "game", "step", "dream", "guess"]
+    if table.empty:
+        return pd.DataFrame(columns=columns)
+    found = summarise(table, ["dream_error_ball_x"]).rename(columns={"mean": "dream"})
+    found["guess"] = [value for value, _ in
+                      best_baselines(found.rename(columns={"dream": "mean"}), table)]
+    return found.assign(words=found["variant"].map(CHANGED))[columns]
+
+
+def which_change(profile: str, results_dir=None) -> str:
+    """What hi-dreamer's codes and its world model bring, each alone and together."""
+    codes, dreams = (read(profile, results_dir) for read in (changed_codes, changed_dreams))
+    if codes.empty:
+        return NOTHING
+    num_seeds = codes["n"].max()
+    beaten = [f"{words} in {(own['mean'] > own['guess']).sum()} of {len(own)} games"
+              for words, own in codes.groupby("words", sort=False)]
+    text = (f"Of the coarse codes that change, more are named right than by the best trivial "
+            f"predictor of the same codes: by {_all_of(beaten)} ({profile}, "
+            f"{num_seeds} seed{'s' if num_seeds > 1 else ''}).")
+    soon = dreams[dreams["step"] == SOON]
+    if len(soon):
+        off = [f"{words} {_by_game(own.set_index('game')['dream'])}"
+               for words, own in soon.groupby("words", sort=False)]
+        text += f" After {SOON} dreamed steps the ball's x is off, of 160: {'; '.join(off)}."
+    return text
+
+
+def show_changed_codes(profile: str, results_dir=None) -> None:
+    """In a notebook: changed_codes, a row per variant, in brackets the best trivial predictor."""
+    from IPython.display import display
+    if len(found := changed_codes(profile, results_dir)):
+        found["text"] = [f"{number(row['mean'])} ({number(row['guess'])})"
+                         for row in found.to_dict("records")]
+        wide = found.pivot(index="words", columns="game", values="text")
+        display(wide.loc[found["words"].unique(), found["game"].unique()]
+                .rename(columns=TITLES).rename_axis(index=None, columns=None))
 
 
 # ---- transfer
