@@ -32,14 +32,6 @@ def test_a_larger_profiles_first_dreams_are_kept_until_the_other_variants_come(t
         "desk/base-seed0/dream.mp4"]
 
 
-def test_of_drawings_pages_show_what_ablations_watched(tmp_path):
-    (tmp_path / "audit").mkdir()
-    for name in ("ablation-mask-curves.png", "ablation-mask.png", "ablation-other-curves.svg"):
-        (tmp_path / "audit" / name).write_bytes(b"x")
-    assert names(tmp_path, published.shown(figures=tmp_path)) == ["audit/ablation-mask-curves.png"]
-    assert published.curves("mask", "quick", figures=tmp_path) is None
-
-
 def test_contacts_come_from_the_largest_profile_that_has_any(tmp_path):
     for place in ("audit/base-pong-seed0", "audit/base-breakout-seed0", "quick/base-pong-seed0"):
         (tmp_path / place).mkdir(parents=True)

@@ -43,8 +43,7 @@ def fresh(tmp_path, monkeypatch):
     write_table(folder / "results", [row("l0_accuracy", 0.5, game="pong")], stage="world_model",
                 variant="mask.strict")
     for name, size in (("base-seed0/returns.png", 9), ("base-seed0/dream.mp4", 9),
-                       ("mask.strict-seed0/bars.png", 9), ("ablation-mask-curves.png", 5),
-                       ("ablation-mask-curves.svg", 4), ("ablation-mask.png", 5)):
+                       ("mask.strict-seed0/bars.png", 9), ("ablation-mask.png", 5)):
         (folder / "figures" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "figures" / name).write_bytes(b"x" * size)
     return folder / "results"
@@ -77,16 +76,22 @@ def test_publishing_takes_one_variant_or_all(checkout, fresh):
     assert (checkout / "results/quick/world_model/mask.strict-seed0.csv").exists()
     assert not (checkout / "results/quick/policy").exists()
     commit(checkout)
-    assert len(publishing.publish("quick", "all", root=checkout)) == 7
+    assert len(publishing.publish("quick", "all", root=checkout)) == 6
 
 
 def test_of_a_figure_in_two_formats_the_smaller_file_is_published_alone(checkout, fresh):
+    write_table(fresh, [row("real_return", 1, game="pong")], stage="tokenizer",
+                variant="base-pong")
+    drawings = fresh.parent / "figures" / "base-pong-seed0"
+    drawings.mkdir()
+    for kind, size in (("png", 5), ("svg", 4)):
+        (drawings / f"held.{kind}").write_bytes(b"x" * size)
     publishing.publish("quick", "all", root=checkout)
-    assert below(checkout, "figures/quick") == ["ablation-mask-curves.svg", "base-seed0/dream.mp4"]
+    assert below(checkout, "figures/quick/base-pong-seed0") == ["held.svg"]
     commit(checkout)
-    (fresh.parent / "figures" / "ablation-mask-curves.svg").write_bytes(b"x" * 6)
+    (drawings / "held.svg").write_bytes(b"x" * 6)
     publishing.publish("quick", "all", root=checkout)
-    assert below(checkout, "figures/quick") == ["ablation-mask-curves.png", "base-seed0/dream.mp4"]
+    assert below(checkout, "figures/quick/base-pong-seed0") == ["held.png"]
 
 
 def test_figures_that_no_page_shows_any_more_go_when_something_is_published(checkout, fresh):

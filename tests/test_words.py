@@ -13,6 +13,7 @@ from hd.report import tables, words
 from hd.run import metrics
 from hd.run.runs import row
 
+MOST_ROWS = 12  # of a table on screen
 PAGES = sorted(path for path in (notebooks.BOOK / "report").glob("*.ipynb")
                if path.stem != "claims")  # whose table has a row for each claim
 
@@ -78,7 +79,7 @@ def test_of_others_the_best_known_are_shown_and_all_behind_a_click(monkeypatch):
     words.show_anchors("atari100k", ["Pong", "Breakout", "MsPacman"])
     best, folded = shown
     assert {"Random", "Human", "DIAMOND", "BBF"} <= set(best.index)
-    assert len(best) <= words.MOST_ROWS < folded.data.count("<tr")
+    assert len(best) <= MOST_ROWS < folded.data.count("<tr")
 
 
 # ---- the pages
@@ -108,7 +109,7 @@ def test_a_page_opens_with_a_sentence_and_hides_its_code(path):
 def test_no_table_of_a_page_is_longer_than_a_screen(path):
     lengths = [table.partition("<tbody>")[2].count("<tr") for kind, text in on_screen(path)
                for table in text.split("<table")[1:] if kind == "text/html"]
-    assert lengths and max(lengths) <= words.MOST_ROWS
+    assert lengths and max(lengths) <= MOST_ROWS
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -51,8 +51,6 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
     if not copies:
         raise InputError(f"nothing to publish below {shown(source / 'results')} for variant "
                          f"{variant}; make it: make report PROFILE={profile}")
-    if variant == "all":  # figures that compare variants belong to no single run
-        copies += _figures(source / "figures", "*")
     targets = {}
     for path in copies:
         kind, *rest = path.relative_to(source).parts

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from hd.ablations import ABLATIONS
 from hd.config import GAMES, InputError
-from hd.report import published as published_files
 from hd.report.tables import (
     TITLES,
     best_baselines,
@@ -19,9 +18,11 @@ from hd.report.tables import (
     tables_of,
     with_spread,
 )
-from hd.report.words import MOST_ROWS, fold, in_words
+from hd.report.words import fold, in_words
 from hd.run.intervals import corrected, interval_over_seeds, p_value
 from hd.run.storage import ROOT
+
+ANOTHER = 0.05  # a share: baselines that differ by less are those of other seeds
 
 
 def arms(ablation: str, profile: str, *, stage: str = "",
@@ -68,8 +69,7 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
                 f"no arm of {ablation} is published at profile {profile}; make them: "
                 f"python -m hd run 07_ablation --profile {profile} -p ablation {ablation}")
         rows = summarise(table, metrics)
-        rows["beside"] = [" ".join(filter(None, (number(value), name)))
-                          for value, name in best_baselines(rows, table)]
+        rows["guess"], rows["by"] = zip(*best_baselines(rows, table))
         if stage != chosen.measure:
             rows["metric"] = f"{stage}: " + rows["metric"]
         found.append(rows)
@@ -77,12 +77,12 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
     found = found[found["game"].isin([*GAMES, "all"])]
     names = found["variant"].str.removeprefix(f"{ablation}.")
     # Base comes first, or else an arm.
-    beside = found.drop_duplicates(["metric", "game"]).set_index(["metric", "game"])["beside"]
-    found = found.assign(arm=names, text=[_cell(row, beside[row["metric"], row["game"]])
+    first = found.drop_duplicates(["metric", "game"]).set_index(["metric", "game"])
+    found = found.assign(arm=names, text=[_cell(row, first["guess"][row["metric"], row["game"]])
                                           for row in found.to_dict("records")])
     wide = found.pivot_table(index=["metric", "game"], columns="arm", values="text",
                              aggfunc="first", sort=False).fillna("–")
-    wide["baseline"] = [beside[key] for key in wide.index]
+    wide["baseline"] = [_baseline(first.loc[key]) for key in wide.index]
     wide["seeds"] = found.groupby(["metric", "game"])["n"].min()
     return wide.rename_axis(columns=None).reset_index("game").rename_axis(index=None)
 
@@ -112,10 +112,15 @@ def differences(ablations: Iterable[str], profile: str, metric: str, *,
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
 
-def _cell(row: dict, beside: str) -> str:
-    """The value, and its own baseline where that is not the one in the row's column."""
-    own = "" if row["beside"] == beside else f" ({row['beside']})"
-    return with_spread(number(row["mean"]), row["seeds"], row["low"], row["high"]) + own
+def _cell(row: Mapping, guess: float) -> str:
+    """The value, and its own baseline where that is clearly not the row's, guess."""
+    own = abs(row["guess"] - guess) > ANOTHER * abs(guess)
+    return (with_spread(number(row["mean"]), row["seeds"], row["low"], row["high"])
+            + (f" ({_baseline(row)})" if own else ""))
+
+
+def _baseline(row: Mapping) -> str:
+    return " ".join(filter(None, (number(row["guess"]), row["by"])))
 
 
 def published(profile: str, *, results_dir: Path | None = None) -> list[str]:
@@ -125,18 +130,17 @@ def published(profile: str, *, results_dir: Path | None = None) -> list[str]:
 
 
 def show_all(profile: str, *, results_dir: Path | None = None) -> None:
-    """Each published ablation under its question: its table in words, of which what does not fit on
-    a screen is behind a click, and its figure where there is one."""
+    """Each published ablation under its question: what it is about first, in words, and all that
+    was measured behind a click."""
     from IPython.display import Markdown, display
     for name in published(profile, results_dir=results_dir):
         display(Markdown(f"## {name}: {ABLATIONS[name].question}"))
         table = compared(name, profile, results_dir=results_dir)
-        display(table.head(MOST_ROWS).set_axis(map(in_words, table.index[:MOST_ROWS]), axis=0)
-                .assign(game=[TITLES[game] for game in table["game"][:MOST_ROWS]]))
-        if len(table) > MOST_ROWS:
-            fold(table, "All rows, by the names in results/")
-        if curves := published_files.curves(name, profile):
-            published_files.show(curves, f"{name}: what was watched while its arms trained")
+        first = table[table.index == table.index[0]]
+        display(first.assign(game=[TITLES[game] for game in first["game"]])
+                .set_axis(map(in_words, first.index), axis=0))
+        if len(table) > len(first):
+            fold(table, "All that was measured, by the names in results/")
 
 
 def show_folded(ablations: Iterable[str], profile: str, *, results_dir: Path | None = None) -> None:

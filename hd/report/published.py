@@ -10,7 +10,6 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from hd.ablations import ABLATIONS
 from hd.config import GAMES, PROFILES
 from hd.run.storage import ROOT
 
@@ -23,13 +22,6 @@ READ_BESIDE = (  # by the control page; the claims page and C17; the reasons of 
     # the control page's curves of agents
     "policy/base-seed*-episodes.csv", "world_model/exposures.*-history.csv",
     "world_model/hi-dreamer-seed*-history.csv", "agent/base-*-history.csv")
-
-
-def curves(ablation: str, profile: str, *, figures: Path | None = None) -> Path | None:
-    """The published learning curves of an ablation's arms, in the format there is."""
-    found = (Path(figures or FIGURES) / profile / f"ablation-{ablation}-curves{kind}"
-             for kind in FORMATS)
-    return next(filter(Path.exists, found), None)
 
 
 def dreams(*, figures: Path | None = None) -> dict[str, Path]:
@@ -60,8 +52,7 @@ def _film(variant: str, profile: str, figures: Path | None) -> Path:
 def shown(*, figures: Path | None = None) -> set[Path]:
     """Every published figure that a page shows; of a profile larger than that of the shown dreams
     also a video that still waits for the other variant's."""
-    found = {curves(ablation, profile, figures=figures)
-             for ablation in ABLATIONS for profile in PROFILES}
+    found = set()
     for profile in reversed(PROFILES):
         films = {_film(variant, profile, figures) for variant in DREAMS}
         found |= set(filter(Path.exists, films))
@@ -69,15 +60,14 @@ def shown(*, figures: Path | None = None) -> set[Path]:
             break
     for drawing in OF_AGENTS:
         found |= {*of_agents(drawing, figures=figures).values()}
-    return found - {None}
+    return found
 
 
 def is_shown_kind(place: str) -> bool:
     """Whether a page shows figures of this name; place: below a profile's figures, such as
     base-seed0/dream.mp4."""
-    drawings = (f"{name}{kind}" for kind in FORMATS for name in (
-        *(f"ablation-{name}-curves" for name in ABLATIONS),
-        *(f"base-{game}-seed0/{drawing}" for game in GAMES for drawing in OF_AGENTS)))
+    drawings = (f"base-{game}-seed0/{drawing}{kind}"
+                for game in GAMES for drawing in OF_AGENTS for kind in FORMATS)
     return place in {*drawings, *(f"{variant}-seed0/dream.mp4" for variant in DREAMS)}
 
 

@@ -23,7 +23,6 @@ from hd.report.tables import (
 )
 from hd.run.metrics import METRICS, key_of, matches, parsed
 
-MOST_ROWS = 12  # that a table has on screen
 LEVELS = ("coarse", "middle", "fine")
 OBJECTS = {"player": "own figure", "enemy": "opponent"}
 BRACKETS = TRIVIAL | {
