@@ -391,7 +391,7 @@ PROFILES = {
         probes=ProbeConfig(max_rows=4000, epochs=25),
     ),
     "audit": Profile(
-        "audit", "ablations with three seeds: few whole episodes seen many times",
+        "audit", "ablations: few whole episodes seen many times",
         frames=FramesConfig(num_steps=5400, min_episodes=6),  # of which about 3,200 train
         encoder=EncoderConfig(num_steps=600, batch_size=128, eval_every=100),
         tokenizer=TokenizerConfig(num_steps=300, batch_size=2048),

@@ -53,7 +53,7 @@ def test_dreams_stand_beside_the_codes_of_the_truth_and_the_better_guess(tmp_pat
     variant, errors = findings.dream_errors(tmp_path)
     assert variant == "base" and errors["guess"].tolist() == [20.0, 7.0]
     sentence = findings.dynamics(tmp_path)
-    assert "0.500 in Pong (the best trivial predictor 0.375 in Pong)" in sentence
+    assert "0.500 in Pong (n-gram 0.375 in Pong)" in sentence
     assert "off by 9 of 160 (3 read from the codes of the truth, 7 by a still" in sentence
     (ax,) = finding_figures.dream_errors(errors, variant).axes
     assert [line.get_ydata().tolist() for line in ax.lines] == [[9, 9], [3, 3], [20, 7]]

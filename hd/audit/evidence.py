@@ -17,12 +17,15 @@ import pandas as pd
 from hd.config import GAMES
 from hd.report.tables import commit_of, device_of, listed, load_with_record, paths_of
 from hd.run.intervals import interval_over_seeds
+from hd.run.metrics import named
 from hd.run.storage import ROOT, sha256_of
 
 # What the seed trained on: of a stage, how many examples in all, and whose training others rest on.
 EXAMPLES = {"encoder": 30 * 300_000, "world_model": 40 * 234_000}  # epochs of frames, of windows
 RESTS_ON = {"encoder": "encoder", "tokenizer": "encoder", "world_model": "world_model",
-            "imagination": "world_model", "policy": "world_model"}
+            "imagination": "world_model", "policy": "world_model", "transfer": "world_model"}
+COUNTED = {"back_off": "back-off", "ngram": "an n-gram", "repeat_last": "the last code",
+           "frequency": "the most frequent code"}  # what only counts, by what stands in brackets
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,10 @@ class Measurement:
         return replace(self, values=how(self.values), baselines=how(self.baselines))
 
     def against(self, other: Measurement) -> Measurement:
-        """The same values with the other's values as the baseline."""
-        return replace(self, baselines=other.values, sources=self.sources + other.sources)
+        """The values with the other's as the baseline, over the seeds that both have."""
+        seeds = self.values.index.intersection(other.values.index)
+        return replace(self, values=self.values[seeds], baselines=other.values[seeds],
+                       sources=self.sources + other.sources)
 
     def above_baseline(self) -> Measurement:
         """What the values are above their baseline, seed by seed."""
@@ -99,6 +104,16 @@ def mean_of(found: Iterable[Measurement | None]) -> Measurement | None:
     return Measurement(sum(one.values for one in found) / len(found),
                        sum(one.baselines for one in found) / len(found), found[0].profile,
                        tuple(source for one in found for source in one.sources))
+
+
+def best_counted(look: Callable[[str], Measurement | None], metric: str, better: str
+                 ) -> tuple[str, Measurement] | None:
+    """Of the methods that only count: words for the best and what look(its metric) finds; better:
+    "higher" or "lower". None where none is measured."""
+    found = {words: look(named(metric, method)) for method, words in COUNTED.items()}
+    found = {words: one for words, one in found.items() if one}
+    best = max if better == "higher" else min
+    return best(found.items(), key=lambda one: one[1].mean) if found else None
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,10 @@ class Tables:
         trained = RESTS_ON.get(record["stage"])
         if trained is None:
             return math.nan
+        if record["stage"] == "transfer":  # on two games, before it adapts to the third
+            config = record["inside"]["world_model"]
+            return (record["config"]["source_steps"] * config["batch_size"]
+                    * config.get("accumulate", 1) / EXAMPLES[trained])
         if trained != record["stage"]:
             beside = [record for variant in (record["variant"], "base")
                       for _, _, record in self.read(trained, variant)]
@@ -159,10 +178,10 @@ class Tables:
                            pd.Series([row["baseline"] for row in rows], seeds, float),
                            self.profile, tuple(sources))
 
-    def mean_over_games(self, stage: str, metric: str, variant: str = "base"
+    def mean_over_games(self, stage: str, metric: str, variant: str = "base", **where
                         ) -> Measurement | None:
         """The mean over the three games, seed by seed; None unless all are measured."""
-        return mean_of(self.find(stage, metric, variant, game=game) for game in GAMES)
+        return mean_of(self.find(stage, metric, variant, game=game, **where) for game in GAMES)
 
     def last_of_history(self, stage: str, key: str, variant: str = "base") -> Measurement | None:
         """The last recorded value of a learning curve, over seeds."""

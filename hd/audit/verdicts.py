@@ -14,7 +14,7 @@ from hd.audit.evidence import Measurement
 from hd.run.intervals import FEWEST_SEEDS, SIGNIFICANT, corrected, p_value
 
 REPRODUCED, ARTEFACT, NOT_REPRODUCED = "reproduced", "artefact", "not reproduced"
-UNDECIDED = "undecided"  # a difference on fewer than FEWEST_SEEDS
+UNDECIDED = "undecided"  # a difference that is not shown, or on fewer than FEWEST_SEEDS
 PROVISIONAL = "provisional"  # on less training than the seed's
 FIRST, UNTESTED = "first measured here", "cannot be tested here, because "
 BY_CONSTRUCTION = ", by construction"
@@ -30,15 +30,16 @@ NOTEBOOKS = {"encoder": "report/representation", "tokenizer": "report/representa
 class Difference:
     """A verdict that rests on a difference over seeds; better: "higher" or "lower".
 
-    clear where the mean is better than 0 by Student's t, unclear where it is not, undecided on
-    fewer than FEWEST_SEEDS: then there is a direction and no verdict. `settled` decides, since all
-    differences of a claim are corrected together.
+    clear where the mean is better than 0 by Student's t, against where it is worse. Undecided where
+    neither can be shown, which is evidence for neither, and on fewer than FEWEST_SEEDS: then there
+    is a direction and no verdict. `settled` decides, since all differences of a claim are
+    corrected together.
     """
 
     gap: Measurement
     better: str
     clear: str = REPRODUCED
-    unclear: str = NOT_REPRODUCED
+    against: str = NOT_REPRODUCED
 
     @property
     def direction(self) -> str:
@@ -50,8 +51,10 @@ class Difference:
     def verdict(self, corrected_p: float) -> str:
         if math.isnan(corrected_p):
             return f"{UNDECIDED}, {len(self.gap.values)} of {FEWEST_SEEDS} seeds"
+        if corrected_p >= SIGNIFICANT:
+            return f"{UNDECIDED}, no difference shown by {len(self.gap.values)} seeds"
         is_better = self.gap.mean > 0 if self.better == "higher" else self.gap.mean < 0
-        return self.clear if is_better and corrected_p < SIGNIFICANT else self.unclear
+        return self.clear if is_better else self.against
 
 
 def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
@@ -82,14 +85,14 @@ def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: st
     """A claim that has a number, by the seed's protocol and by an honest one.
 
     not reproduced: the seed's protocol does not give its number (within TOLERANCE, or better).
-    artefact: it does, but its own baseline reaches that number too, or the honest protocol does
-    not clearly beat its baseline. reproduced: it clearly does.
+    artefact: it does, but its own baseline reaches that number too, or the honest protocol is
+    clearly worse than its baseline. reproduced: it is clearly better. undecided: neither is shown.
     """
     if not reaches(seed, protocol.mean, better):
         return NOT_REPRODUCED
     if reaches(seed, protocol.baseline, better):
         return ARTEFACT
-    return Difference(honest.above_baseline(), better, unclear=ARTEFACT)
+    return Difference(honest.above_baseline(), better, against=ARTEFACT)
 
 
 def reaches(seed: float, value: float, better: str) -> bool:
@@ -98,9 +101,15 @@ def reaches(seed: float, value: float, better: str) -> bool:
     return sign * (value - seed) >= -TOLERANCE * abs(seed)
 
 
-def exactly(seed: float, found: Measurement) -> str:
-    """For counts: reproduced within TOLERANCE."""
-    return REPRODUCED if abs(found.mean - seed) <= TOLERANCE * abs(seed) else NOT_REPRODUCED
+def exactly(seed: float, found: Measurement, *, trivial: bool = False) -> str:
+    """For counts: reproduced within TOLERANCE. trivial: the baseline is a method without
+    understanding, and where it has that number too the claim is an artefact."""
+    def has_it(number):
+        return abs(number - seed) <= TOLERANCE * abs(seed)
+
+    if not has_it(found.mean):
+        return NOT_REPRODUCED
+    return ARTEFACT if trivial and has_it(found.baseline) else REPRODUCED
 
 
 def entry(metric: str, definition: str, honest: Measurement | None, *, verdict: str | Difference,
@@ -117,6 +126,7 @@ def entry(metric: str, definition: str, honest: Measurement | None, *, verdict: 
     paths = honest.paths + (protocol.paths if protocol else [])
     return {"metric": metric, "definition": definition, "seed_value": seed,
             "ours_seed_protocol": protocol.mean if protocol else math.nan,
+            "protocol_baseline": protocol.baseline if protocol else math.nan,
             "ours_honest": honest.mean, "baseline": honest.baseline, "n": len(honest.values),
             "seeds": " ".join(f"{value:.4g}" for value in honest.values),
             "ci_low": low, "ci_high": high, "trained": honest.trained, "verdict": verdict,

@@ -292,14 +292,22 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
         seeds = ", ".join(str(own[variant].num_seeds) if variant in own else "–"
                           for variant in COMPARED)
         lines.append("| " + " | ".join([words, TITLES[game], *texts, seeds]) + " |")
-    devices = sorted(set().union(*(cell.devices for cell in cells)))
     return "\n".join([
         f"| profile {profile} | game | {' | '.join(COMPARED)} | seeds |", "|---|---|---|---|---|",
         *lines, "", f"Value of seeds, from {FEWEST_SEEDS} on [95% interval] (best trivial "
-        f"baseline), {_judged_on({cell.split for cell in cells})}; bold where there is an interval "
-        "and all of it is above that baseline. Each variant has codes of its own. "
-        "Seeds: "
-        f"of {', of '.join(COMPARED)}. Device: {'; '.join(devices)}."])
+        "baseline); bold where there is an interval and all of it is above that baseline. Each "
+        f"variant has codes of its own. Seeds: of {', of '.join(COMPARED)}. "
+        + " ".join(_made_of(variant, cells) for variant in COMPARED)]).rstrip()
+
+
+def _made_of(variant: str, cells: list[Cell]) -> str:
+    """On which episodes and devices a variant's cells were measured; "" without any."""
+    own = [cell for cell in cells if cell.variant == variant]
+    if not own:
+        return ""
+    devices = sorted(set().union(*(cell.devices for cell in own)))
+    return (f"{variant.capitalize()}: {_judged_on({cell.split for cell in own})}; device: "
+            f"{'; '.join(devices)}.")
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:

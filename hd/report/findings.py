@@ -15,8 +15,10 @@ import pandas as pd
 from hd.ablations import ABLATIONS
 from hd.report import ablation_tables, benchmarks, reference, words
 from hd.report.tables import (
+    BEST_TRIVIAL,
     TITLES,
     agents_of,
+    baseline_words,
     best_baselines,
     device_of,
     fresh_or_published,
@@ -153,7 +155,8 @@ def dynamics(results_dir) -> str:
         best = [value for value, _ in best_baselines(found, table)]
         parts.append(f"Where the coarse code changes, {variant}'s world model {_made_by(table)} "
                      f"names the next one in a share of "
-                     f"{_by_game(found.set_index('game')['mean'])} (the best trivial predictor "
+                     f"{_by_game(found.set_index('game')['mean'])} "
+                     f"({baseline_words(BEST_TRIVIAL, table)} "
                      f"{_by_game(dict(zip(found['game'], best)))})")
     for row in errors[errors["step"] == STEP].to_dict("records"):
         parts.append(f"after {STEP} dreamed steps the ball's x in {TITLES[row['game']]} is off by "

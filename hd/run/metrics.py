@@ -139,7 +139,7 @@ end_average_precision | finding episode ends by P(end) | share | higher | base r
 window_share | training windows drawn from the game | share | - | share of training steps
 parameters | trained numbers of the model | count | - | -
 tokens_per_second | in training, four tokens a step | tokens/s | higher | -
-codebook_change | largest, while the world model trains | distance | - | -
+codebook_change | largest change of a codebook while the world model trains | distance | - | -
 exposures | how often training saw each step | times | - | -
 transfer_l{level}_cross_entropy | next code of a game new to it | nats | lower | from scratch
 transfer_l{level}_accuracy | next code of a game new to it | share | higher | from scratch
