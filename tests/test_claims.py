@@ -1,6 +1,7 @@
 """The audit's table: values found over seeds, verdicts by rule, all 25 claims."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -346,7 +347,10 @@ def test_the_summary_has_one_verdict_a_claim():
 def test_the_page_has_a_line_for_each_claim_and_unfolds_to_every_row():
     stored = claims.load()
     short = claims.in_short(stored)
-    assert short.index.tolist() == [f"C{k:02}" for k in range(1, 26)]
+    assert [line[:5] for line in short.index] == [f"C{k:02}: " for k in range(1, 26)]
+    correlated = short["here"][[line.startswith("C04") for line in short.index]].item()
+    assert re.fullmatch(r"best .*: [\d.]+ \(untrained encoder: [\d.]+\); by its protocol [\d.]+ "
+                        r"\([\d.]+\) \(\w+\)", correlated)
     assert short["verdict"].str.replace(r" \(\w+ in \d of \d\)", "", regex=True).tolist() == (
         claims.summary(stored)["verdict"].tolist())
     page = claims.in_full(stored)

@@ -13,7 +13,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -683,20 +683,28 @@ def in_short(found: pd.DataFrame) -> pd.DataFrame:
     leading = found.drop_duplicates("id")
     directions = leading["direction"].map(lambda text: f" ({text})" if text else "")
     shown = pd.DataFrame({
-        "claim": leading["claim"], "verdict": leading["verdict"] + directions,
-        "measured": leading["metric"].map(_in_words), "seed": leading["seed_value"].map(number),
-        "its protocol": [_beside(own, trivial) for own, trivial in zip(
-            leading["ours_seed_protocol"], leading["protocol_baseline"])],
-        "ours": [_beside(own, trivial) for own, trivial in zip(
-            leading["ours_honest"], leading["baseline"])],
-        "beside": leading["definition"].str.extract("baseline: ([^;]*)", expand=False).fillna("–"),
-        "n": leading["n"].astype(int), "trained": leading["trained"].map(_share),
-        "profile": leading["profile"]})
-    return shown.set_axis(leading["id"], axis=0).rename_axis(index=None)
+        "verdict": leading["verdict"] + directions, "seed": leading["seed_value"].map(number),
+        "here": [_said(row) for row in leading.to_dict("records")],
+        "n": leading["n"].astype(int), "trained": leading["trained"].map(_share)})
+    return shown.set_axis(leading["id"] + ": " + leading["claim"], axis=0).rename_axis(index=None)
 
 
-def _beside(value: float, baseline: float) -> str:
-    return number(value) if math.isnan(baseline) else f"{number(value)} ({number(baseline)})"
+def _said(row: Mapping) -> str:
+    """A row's numbers as words: what, ours, in brackets what stands beside it, by its protocol."""
+    if math.isnan(row["ours_honest"]):
+        return "–"
+    named_beside = re.search("baseline: ([^;]*)", row["definition"])
+    words = f"{named_beside[1]}: " if named_beside else ""
+    text = (f"{_in_words(row['metric'])}: "
+            f"{_beside(row['ours_honest'], row['baseline'], words)}")
+    if not math.isnan(row["ours_seed_protocol"]):
+        text += (f"; by its protocol "
+                 f"{_beside(row['ours_seed_protocol'], row['protocol_baseline'])}")
+    return f"{text} ({row['profile']})"
+
+
+def _beside(value: float, baseline: float, words: str = "") -> str:
+    return number(value) + ("" if math.isnan(baseline) else f" ({words}{number(baseline)})")
 
 
 def _in_words(metric: str) -> str:
@@ -708,7 +716,7 @@ def _in_words(metric: str) -> str:
     name = name.replace("_", " ")
     for game in GAMES:
         more = re.sub(rf"\b{game}\b", TITLES[game], more)
-    return f"{name}{comma}{more}" or "–"
+    return f"{name}{comma}{more}"
 
 
 def in_full(found: pd.DataFrame) -> str:
