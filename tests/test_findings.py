@@ -148,6 +148,7 @@ def test_arms_of_agents_are_told_by_their_differences_on_the_same_seeds(tmp_path
     assert "Worse: one place: the whole picture -6.5 [-10.4, -2.6]." in sentence
     assert "Not told apart: one level of codes +0.0 [-" in sentence
     assert sentence.endswith("a direction: starts from two other games -2.0.")
+    assert "direction" not in findings.agents_need("quick", tmp_path, brief=True)
 
 
 def test_a_picture_of_arms_has_a_dot_per_seed_and_base_among_them(tmp_path):

@@ -327,7 +327,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
             root / "book" / "abstract.md": f"{HEADER}\n\n{abstract(results)}\n",
             root / "book" / "standing.md": f"{HEADER}\n\n{standing(results)}\n",
             root / "book" / "needs.md":
-                f"{HEADER}\n\n{findings.agents_need('quick', results)}\n",
+                f"{HEADER}\n\n{findings.agents_need('quick', results, brief=True)}\n",
             root / "book" / "measured.md": f"{HEADER}\n\n{MEASURED}\n\n{full}\n"}
 
 

@@ -363,8 +363,9 @@ def agent_arms(profile: str, results_dir=None) -> pd.DataFrame:
     return found
 
 
-def agents_need(profile: str, results_dir=None) -> str:
-    """Which arms play clearly better and worse than base, and which are not told apart."""
+def agents_need(profile: str, results_dir=None, *, brief: bool = False) -> str:
+    """Which arms play clearly better and worse than base, and which are not told apart; unless
+    brief also those with too few seeds."""
     found = agent_arms(profile, results_dir)
     if found.empty:
         return NOTHING
@@ -376,7 +377,7 @@ def agents_need(profile: str, results_dir=None) -> str:
               (f"fewer than {FEWEST_SEEDS} seeds, a direction", found[found["n"] < FEWEST_SEEDS]))
     parts = [f"{words.capitalize()}: " + "; ".join(
         f"{row['words']} {row['mean']:+.1f}{_bounds(row)}" for row in own.to_dict("records"))
-        for words, own in groups if len(own)]
+        for words, own in groups[:3 if brief else 4] if len(own)]
     return (f"After {number(records[0]['config']['num_steps'], 6)} steps of Pong, base's agent "
             f"scores {number(base.mean())} (random play {number(found.attrs['chance'])}; "
             f"{profile}, {len(base)} seeds, {listed(map(device_of, records))}). Points more or "
