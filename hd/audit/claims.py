@@ -551,6 +551,7 @@ class Claim:
     missing: str = "its runs are not published"  # why there is no number, where there is none
     needs_training: bool = False  # as long as the seed's: on less a verdict is provisional
     leads: str = ""  # what the metric of the leading row starts with, where that matters
+    is_learned: bool = True  # whether its numbers depend on what was trained
 
 
 POLICIES = {"base": "pong", "policy_horizon.short": "pong", "policy_horizon.long": "pong",
@@ -559,7 +560,7 @@ POLICIES = {"base": "pong", "policy_horizon.short": "pong", "policy_horizon.long
 NO_WEIGHTS = "DINOv2's weights are not on disk (the loader reads them from HD_DINOV2)"
 CLAIMS = (
     Claim("C01", "The encoder has 1.88M parameters",
-          parameters("C01", "encoder")),
+          parameters("C01", "encoder"), is_learned=False),
     Claim("C02", "Embeddings of consecutive frames lie close together",
           temporal_consistency, needs_training=True),
     Claim("C03", "Embeddings stay diverse: no collapse", diversity, needs_training=True),
@@ -581,7 +582,7 @@ CLAIMS = (
     Claim("C12", "One codebook for three games is fully used", joint_codebook,
           needs_training=True),
     Claim("C13", "The world model has about 11M parameters",
-          parameters("C13", "world_model", named("parameters", "seed sizes"))),
+          parameters("C13", "world_model", named("parameters", "seed sizes")), is_learned=False),
     Claim("C14", "The hierarchical mask helps prediction", masks, needs_training=True),
     Claim("C15", "No window crosses an episode's end; games share windows 38/27/35%",
           windows),
@@ -595,9 +596,9 @@ CLAIMS = (
           leads="L0 error given"),
     Claim("C20", "Loss weights 1.0/0.5/0.1 help the coarse level", loss_weights,
           needs_training=True),
-    Claim("C21", "Training takes 7 hours on a T4", cost, "no T4 is at hand"),
+    Claim("C21", "Training takes 7 hours on a T4", cost, "no T4 is at hand", is_learned=False),
     Claim("C22", "All codes stay in use while the world model trains",
-          frozen_codebooks),
+          frozen_codebooks, is_learned=False),
     Claim("C23", "REINFORCE in the frozen world model plays Pong",
           returns(POLICIES)),
     Claim("C24", "PPO in the frozen world model plays Pong",
@@ -622,7 +623,8 @@ def table(results: Path | None = None) -> pd.DataFrame:
                 "metric": "", "definition": "", "verdict": UNTESTED + claim.missing, "n": 0,
                 "seeds": "", "direction": "", "profile": "", "device": "", "evidence": "",
                 "notebook": ""}]
-        rows += [{**row, "id": claim.id, "claim": claim.statement} for row in found]
+        known = {} if claim.is_learned else {"trained": math.nan}
+        rows += [{**row, **known, "id": claim.id, "claim": claim.statement} for row in found]
     return pd.DataFrame(rows)[list(COLUMNS)]
 
 

@@ -145,11 +145,13 @@ class Tables:
             return (record["config"]["source_steps"] * config["batch_size"]
                     * config.get("accumulate", 1) / EXAMPLES[trained])
         if trained != record["stage"]:
-            beside = [record for variant in (record["variant"], "base")
-                      for _, _, record in self.read(trained, variant)]
+            beside = [one for variant in (record["variant"], "base")
+                      for _, _, one in self.read(trained, variant)]
             if not beside:
                 return math.nan
-            record = beside[0]
+            # The very run that it read, where that is published; else another of the profile's.
+            read = "".join(record.get("inputs", ()))
+            record = next((one for one in beside if one["identity"][:10] in read), beside[0])
         config = record["config"]
         examples = config["num_steps"] * config["batch_size"] * config.get("accumulate", 1)
         return examples / EXAMPLES[trained]
