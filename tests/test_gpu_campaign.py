@@ -261,11 +261,12 @@ def test_ablations_are_compared_seed_by_seed_and_their_tables_kept(work, on_cpu,
 """
     monkeypatch.setattr(campaign, "COMPARE", campaign.COMPARE.replace("try:", f"{brief}try:"))
     campaign.comparisons(work, [("smoke", "pong", [0, 1], ("exposures_seed",)),
-                                ("smoke", "pong", [0], ("base",))])
+                                ("smoke", "pong", [0], ("base:frames", "base"))])
     said = capsys.readouterr().out
     assert work.exit_code == 0, said
     for seed in (0, 1):
         assert f"exposures_seed, smoke, seed {seed}: measured" in said
+    assert "base:frames, smoke, seed 0: measured" in said
     assert "base, smoke, seed 0: measured" in said
     assert {name.rpartition("/")[2] for name in work.kept["tables"] if name.endswith(".csv")} == {
         f"{arm}-pong-seed{seed}{kind}" for seed in (0, 1) for kind in (".csv", "-history.csv")

@@ -172,8 +172,9 @@ def work(deadline, profile, games, seed, name):
         stages.compare(name, seeds=[int(seed)], **chosen,
                        time_limit=max(1.0, deadline - time.monotonic()))
     else:
-        for stage in STAGES:
-            run = runs.start(stage, variant=name, seed=int(seed), **chosen,
+        variant, _, stage = name.partition(":")
+        for one in [stage] if stage else STAGES:
+            run = runs.start(one, variant=variant, seed=int(seed), **chosen,
                              time_limit=max(1.0, deadline - time.monotonic()))
             stages.make(run)
             stages.measured(run)
@@ -227,8 +228,9 @@ def arms_of_agents(work: Work, names: tuple[str, ...], profile: str = "quick", s
 
 def comparisons(work: Work, chosen: Iterable[tuple[str, str, Iterable[int], tuple[str, ...]]]
                 ) -> None:
-    """Measured there, of (profile, games, seeds, names): variants in all stages up to dreams, and
-    base beside the arms of ablations. Each name and seed in a process of its own."""
+    """Measured there, of (profile, games, seeds, names): variants in all stages up to dreams or in
+    one ("base:transfer"), and base beside the arms of ablations. Each name and seed in a process of
+    its own."""
     tasks = [(profile, games, seed, name) for profile, games, seeds, names in chosen
              for name in names for seed in seeds]
     side_by_side(work, COMPARE, tasks, at_once=min(len(tasks), SIDE_BY_SIDE))
@@ -284,17 +286,19 @@ CAMPAIGNS = {
     # C16 to C18: a model of the seed's size on overlapping windows, and on whole episodes.
     "exposures": Campaign(functools.partial(comparisons, chosen=[
         ("desk", "pong", [0], ("exposures_seed",))]), shortest=300),
-    # Which change made hi-dreamer better, what other protocols of probes find. What takes longest
-    # comes first.
+    # Which change made hi-dreamer better, what other protocols of probes find; C02, C03, C18, C19.
+    # What takes longest comes first.
     "desk": Campaign(functools.partial(comparisons, chosen=[
-        ("desk", ",".join(GAMES), range(3),
-         ("recipe", "probe_protocol", "hi-dreamer", "objective", "base"))]), shortest=300),
-    # All that is varied on few episodes: C10, C14, C20 and the page of ablations.
+        ("desk", ",".join(GAMES), range(3), ("recipe", "probe_protocol", "hi-dreamer")),
+        ("desk", ",".join(GAMES), range(5), ("base", "base:entropy_floor"))]), shortest=300),
+    # All that is varied on few episodes: C06, C10, C14, C16, C17, C20, C25, the page of ablations.
     "audit": Campaign(functools.partial(comparisons, chosen=[
         ("audit", ",".join(GAMES), range(5),
-         ("commitment_joint", "mask", "loss_weights", "quantizer", "codebook", "levels",
-          "negatives", "commitment", "sticky", "context", "actions", "hi-dreamer", "base"))]),
-        shortest=300),
+         ("base:transfer", "commitment_joint", "mask", "loss_weights", "quantizer", "codebook",
+          "levels", "negatives", "commitment", "sticky", "context", "actions", "objective",
+          "hi-dreamer", "base", "base:entropy_floor")),
+        ("audit", "pong", range(5), ("exposures", "exposures_large")),
+        *(("audit", game, range(5), ("base:encoder",)) for game in GAMES)]), shortest=300),
     # What takes longest comes first: an agent that starts from others waits for two.
     "agent-arms": Campaign(functools.partial(
         arms_of_agents, names=("agent_transfer", "agent_codes", "agent_data")), shortest=300),
