@@ -8,6 +8,7 @@ from tiny import commit, git, write_benchmark, write_table
 from hd.book import headline, publishing
 from hd.config import InputError
 from hd.report import benchmarks, tables
+from hd.run import runs
 from hd.run.runs import row
 from hd.run.storage import sha256_of
 
@@ -80,8 +81,9 @@ def test_publishing_takes_one_variant_or_all(checkout, fresh):
 
 
 def test_of_a_figure_in_two_formats_the_smaller_file_is_published_alone(checkout, fresh):
-    write_table(fresh, [row("real_return", 1, game="pong")], stage="tokenizer",
-                variant="base-pong")
+    made = write_table(fresh, [row("l0_usage", 1, game="pong")], stage="tokenizer")
+    for path in (made, made.with_suffix(".json")):
+        path.rename(path.with_name(path.name.replace("base", "base-pong")))
     drawings = fresh.parent / "figures" / "base-pong-seed0"
     drawings.mkdir()
     for kind, size in (("png", 5), ("svg", 4)):
@@ -92,6 +94,33 @@ def test_of_a_figure_in_two_formats_the_smaller_file_is_published_alone(checkout
     (drawings / "held.svg").write_bytes(b"x" * 6)
     publishing.publish("quick", "all", root=checkout)
     assert below(checkout, "figures/quick/base-pong-seed0") == ["held.png"]
+
+
+def test_an_arm_that_is_the_run_of_hi_dreamer_is_published_under_that_name_too(checkout, fresh):
+    folder = fresh.parents[1] / "desk" / "results"
+    run = runs.start("world_model", profile="desk", variant="hi-dreamer")
+    for variant, identity in (("recipe.both", run.identity), ("recipe.codes", "another")):
+        path = write_table(folder, [row("l0_accuracy", 0.5, game="pong")], stage="world_model",
+                           variant=variant, profile="desk", identity=identity)
+    history = path.with_name("recipe.both-seed0-history.csv")
+    history.write_text("step\n1\n")
+    record = path.with_name("recipe.both-seed0.json")
+    record.write_text(json.dumps(json.loads(record.read_text())
+                                 | {"beside": {history.name: sha256_of(history)}}))
+    publishing.publish("desk", "all", root=checkout)
+    assert below(checkout, "results/desk/world_model") == [
+        "hi-dreamer-seed0-history.csv", "hi-dreamer-seed0.csv", "hi-dreamer-seed0.json",
+        "recipe.both-seed0.csv", "recipe.both-seed0.json", "recipe.codes-seed0.csv",
+        "recipe.codes-seed0.json"]
+    table = tables.fresh_or_published(checkout / "results", "desk", "world_model", "hi-dreamer")
+    assert table["variant"].tolist() == ["hi-dreamer"] and table["value"].tolist() == [0.5]
+    assert table.attrs["records"][0]["measured_as"] == "recipe.both"
+    commit(checkout)
+    write_table(folder, [row("l0_accuracy", 0.75, game="pong")], stage="world_model",
+                variant="hi-dreamer", profile="desk", identity=run.identity)
+    publishing.publish("desk", "all", root=checkout)
+    table = tables.fresh_or_published(checkout / "results", "desk", "world_model", "hi-dreamer")
+    assert table["value"].tolist() == [0.75], "its own comes first"
 
 
 def test_figures_that_no_page_shows_any_more_go_when_something_is_published(checkout, fresh):

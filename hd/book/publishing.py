@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from hd import config
 from hd.audit import claims
 from hd.book import headline
@@ -18,9 +20,10 @@ from hd.report import benchmarks, published
 from hd.report.benchmarks import KINDS, fresh_folder, profile_beside
 from hd.report.published import FORMATS
 from hd.report.tables import load_with_record
+from hd.run import runs
 from hd.run.machine import asked_git
 from hd.run.runs import TABLE_COMPANIONS
-from hd.run.storage import ROOT, artifacts_root, shown, write_atomically, write_json
+from hd.run.storage import ROOT, artifacts_root, sha256_of, shown, write_atomically, write_json
 
 
 def publish(profile: str, variant: str = "base", seed: int | None = None, *,
@@ -28,7 +31,8 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
     """Copy a profile's fresh tables, and those of its figures that pages show, into root's results/
     and figures/; write the headline and the audit's table of claims.
 
-    What is copied is the rule of hd.report.published; figures that no page shows any more go.
+    What is copied is the rule of hd.report.published; figures that no page shows any more go. What
+    an arm measured of the very run that base or hi-dreamer names is published under that name too.
     variant: one, or "all". Returns the copies. Before anything is copied, raises InputError when
     the tree is dirty, nothing is there, a table is damaged or was made from a dirty tree. Tables
     may come from several commits: the headline lists them.
@@ -36,7 +40,7 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
     config.allowed("profile", profile, config.PROFILES)
     config.allowed("variant", variant, ("all", *config.variants()))
     check_clean(root)
-    source, copies = artifacts_root() / profile, []
+    source, copies, namesakes = artifacts_root() / profile, [], {}
     for path in sorted((source / "results").glob("*/*-seed*.csv")):
         if path.stem.endswith(TABLE_COMPANIONS):
             continue
@@ -48,6 +52,8 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
                              f"it again: make report PROFILE={profile}")
         copies += [path, path.with_suffix(".json"), *_beside(path, record)]
         copies += _figures(source / "figures", f"{path.stem}/*")
+        if name := _name_of_same_run(path, record):
+            namesakes[path] = name
     if not copies:
         raise InputError(f"nothing to publish below {shown(source / 'results')} for variant "
                          f"{variant}; make it: make report PROFILE={profile}")
@@ -63,10 +69,48 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
         if target.suffix in FORMATS:
             for other in {target.with_suffix(kind) for kind in FORMATS} - {target}:
                 other.unlink(missing_ok=True)
+    renamed = [file for path, name in namesakes.items()
+               for file in _publish_as(name, path, root / "results" / profile)]
     _remove_unshown(root / "figures")
     headline.write(root)
     claims.write(root)
-    return sorted(filter(Path.exists, targets))
+    return sorted(filter(Path.exists, [*targets, *renamed]))
+
+
+def _name_of_same_run(path: Path, record: Mapping) -> str | None:
+    """The variant of DREAMS that is the very run of an arm's table, measured in the same way, where
+    it has no fresh table of its own; else None."""
+    profile, seed, games = (record[key] for key in ("profile", "seed", "games"))
+    measured = config.resolve(profile, record["variant"], games=games).probes
+    for name in published.DREAMS:
+        own = path.with_name(path.name.replace(record["variant"], name, 1))
+        if own.exists() or config.resolve(profile, name, games=games).probes != measured:
+            continue
+        run = runs.start(record["stage"], profile=profile, variant=name, seed=seed, games=games)
+        if run.identity == record.get("identity"):
+            return name
+    return None
+
+
+def _publish_as(name: str, path: Path, results: Path) -> list[Path]:
+    """Write a fresh table under another variant's name into a profile's published results, with
+    what is read beside it; its record says as which variant it was measured."""
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    target = results / path.parent.name / path.name.replace(record["variant"], name, 1)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).assign(variant=name)
+    write_atomically(target, lambda aside: table.to_csv(aside, index=False))
+    written, beside = [target, target.with_suffix(".json")], {}
+    for file, digest in record.get("beside", {}).items():
+        copy = target.with_name(file.replace(record["variant"], name, 1))
+        if published.is_read_beside(f"{path.parent.name}/{copy.name}"):
+            write_atomically(copy, lambda aside, file=file: shutil.copyfile(
+                path.with_name(file), aside))
+            written.append(copy)
+            beside[copy.name] = digest
+    write_json(target.with_suffix(".json"),
+               {**record, "variant": name, "measured_as": record["variant"],
+                "sha256": sha256_of(target), "beside": beside})
+    return written
 
 
 def _beside(path: Path, record: Mapping) -> list[Path]:
