@@ -377,7 +377,7 @@ PROFILES = {
         probes=ProbeConfig(max_rows=1000, epochs=5),
     ),
     "quick": Profile(
-        "quick", "the newcomer's first report: every stage for real in ten minutes on two cores",
+        "quick", "the newcomer's first report: frames to policy in ten minutes on two cores",
         frames=FramesConfig(num_steps=10_000, min_episodes=8),
         encoder=EncoderConfig(num_steps=400, batch_size=128),
         tokenizer=TokenizerConfig(num_steps=400, batch_size=2048),

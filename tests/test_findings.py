@@ -143,10 +143,10 @@ def test_arms_of_agents_are_told_by_their_differences_on_the_same_seeds(tmp_path
     assert found.loc["product", "gaps"] == {0: 3, 1: 2.5, 2: 3, 3: 3, 4: 3.5}
     assert found["p"].isna().tolist() == [False, False, True, False]
     sentence = findings.agents_need("quick", tmp_path)
-    assert "base's agent scores -14 (random play -20.5; quick, 5 seeds" in sentence
-    assert "Better: equal bits without levels +3.0 [+2.6, +3.4]." in sentence
-    assert "Worse: one place: the whole picture -6.5 [-10.4, -2.6]." in sentence
-    assert "Not told apart: one level of codes +0.0 [-" in sentence
+    assert "the agent as it is scores -14, random play -20.5 (quick, 5 seeds" in sentence
+    assert "Better: as many bits, but no levels +3.0 [+2.6, +3.4]." in sentence
+    assert "Worse: one place for the whole picture -6.5 [-10.4, -2.6]." in sentence
+    assert "No clear difference: one level of codes +0.0 [-" in sentence
     assert sentence.endswith("a direction: starts from two other games -2.0.")
     assert "direction" not in findings.agents_need("quick", tmp_path, brief=True)
 

@@ -15,7 +15,7 @@ def test_a_headline_shows_value_beside_baseline_per_game_and_profile(tmp_path):
               for step in (1, 15, 50)]
     write_table(tmp_path / "quick", dreams, stage="imagination")
     assert headline.in_full(tmp_path) == "\n".join([
-        "**quick**: the newcomer's first report: every stage for real in ten minutes on two cores",
+        "**quick**: the newcomer's first report: frames to policy in ten minutes on two cores",
         "",
         "| metric | Pong | Breakout | MsPacman | in brackets | seeds |",
         "|---|---|---|---|---|---|",
@@ -176,7 +176,8 @@ def test_the_agents_stand_first_with_what_others_reached(tmp_path):
     write("audit", "ms_pacman", 1, 7.0)
     lines = headline.summary(tmp_path, claims_page="claims").splitlines()
     assert lines[0].startswith("| the agent | profile | steps | minutes | return |")
-    assert lines[2] == "| Pong | audit | 46,080 | 10 | 12 [11, 13] | -20 | 14.6 | 20.4 | 16.7 | 1 |"
+    assert lines[2] == ("| Pong | audit | 46,080 | 10 | 12 [11, 13] | -20 | 14.6 | 14.6 | 18.4 "
+                        "| 20.4 | 16.7 | 1 |")
     assert lines[3].startswith("| Breakout | desk | 46,080 | 10 | 8 [7, 9] | -20 | 30.5 |")
     assert lines[4].startswith("| MsPacman | audit | 46,080 | 10 | 6 of 5, 7 | -20 |")
 
@@ -189,11 +190,15 @@ def test_the_committed_headlines_are_those_of_the_committed_tables():
 def test_the_standing_says_whom_an_agent_is_above_in_each_game(tmp_path):
     assert headline.standing(tmp_path) == headline.NOTHING
     for game, value, by_chance in (("pong", 18.0, -20), ("breakout", 1.5, 1.75)):
-        write_table(tmp_path / "audit", [row("real_return", value, game=game, baseline=by_chance)],
+        write_table(tmp_path / "audit", [
+            row("real_return", value, game=game, baseline=by_chance),
+            row("real_return[ci_low]", value - 1, game=game),
+            row("real_return[ci_high]", value + 1, game=game)],
                     stage="agent", variant=f"base-{game}", profile="audit")
-    assert headline.standing(tmp_path) == (
-        "Pong (1 seed): above random play, people and BBF, not above DIAMOND. "
-        "Breakout (1 seed): not above random play, people, DIAMOND and BBF.")
+    assert headline.standing(tmp_path).startswith(
+        "Pong (1 seed): above random play, people, IRIS and BBF, level with DreamerV3, below "
+        "DIAMOND. Breakout (1 seed): level with random play, below people, IRIS, DreamerV3, "
+        "DIAMOND and BBF. *Level*: ")
 
 
 def test_the_abstract_says_what_plays_and_how_many_that_only_dreamed_beat_random(

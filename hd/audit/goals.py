@@ -185,7 +185,8 @@ GOALS = (
          _always(0.95), _least_usage, reason="Codes that no held-out frame falls on."),
     *(Goal("dynamics", f"next L{level} code: way from the best trivial predictor (0) to "
            "the floor (1)", "to the emulator's", GAMES, _always(0.5), _way_to_floor(level),
-           reason="Training ended while the loss was falling (the world model's history).")
+           reason="Training ended while the loss was falling (the world model's history), and "
+                  "counting with back-off is strong on codes that are easy to foresee.")
       for level in LEVELS),
     *(Goal("dynamics", f"median error of ball_x after {_dreamed(step)}", STILL, BALL_GAMES,
            None, _beside_best("imagination", "dream_error_ball_x", step=step), higher=False,

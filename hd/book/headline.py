@@ -37,10 +37,11 @@ from hd.run.storage import ROOT, write_text
 
 NOTHING = "*The headline table appears here after `make publish`: nothing has been published yet.*"
 HEADER = "<!-- Written by hd.book.headline from the published tables; do not edit by hand. -->"
-MEASURED = """# All headline numbers
+MEASURED = """# Headline numbers of the chain
 
-Every published profile, the largest first, and the verdict on every claim. The
-[claims page](report/claims.ipynb) has the numbers behind each verdict."""
+The verdict on every claim, and every published profile of the chain, the largest first. The
+[claims page](report/claims.ipynb) has the numbers behind each verdict, the
+[control page](report/control.ipynb) the agents."""
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
 
 HEADLINE = (  # stage, metric, in words, what stands in brackets
@@ -61,7 +62,9 @@ SUMMARY = (  # stage, metric, in words, what its own baseline is
     ("world_model", "l0_accuracy", "next coarse code, accuracy", BEST_TRIVIAL),
     ("policy", "real_return", "return in the real game", "random play"),
 )
-PUBLISHED = ("Human", "DIAMOND", "BBF")  # whose returns stand beside the agent's
+# Whose returns stand beside the agent's, and their short names.
+PUBLISHED = {"Human": "Human", "IRIS": "IRIS", "DreamerV3 2023 (v1)": "DreamerV3",
+             "DIAMOND": "DIAMOND", "BBF": "BBF"}
 Cell = namedtuple("Cell", ("words", "game", "variant", "num_seeds", "text", "devices", "split"))
 DREAM_STEP = 15  # the longest dream that a headline looks at
 
@@ -146,7 +149,8 @@ def summary(results_dir=None, *, claims_page: str) -> str:
     for needed in ({*COMPARED}, {COMPARED[0]}):
         for profile, cells in measured.items():
             if needed <= {cell.variant for cell in cells}:
-                return "\n\n".join([*parts, _comparison(profile, cells)])
+                page = claims_page.replace("claims", "representation")
+                return "\n\n".join([*parts, _comparison(profile, cells, page)])
     return "\n\n".join(parts) or NOTHING
 
 
@@ -178,29 +182,35 @@ def abstract(results_dir=None) -> str:
         + f". Of {len(beating)} policies that were trained in its dreams alone, {sum(beating)} "
         "beat random play. What plays uses the same kind of codes otherwise: "
         f"{cfg['num_levels']} levels of codes at each of {(SIDE // cfg['patch']) ** 2} places of "
-        "the picture, a small world model that learns most from what it foretold worst, and a "
-        f"policy that practises in its dreams while it plays. In {min(minutes):.0f} to "
+        "the picture, a small world model, and a policy that practises in its dreams while it "
+        f"plays. In {min(minutes):.0f} to "
         f"{max(minutes):.0f} minutes on {listed(device_of(record) for record in records)}, it "
         f"reaches {'; '.join(scores)}. DIAMOND's scores are after 100,000 steps on a GPU."])
 
 
 def standing(results_dir=None) -> str:
-    """Markdown, one line for the book's first page: in each game, of how many seeds the mean return
-    is, and whose it is above and below; a line where no agent is published."""
+    """Markdown, a paragraph for the book's first page: in each game, of how many seeds the mean
+    return is, whose it is above and below, and whose lies in its interval over the last policy's
+    episodes or between its seeds; a line where no agent is published."""
     root, parts = Path(results_dir or ROOT / "results"), []
     for game, (profile, name) in agents_of(root).items():
         table = fresh_or_published(root, profile, "agent", name)
         (row,) = _of_metric(table, "real_return").to_dict("records")
+        low, high = _over_episodes(table) if row["n"] == 1 else (min(row["seeds"]),
+                                                                 max(row["seeds"]))
         others = {"random play": row["baseline"], **{
-            method.replace("Human", "people"): reference.anchor("atari100k", method, TITLES[game])
-            for method in PUBLISHED}}
-        above = [name for name, score in others.items() if row["mean"] > score]
-        below = [name for name in others if name not in above]
-        seeds = f"{row['n']} seed{'s' * (row['n'] > 1)}"
-        parts.append(f"{TITLES[game]} ({seeds}): " + ", ".join(
-            f"{word} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}"
-            for word, names in (("above", above), ("not above", below)) if names))
-    return f"{'. '.join(parts)}." if parts else NOTHING
+            short.replace("Human", "people"): reference.anchor("atari100k", method, TITLES[game])
+            for method, short in PUBLISHED.items()}}
+        level = [name for name, score in others.items() if low <= score <= high]
+        above = [name for name, score in others.items() if score < low]
+        below = [name for name, score in others.items() if score > high]
+        parts.append(f"{TITLES[game]} ({row['n']} seed{'s' * (row['n'] > 1)}): " + ", ".join(
+            f"{word} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}" for word,
+            names in (("above", above), ("level with", level), ("below", below)) if names))
+    if not parts:
+        return NOTHING
+    return (f"{'. '.join(parts)}. *Level*: their mean lies in the interval over our last policy's "
+            "episodes or, of several seeds, between them.")
 
 
 def _policies_that_beat_random(root: Path) -> list[bool]:
@@ -232,8 +242,9 @@ def _agents(root: Path) -> str:
         devices += [device_of(record) for record in records]
     return "\n".join([
         "| the agent | profile | steps | minutes | return | random play | "
-        f"{' | '.join(PUBLISHED)} | seeds |", "|---|---|---|---|---|---|" + "---|" * len(PUBLISHED)
-        + "---|", *lines, "", "Mean unclipped return of whole real episodes by the last policy, "
+        f"{' | '.join(PUBLISHED.values())} | seeds |",
+        "|---|---|---|---|---|---|---|" + "---|" * len(PUBLISHED), *lines, "",
+        "Mean unclipped return of whole real episodes by the last policy, "
         "without sticky actions; of one seed with the 95% interval over its episodes. Others' "
         "returns are after 100,000 steps, as published (`results/reference/anchors.csv`). Device: "
         f"{listed(devices, '; ')}."])
@@ -243,9 +254,15 @@ def _of_episodes(row: Mapping, table: pd.DataFrame) -> str:
     """The return over seeds; of a single one with its interval over episodes."""
     if row["n"] > 1:
         return _with_spread(number(row["mean"]), row)
+    low, high = _over_episodes(table)
+    return f"{number(row['mean'])} [{number(low)}, {number(high)}]"
+
+
+def _over_episodes(table: pd.DataFrame) -> tuple[float, float]:
+    """The interval of one seed's return over its episodes."""
     low, high = (table.loc[table["metric"] == named("real_return", bound), "value"].item()
                  for bound in ("ci_low", "ci_high"))
-    return f"{number(row['mean'])} [{number(low)}, {number(high)}]"
+    return low, high
 
 
 def _compared(root: Path, profile: str) -> list[Cell]:
@@ -284,7 +301,7 @@ def _beside_best(row: Mapping, baseline: float, name: str, own: str) -> str:
     return text if pd.isna(baseline) else f"{text} ({name or own} {number(baseline)})"
 
 
-def _comparison(profile: str, cells: list[Cell]) -> str:
+def _comparison(profile: str, cells: list[Cell], page: str) -> str:
     lines = []
     for words, game in dict.fromkeys((cell.words, cell.game) for cell in cells):
         own = {cell.variant: cell for cell in cells if (cell.words, cell.game) == (words, game)}
@@ -294,9 +311,10 @@ def _comparison(profile: str, cells: list[Cell]) -> str:
         lines.append("| " + " | ".join([words, TITLES[game], *texts, seeds]) + " |")
     return "\n".join([
         f"| profile {profile} | game | {' | '.join(COMPARED)} | seeds |", "|---|---|---|---|---|",
-        *lines, "", f"Value of seeds, from {FEWEST_SEEDS} on [95% interval] (best trivial "
-        "baseline); bold where there is an interval and all of it is above that baseline. Each "
-        f"variant has codes of its own. Seeds: of {', of '.join(COMPARED)}. "
+        *lines, "", f"Each cell: the mean, the seeds one by one (from {FEWEST_SEEDS} on a 95% "
+        "interval), and in brackets the best trivial baseline; bold where all of an interval is "
+        f"above it. F1 is of standardised features ([why it matters]({page})). Each variant has "
+        f"codes of its own. Seeds: of {', of '.join(COMPARED)}. "
         + " ".join(_made_of(variant, cells) for variant in COMPARED)]).rstrip()
 
 

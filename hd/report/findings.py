@@ -248,7 +248,8 @@ def transfer(results_dir) -> str:
         (shared,) = summarise(codes, [metric]).to_dict("records")
         parts.append(f"The coarse code tells {number(shared['mean'])} of the "
                      f"{number(shared['baseline'])} nats that there are to tell about which game "
-                     f"is played: at the most, no code is used by two games")
+                     f"is played {_made_by(codes)}: at the most, each code belongs to one game and "
+                     "there is nothing to share")
     found = gains(results_dir)
     for step in sorted({found["step"].min(), found["step"].max()} if len(found) else ()):
         own = found[found["step"] == step]
@@ -266,9 +267,11 @@ def transfer(results_dir) -> str:
 def changes(profile: str, results_dir=None) -> pd.DataFrame:
     """How many times base's value an arm has: a row per arm with ablation, arm, metric in words,
     ratio (the geometric mean over games), n seeds; the farthest from 1 first. Of the first metric
-    of an ablation that is positive in all games."""
+    of an ablation that is positive in all games; without those that hold out other data."""
     rows = []
     for name in ablation_tables.published(profile, results_dir=results_dir):
+        if any("world_model.split" in fields for fields in ABLATIONS[name].arms.values()):
+            continue
         table = ablation_tables.arms(name, profile, results_dir=results_dir)
         for metric in ABLATIONS[name].metrics:
             found = summarise(table, [metric])
@@ -294,11 +297,14 @@ def ablations(profile: str, results_dir=None) -> str:
     if found.empty:
         return NOTHING
     names, first = ablation_tables.published(profile, results_dir=results_dir), found.iloc[0]
-    firm = (found["n"] >= FEWEST_SEEDS).sum()
-    return (f"Of {len(found)} arms of {len(names)} ablations ({profile}), {firm} have the "
+    seeds = [own["seed"].nunique() for name in names for arm, own in ablation_tables.arms(
+        name, profile, results_dir=results_dir).groupby("variant") if arm != "base"]
+    firm = sum(num >= FEWEST_SEEDS for num in seeds)
+    return (f"Of {len(seeds)} arms of {len(names)} ablations ({profile}), {firm} have the "
             f"{FEWEST_SEEDS} seeds that an interval takes; the others show a direction. Farthest "
             f"from base is **{first['ablation']}: {first['arm']}**, with {number(first['ratio'])} "
-            f"times base's *{first['metric']}* ({first['n']} seed{'s' * int(first['n'] > 1)}).")
+            f"times base's *{first['metric']}* ({first['n']} seed{'s' * int(first['n'] > 1)}). "
+            "Arms that hold out other data are not counted among these.")
 
 
 # ---- performance
@@ -341,8 +347,8 @@ def control(results_dir) -> str:
 
 OF_AGENTS = tuple(name for name, one in ABLATIONS.items() if one.measure == "agent")
 ARMS = {  # what an arm of OF_AGENTS does otherwise than base, in words
-    "one_level": "one level of codes", "product": "equal bits without levels",
-    "places_9": "9 places instead of 49", "one_place": "one place: the whole picture",
+    "one_level": "one level of codes", "product": "as many bits, but no levels",
+    "places_9": "9 places", "one_place": "one place for the whole picture",
     "prefill": "a model of random play alone", "uniform": "steps drawn evenly",
     "unmoved": "frames are not moved", "model_free": "no world model (DQN)",
     "others": "starts from two other games"}
@@ -373,15 +379,15 @@ def agents_need(profile: str, results_dir=None, *, brief: bool = False) -> str:
     firm = found["p"] < SIGNIFICANT
     groups = (("better", found[firm & (found["mean"] > 0)]),
               ("worse", found[firm & (found["mean"] < 0)]),
-              ("not told apart", found[~firm & (found["n"] >= FEWEST_SEEDS)]),
+              ("no clear difference", found[~firm & (found["n"] >= FEWEST_SEEDS)]),
               (f"fewer than {FEWEST_SEEDS} seeds, a direction", found[found["n"] < FEWEST_SEEDS]))
     parts = [f"{words.capitalize()}: " + "; ".join(
         f"{row['words']} {row['mean']:+.1f}{_bounds(row)}" for row in own.to_dict("records"))
         for words, own in groups[:3 if brief else 4] if len(own)]
-    return (f"After {number(records[0]['config']['num_steps'], 6)} steps of Pong, base's agent "
-            f"scores {number(base.mean())} (random play {number(found.attrs['chance'])}; "
-            f"{profile}, {len(base)} seeds, {listed(map(device_of, records))}). Points more or "
-            f"less than base on the same seeds, with 95% intervals. {'. '.join(parts)}.")
+    return (f"After {number(records[0]['config']['num_steps'], 6)} steps of Pong the agent as it "
+            f"is scores {number(base.mean())}, random play {number(found.attrs['chance'])} "
+            f"({profile}, {len(base)} seeds, {listed(map(device_of, records))}). Change in points "
+            f"on the same seeds, with 95% intervals. {'. '.join(parts)}.")
 
 
 def _bounds(row: Mapping) -> str:
