@@ -124,12 +124,12 @@ class Tables:
     profile: str
     root: Path | None = None
 
-    def read(self, stage: str, variant: str) -> Iterator[tuple[Path, pd.DataFrame, dict]]:
-        """A variant's tables by seed: (path, table, the record beside it)."""
+    def read(self, stage: str, variant: str) -> Iterator[tuple[Path, dict, dict]]:
+        """A variant's tables by seed: (path, rows by metric and game, the record beside it)."""
         for path in paths_of(self.root, self.profile, stage, variant):
-            table, record = _load(str(path), sha256_of(path))
+            rows, record = _load(str(path), sha256_of(path))
             if record["profile"] == self.profile:
-                yield path, table, record
+                yield path, rows, record
 
     def _source(self, path: Path, record: Mapping) -> Source:
         below = path.relative_to(Path(self.root or ROOT / "results")).as_posix()
@@ -161,12 +161,10 @@ class Tables:
         """One metric over the seeds that are published, or None where it is not measured."""
         rows, sources = [], []
         for path, table, record in self.read(stage, variant):
-            chosen = (table["metric"] == metric) & (table["game"] == game)
-            chosen &= table["step"].isna() if step is None else table["step"] == step
-            if split is not None:
-                chosen &= table["split"] == split
-            if chosen.sum() == 1:
-                rows.append(table[chosen].iloc[0])
+            chosen = [row for row in table.get((metric, game), ()) if row["step"] == step
+                      and split in (None, row["split"])]
+            if len(chosen) == 1:
+                rows += chosen
                 sources.append(self._source(path, record))
         if not rows:
             return None
@@ -229,5 +227,11 @@ def devices_and_commits(records: Iterable[Mapping]) -> str:
 
 
 @lru_cache(maxsize=512)
-def _load(path: str, digest: str) -> tuple[pd.DataFrame, dict]:
-    return load_with_record(Path(path))
+def _load(path: str, digest: str) -> tuple[dict, dict]:
+    """A checked table's rows by (metric, game), no step as None, and the record beside it."""
+    table, record = load_with_record(Path(path))
+    rows = {}
+    for row in table.to_dict("records"):
+        step = None if pd.isna(row["step"]) else row["step"]
+        rows.setdefault((row["metric"], row["game"]), []).append({**row, "step": step})
+    return rows, record
