@@ -19,7 +19,7 @@ from hd import atari, config
 from hd.config import GAMES, InputError
 from hd.run import runs
 from hd.run.intervals import interval_over_seeds
-from hd.run.metrics import METRICS, Metric, key_of, matches, parsed
+from hd.run.metrics import METRICS, Metric, Name, key_of, matches, parsed
 from hd.run.storage import ROOT, shown
 
 # Pages show whole tables: nothing is cut to dots.
@@ -308,6 +308,8 @@ def summarise(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.D
     table: long (runs.COLUMNS). metrics: names, or patterns such as "l{level}_accuracy"; they also
     decide the order. Raises InputError for a metric that is not there, or a seed counted twice.
     """
+    table = table.copy(deep=False)
+    table.attrs = {}  # records, which pandas would copy at every step
     if metrics is not None:
         table = pd.concat([_rows_of(table, wanted) for wanted in metrics])
     table = table.astype({"step": float, "value": float, "baseline": float})
@@ -388,6 +390,11 @@ def _with(metrics, optional: Iterable[str], table: pd.DataFrame) -> list[str] | 
     return [*metrics, *there] if metrics else metrics
 
 
+def _without_method(name: Name) -> Name:
+    """The quantity that a trivial method's row is about."""
+    return replace(name, words=tuple(word for word in name.words if word not in TRIVIAL))
+
+
 def best_baselines(found: pd.DataFrame, table: pd.DataFrame) -> list[tuple[float, str]]:
     """For each row of found, a summary of table: the best value among its own baseline and the
     TRIVIAL methods that the table has of the same quantity, and the method's name, "" where it is
@@ -395,15 +402,17 @@ def best_baselines(found: pd.DataFrame, table: pd.DataFrame) -> list[tuple[float
 
     An own baseline of BEST_OF_ROWS is called by the one method that gave it, if it was one.
     """
+    wanted = {parsed(metric) for metric in found["metric"]}
     methods = [name for name in dict.fromkeys(table["metric"])
-               if any(word in TRIVIAL for word in parsed(name).words)]
+               if any(word in TRIVIAL for word in parsed(name).words)
+               and _without_method(parsed(name)) in wanted]
     others = summarise(table, methods) if methods else found[:0]
     beside = {}
     for row in others.to_dict("records"):
         name = parsed(row["metric"])
-        left = tuple(word for word in name.words if word not in TRIVIAL)
-        (method,) = set(name.words) - set(left)
-        place = *(str(row[key]) for key in KEYS if key != "metric"), replace(name, words=left)
+        left = _without_method(name)
+        (method,) = set(name.words) - set(left.words)
+        place = *(str(row[key]) for key in KEYS if key != "metric"), left
         beside.setdefault(place, []).append((row["mean"], TRIVIAL[method]))
     best = []
     for row in found.to_dict("records"):
