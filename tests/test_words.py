@@ -79,7 +79,10 @@ def test_of_others_the_best_known_are_shown_and_all_behind_a_click(monkeypatch):
     words.show_anchors("atari100k", ["Pong", "Breakout", "MsPacman"])
     best, folded = shown
     assert {"Random", "Human", "DIAMOND", "BBF"} <= set(best.index)
-    assert len(best) <= MOST_ROWS < folded.data.count("<tr")
+    assert len(best) < MOST_ROWS < folded.data.count("<tr")
+    words.show_anchors("atari100k", ["Pong", "Breakout"], ours={"Pong": 17.5})
+    own = shown[2].iloc[0]
+    assert (own.name, own["Pong"], own["Breakout"]) == ("this agent", "17.5", "")
 
 
 # ---- the pages

@@ -345,6 +345,13 @@ def control(results_dir) -> str:
             "DIAMOND's are after 100,000 steps, as published.")
 
 
+def returns_of_agents(results_dir) -> dict[str, float]:
+    """The mean return of the agent of each game's largest profile, by the game's title."""
+    return {TITLES[game]: summarise(fresh_or_published(results_dir, profile, "agent", name),
+                                    ["real_return"])["mean"].item()
+            for game, (profile, name) in agents_of(results_dir).items()}
+
+
 OF_AGENTS = tuple(name for name, one in ABLATIONS.items() if one.measure == "agent")
 ARMS = {  # what an arm of OF_AGENTS does otherwise than base, in words
     "one_level": "one level of codes", "product": "as many bits, but no levels",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ from hd.report.tables import (
     baseline_words,
     fresh_or_published,
     is_measured,
+    number,
     over_seeds,
     pivot,
     provenance_line,
@@ -70,8 +71,8 @@ SHORT = {  # {level} and {coordinate} become words; what is not here is called b
 }
 LABEL = re.compile(r"(?:(?P<stage>\w+): )?(?P<name>\w+(?:\[[^]]*\])*)(?P<more>, .*)?")
 # Of the many that anchors.csv has: the two ends of the scale, and who is compared with most.
-BEST_KNOWN = ("Random", "Human", "SimPLe (SD long)", "SPR", "EfficientZero", "IRIS",
-              "DreamerV3 2023 (v1)", "STORM", "DIAMOND", "TWISTER", "Simulus", "BBF")
+BEST_KNOWN = ("Random", "Human", "EfficientZero", "IRIS", "TWM", "DreamerV3 2023 (v1)", "STORM",
+              "DIAMOND", "TWISTER", "Simulus", "BBF")
 
 
 def in_words(label: str) -> str:
@@ -150,9 +151,15 @@ def show(results_dir, profile: str, stage: str, metrics: Iterable[str], *,
          "Seed by seed, all steps, by the names in results/")
 
 
-def show_anchors(section: str, games: Iterable[str], methods: Iterable[str] = BEST_KNOWN) -> None:
-    """In a notebook: what others report by these methods, and behind a click by all."""
+def show_anchors(section: str, games: Iterable[str], methods: Iterable[str] = BEST_KNOWN, *,
+                 ours: Mapping[str, float] | None = None) -> None:
+    """In a notebook: what others report by these methods, and behind a click by all; ours, a number
+    of some of the games: a row before them."""
     from IPython.display import display
     found = reference.anchors(section, games)
-    display(found.loc[[method for method in methods if method in found.index]])
+    best = found.loc[[method for method in methods if method in found.index]]
+    if ours:
+        own = pd.DataFrame({game: number(value) for game, value in ours.items()}, ["this agent"])
+        best = pd.concat([own.reindex(columns=best.columns), best]).fillna("")
+    display(best)
     fold(found, "All methods")
