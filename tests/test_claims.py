@@ -46,6 +46,7 @@ def settled(verdict):
     return verdicts.settled([row], needs_training=False)[0]["verdict"]
 
 
+TOO_FEW = "undecided, {} where 5 are needed"
 FEW, MANY = [0.30, 0.31, 0.29], [0.30, 0.31, 0.29, 0.30, 0.32]
 WIDE = [0.30, 0.90, 0.60, 0.50, 0.80]
 NOTHING_SHOWN = f"{verdicts.UNDECIDED}, no difference shown by 5 seeds"
@@ -60,8 +61,8 @@ NOTHING_SHOWN = f"{verdicts.UNDECIDED}, no difference shown by 5 seeds"
         ([0.26], [0.60], MANY, 0.20, verdicts.ARTEFACT),  # worse than the baseline
         ([0.26], [0.28], MANY, 0.60, verdicts.ARTEFACT),  # the baseline reaches it too
         ([0.26], [0.60], WIDE, 0.60, NOTHING_SHOWN),
-        ([0.26], [0.60], FEW, 0.60, f"{verdicts.UNDECIDED}, 3 of 5 seeds"),
-        ([0.26], [0.60], [0.30], 0.60, f"{verdicts.UNDECIDED}, 1 of 5 seeds"),
+        ([0.26], [0.60], FEW, 0.60, TOO_FEW.format("3 seeds")),
+        ([0.26], [0.60], [0.30], 0.60, TOO_FEW.format("1 seed")),
         ([0.26], None, MANY, 0.60, verdicts.REPRODUCED),
     ])  # fmt: skip
 def test_a_lower_is_better_claim_is_judged_by_number_baseline_and_interval(
@@ -99,9 +100,9 @@ UP = [0.2, 0.3, 0.25, 0.2, 0.3]
     ([*UP[:3], -0.4, -0.5], "higher", NOTHING_SHOWN, "higher in 3 of 5"),
     ([0.0] * 5, "lower", NOTHING_SHOWN, "lower in 0 of 5"),
     ([1.0] * 5, "higher", verdicts.REPRODUCED, "higher in 5 of 5"),
-    (UP[:4], "higher", "undecided, 4 of 5 seeds", "higher in 4 of 4"),
-    ([-9.0], "higher", "undecided, 1 of 5 seeds", "higher in 0 of 1"),
-    ([], "lower", "undecided, 0 of 5 seeds", "lower in 0 of 0")])
+    (UP[:4], "higher", TOO_FEW.format("4 seeds"), "higher in 4 of 4"),
+    ([-9.0], "higher", TOO_FEW.format("1 seed"), "higher in 0 of 1"),
+    ([], "lower", TOO_FEW.format("0 seeds"), "lower in 0 of 0")])
 def test_a_difference_needs_five_seeds_and_says_where_they_point(gap, better, verdict, direction):
     row = {"verdict": verdicts.Difference(found(gap), better), "trained": math.nan}
     row = verdicts.settled([row], needs_training=False)[0]
@@ -132,8 +133,9 @@ def test_where_there_is_nothing_a_claim_of_many_rows_gets_a_verdict_in_one_case_
 
 
 @pytest.mark.parametrize(("verdict", "trained", "expected"), [
-    (verdicts.NOT_REPRODUCED, 0.002, "provisional, not reproduced on 0.20% of the data"),
-    (verdicts.REPRODUCED, 0.5, "provisional, reproduced on 50.00% of the data"),
+    (verdicts.NOT_REPRODUCED, 0.002,
+     "provisional, not reproduced after 0.2% of the seed's training examples"),
+    (verdicts.REPRODUCED, 0.5, "provisional, reproduced after 50% of the seed's training examples"),
     (verdicts.REPRODUCED, 1.0, verdicts.REPRODUCED),
     (verdicts.REPRODUCED, math.nan, verdicts.REPRODUCED),
     (verdicts.ARTEFACT, 0.002, verdicts.ARTEFACT),  # the untrained baseline reaches it
@@ -149,7 +151,7 @@ def test_a_difference_on_less_training_is_provisional_whatever_it_shows():
     row = {"verdict": verdicts.Difference(found(UP), "higher", clear=verdicts.ARTEFACT),
            "trained": 0.01}
     assert verdicts.settled([row], needs_training=True)[0]["verdict"] == (
-        "provisional, artefact on 1.00% of the data")
+        "provisional, artefact after 1% of the seed's training examples")
 
 
 def test_a_count_is_reproduced_within_a_tenth():
@@ -157,6 +159,27 @@ def test_a_count_is_reproduced_within_a_tenth():
     assert verdicts.exactly(256, found([77.0])) == verdicts.NOT_REPRODUCED
     assert verdicts.exactly(0, found([0.0])) == verdicts.REPRODUCED
     assert verdicts.exactly(0, found([0.01])) == verdicts.NOT_REPRODUCED
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ([0.0031, 0.0030, 0.0029, 0.0031, 0.0030], verdicts.REPRODUCED),
+    ([0.0050, 0.0051, 0.0049, 0.0050, 0.0052], verdicts.NOT_REPRODUCED),
+    ([0.0010, 0.0050, 0.0030, 0.0020, 0.0060], "undecided, near its number"),
+    ([0.0030] * 4, TOO_FEW.format("4 seeds"))])
+def test_a_number_is_the_seeds_where_all_of_its_interval_is_near(values, verdict):
+    assert settled(verdicts.SameNumber(found(values), 0.003)) == verdict
+
+
+def test_a_verdict_that_stands_instead_keeps_the_direction_and_is_not_corrected_for():
+    rows = [{"verdict": verdicts.Difference(found(UP), "higher", instead=text), "trained": math.nan}
+            for text in ("undecided, another reason", "", "")]
+    rows[1]["verdict"] = verdicts.Difference(found([0.1, 0.4, 0.2, 0.3, 0.05]), "higher")
+    told = verdicts.settled(rows, needs_training=False)
+    assert (told[0]["verdict"], told[0]["direction"]) == ("undecided, another reason",
+                                                          "higher in 5 of 5")
+    assert told[1]["verdict"] == told[2]["verdict"] == verdicts.REPRODUCED
+    gap = verdicts.Difference(found(UP), "higher", clear=verdicts.ARTEFACT)
+    assert gap.direction == "", "higher is not the claim's way"
 
 
 def test_a_count_that_a_trivial_method_has_too_is_an_artefact():
@@ -230,6 +253,9 @@ def test_the_best_of_what_only_counts_is_found_by_name():
     assert best_counted(known.get, "a", "higher") == ("back-off", known["a[back_off]"])
     assert best_counted(known.get, "a", "lower") == ("the last code", known["a[repeat_last]"])
     assert best_counted(known.get, "b", "lower") is None
+    old = {"a": found([0.9], [0.4]), "a[repeat_last]": found([0.2])}
+    words, best = best_counted(old.get, "a", "higher")
+    assert (words, best.mean) == ("an n-gram", 0.4), "which is the metric's own baseline there"
 
 
 # ---- the table
@@ -293,28 +319,32 @@ def test_windows_against_episodes_is_undecided_on_one_seed(tmp_path, monkeypatch
     if overlapping < 0.99:  # twenty times the seed's errors
         assert verdict(root).startswith("provisional, not reproduced")
         return
-    assert verdict(root) == "undecided, 1 of 5 seeds"
+    assert verdict(root) == TOO_FEW.format("1 seed")
     for seed in range(1, 5):
         saved("windows", overlapping, seed)
         saved("episodes", honest + 0.01 * seed, seed)
     assert verdict(root).startswith("provisional, artefact")
 
 
-def test_held_out_against_training_loss_is_undecided_on_one_seed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("split", "decided"), [
+    ("windows", "provisional, reproduced"),  # dropout alone made it lower
+    ("episodes", "provisional, not reproduced")])  # overfitted
+def test_held_out_loss_above_training_loss_is_undecided_on_one_seed(tmp_path, monkeypatch, split,
+                                                                   decided):
     def saved(seed):
         history = [{"step": 1, "val_codes": 2.0 + seed, "codes": 2.5, "train_codes": 1.0}]
         return save(tmp_path, [runs.row("exposures", 9.0)], stage="world_model",
-                    variant="exposures.windows", seed=seed, games=("pong",), history=history,
+                    variant=f"exposures.{split}", seed=seed, games=("pong",), history=history,
                     monkeypatch=monkeypatch)
 
     def verdict(root):
         rows = claims.table(root)
         return rows[rows["id"] == "C17"]["verdict"].item()
 
-    assert verdict(saved(0)) == "undecided, 1 of 5 seeds"
+    assert verdict(saved(0)) == TOO_FEW.format("1 seed")
     for seed in range(1, 5):
         root = saved(seed)
-    assert verdict(root).startswith("provisional, artefact")
+    assert verdict(root).startswith(decided)
 
 
 def test_the_published_table_is_what_the_published_tables_give():

@@ -109,8 +109,13 @@ def mean_of(found: Iterable[Measurement | None]) -> Measurement | None:
 def best_counted(look: Callable[[str], Measurement | None], metric: str, better: str
                  ) -> tuple[str, Measurement] | None:
     """Of the methods that only count: words for the best and what look(its metric) finds; better:
-    "higher" or "lower". None where none is measured."""
+    "higher" or "lower". In older tables the n-gram is the metric's own baseline and has no row.
+    None where none is measured."""
     found = {words: look(named(metric, method)) for method, words in COUNTED.items()}
+    own = look(metric)
+    has_row = found[COUNTED["back_off"]] or found[COUNTED["ngram"]]
+    if own and not has_row and not own.baselines.isna().any():
+        found[COUNTED["ngram"]] = replace(own, values=own.baselines)
     found = {words: one for words, one in found.items() if one}
     best = max if better == "higher" else min
     return best(found.items(), key=lambda one: one[1].mean) if found else None

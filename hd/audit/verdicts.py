@@ -33,28 +33,63 @@ class Difference:
     clear where the mean is better than 0 by Student's t, against where it is worse. Undecided where
     neither can be shown, which is evidence for neither, and on fewer than FEWEST_SEEDS: then there
     is a direction and no verdict. `settled` decides, since all differences of a claim are
-    corrected together.
+    corrected together. instead: a verdict that stands whatever the difference; such a row is none
+    of those that are corrected.
     """
 
     gap: Measurement
     better: str
     clear: str = REPRODUCED
     against: str = NOT_REPRODUCED
+    instead: str = ""
+
+    @property
+    def p(self) -> float:
+        return math.nan if self.instead else p_value(self.gap.values)
 
     @property
     def direction(self) -> str:
-        """In how many seeds it points the claim's way."""
+        """In how many seeds it points the claim's way; "" where better is not the claim's way."""
         values = self.gap.values
+        if self.clear != REPRODUCED:
+            return ""
         agree = (values > 0) if self.better == "higher" else (values < 0)
         return f"{self.better} in {agree.sum()} of {len(values)}"
 
     def verdict(self, corrected_p: float) -> str:
+        if self.instead:
+            return self.instead
         if math.isnan(corrected_p):
-            return f"{UNDECIDED}, {len(self.gap.values)} of {FEWEST_SEEDS} seeds"
+            return _too_few(self.gap)
         if corrected_p >= SIGNIFICANT:
             return f"{UNDECIDED}, no difference shown by {len(self.gap.values)} seeds"
         is_better = self.gap.mean > 0 if self.better == "higher" else self.gap.mean < 0
         return self.clear if is_better else self.against
+
+
+@dataclass(frozen=True, eq=False)
+class SameNumber:
+    """A verdict on whether a mean over seeds is a number: reproduced where all of its 95% interval
+    is within TOLERANCE of it, not reproduced where none of it is, else undecided."""
+
+    found: Measurement
+    number: float
+    p = math.nan
+    direction = ""
+
+    def verdict(self, _: float) -> str:
+        low, high = self.found.bounds
+        if math.isnan(low):
+            return _too_few(self.found)
+        least, most = ((1 + sign * TOLERANCE) * self.number for sign in (-1, 1))
+        if least <= low and high <= most:
+            return REPRODUCED
+        return NOT_REPRODUCED if high < least or most < low else f"{UNDECIDED}, near its number"
+
+
+def _too_few(found: Measurement) -> str:
+    count = len(found.values)
+    return f"{UNDECIDED}, {count} seed{'s' * (count != 1)} where {FEWEST_SEEDS} are needed"
 
 
 def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
@@ -64,8 +99,8 @@ def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
     needs_training: what less training than the seed's decides is provisional; an artefact that a
     rule states without a difference is not, as it is a matter of the measure.
     """
-    open_ones = [row for row in rows if isinstance(row["verdict"], Difference)]
-    p_values = corrected([p_value(row["verdict"].gap.values) for row in open_ones])
+    open_ones = [row for row in rows if isinstance(row["verdict"], Difference | SameNumber)]
+    p_values = corrected([row["verdict"].p for row in open_ones])
     for row in rows:
         row["direction"] = ""
         row["is_final"] = row["verdict"] == ARTEFACT or BY_CONSTRUCTION in str(row["verdict"])
@@ -75,9 +110,15 @@ def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
         decided = row["verdict"] in (REPRODUCED, ARTEFACT, NOT_REPRODUCED)
         is_short = needs_training and row["trained"] < ENOUGH
         if decided and is_short and not row["is_final"]:
-            row["verdict"] = f"{PROVISIONAL}, {row['verdict']} on {row['trained']:.2%} of the data"
+            row["verdict"] = (f"{PROVISIONAL}, {row['verdict']} after {share(row['trained'])} of "
+                              "the seed's training examples")
         del row["is_final"]
     return rows
+
+
+def share(trained: float) -> str:
+    """Of the seed's examples, as a percentage."""
+    return "–" if math.isnan(trained) else f"{100 * trained:.2g}%"
 
 
 def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: str
@@ -103,13 +144,10 @@ def reaches(seed: float, value: float, better: str) -> bool:
 
 def exactly(seed: float, found: Measurement, *, trivial: bool = False) -> str:
     """For counts: reproduced within TOLERANCE. trivial: the baseline is a method without
-    understanding, and where it has that number too the claim is an artefact."""
-    def has_it(number):
-        return abs(number - seed) <= TOLERANCE * abs(seed)
-
-    if not has_it(found.mean):
+    understanding, and where it has that number too, or more, the claim is an artefact."""
+    if abs(found.mean - seed) > TOLERANCE * abs(seed):
         return NOT_REPRODUCED
-    return ARTEFACT if trivial and has_it(found.baseline) else REPRODUCED
+    return ARTEFACT if trivial and reaches(seed, found.baseline, "higher") else REPRODUCED
 
 
 def entry(metric: str, definition: str, honest: Measurement | None, *, verdict: str | Difference,
