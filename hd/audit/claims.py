@@ -28,6 +28,7 @@ from hd.audit.verdicts import (
     NOT_REPRODUCED,
     REPRODUCED,
     TOLERANCE,
+    TOO_FEW,
     UNDECIDED,
     UNTESTED,
     Difference,
@@ -627,9 +628,9 @@ def table(results: Path | None = None) -> pd.DataFrame:
             [row for row in claim.rows(Tables(profile, results)) if row],
             needs_training=claim.needs_training)]
         found.sort(key=lambda row: not row["metric"].startswith(claim.leads))
-        if found and "are needed" in found[0]["verdict"]:  # elsewhere the same may be decided
+        if found and found[0]["verdict"].endswith(TOO_FEW):  # a smaller profile may decide it
             metric = found[0]["metric"]
-            found.sort(key=lambda row: row["metric"] != metric or "are needed" in row["verdict"])
+            found.sort(key=lambda row: row["metric"] != metric or row["verdict"].endswith(TOO_FEW))
         if not found:
             found = [dict.fromkeys(COLUMNS, math.nan) | {
                 "metric": "", "definition": "", "verdict": UNTESTED + claim.missing, "n": 0,

@@ -15,6 +15,7 @@ from hd.run.intervals import FEWEST_SEEDS, SIGNIFICANT, corrected, p_value
 
 REPRODUCED, ARTEFACT, NOT_REPRODUCED = "reproduced", "artefact", "not reproduced"
 UNDECIDED = "undecided"  # a difference that is not shown, or on fewer than FEWEST_SEEDS
+TOO_FEW = f"where {FEWEST_SEEDS} are needed"  # ends a verdict that lacks seeds
 PROVISIONAL = "provisional"  # on less training than the seed's
 FIRST, UNTESTED = "first measured here", "cannot be tested here, because "
 BY_CONSTRUCTION = ", by construction"
@@ -89,7 +90,7 @@ class SameNumber:
 
 def _too_few(found: Measurement) -> str:
     count = len(found.values)
-    return f"{UNDECIDED}, {count} seed{'s' * (count != 1)} where {FEWEST_SEEDS} are needed"
+    return f"{UNDECIDED}, {count} {'seed' if count == 1 else 'seeds'} {TOO_FEW}"
 
 
 def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
