@@ -186,14 +186,12 @@ def changed_codes(profile: str, results_dir=None) -> pd.DataFrame:
 
 def changed_dreams(profile: str, results_dir=None) -> pd.DataFrame:
     """How far the ball's x is off in the dreams of the same variants: a row per variant, game and
-    step with words, dream (median error in RAM units) and guess (a still or straight one)."""
+    step with words and dream (median error in RAM units)."""
     table = ablation_tables.arms("recipe", profile, stage="imagination", results_dir=results_dir)
-    columns = ["words", "game", "step", "dream", "guess"]
+    columns = ["words", "game", "step", "dream"]
     if table.empty:
         return pd.DataFrame(columns=columns)
     found = summarise(table, ["dream_error_ball_x"]).rename(columns={"mean": "dream"})
-    found["guess"] = [value for value, _ in
-                      best_baselines(found.rename(columns={"dream": "mean"}), table)]
     return found.assign(words=found["variant"].map(CHANGED))[columns]
 
 
