@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hd.audit import claims, verdicts
+from hd.audit import claims, verdicts, wording
 from hd.audit.evidence import Measurement, Source, Tables, best_counted, mean_of
 from hd.config import GAMES, PROFILES
 from hd.run import metrics, runs
@@ -376,14 +376,14 @@ def test_the_summary_has_one_verdict_a_claim():
 
 def test_the_page_has_a_line_for_each_claim_and_unfolds_to_every_row():
     stored = claims.load()
-    short = claims.in_short(stored)
+    short = wording.in_short(stored)
     assert [line[:5] for line in short.index] == [f"C{k:02}: " for k in range(1, 26)]
     correlated = short["here"][[line.startswith("C04") for line in short.index]].item()
     assert re.fullmatch(r"best .*: [\d.]+ \(untrained encoder: [\d.]+\); by its protocol [\d.]+ "
                         r"\([\d.]+\) \(\w+\)", correlated)
     assert short["verdict"].str.replace(r" \(\w+ in \d of \d\)", "", regex=True).tolist() == (
         claims.summary(stored)["verdict"].tolist())
-    page = claims.in_full(stored)
+    page = wording.in_full(stored)
     assert page.count("<details>") == 25
     assert page.count("<tr>") == len(stored), "and the headings have a class of their own"
 

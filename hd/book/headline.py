@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from hd import config
-from hd.audit import claims
+from hd.audit import claims, wording
 from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
 from hd.patches import SIDE
@@ -339,7 +339,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
     short = {path: summary(results, claims_page=f"{path}report/claims.ipynb")
              for path in ("book/", "")}
-    full = "\n\n".join(filter(None, [claims.in_markdown(results), in_full(results)]))
+    full = "\n\n".join(filter(None, [wording.in_markdown(results), in_full(results)]))
     return {readme: f"{before}{BEGIN}\n{short['book/']}\n{END}{after}",
             root / "book" / "headline.md": f"{HEADER}\n\n{short['']}\n",
             root / "book" / "abstract.md": f"{HEADER}\n\n{abstract(results)}\n",
