@@ -507,6 +507,8 @@ def test_a_notebook_holds_the_outputs_of_one_complete_run(path):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     kinds = {output.output_type for cell in cells for output in cell.outputs}
     assert "error" not in kinds
+    assert [output.text for cell in cells for output in cell.outputs
+            if output.get("name") == "stderr"] == []  # a reader's page shows warnings too
     assert not any("injected-parameters" in tags(cell) for cell in cells)
 
 
