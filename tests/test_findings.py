@@ -68,9 +68,9 @@ def test_gains_are_told_before_and_after_the_steps_of_the_new_game(tmp_path):
                 stage="tokenizer")
     sentence = findings.transfer(tmp_path)
     assert sentence.startswith("The coarse code tells 1 of the 1.12 nats")
-    assert "after 0 steps of a new game, pre-training on the two others saves 2.50 in Pong with " \
-           "three levels; 1.50 in Pong with one level (nats)" in sentence
-    assert sentence.endswith("0.125 in Pong with one level (nats) (quick, seed 0).")
+    assert "saves, with three levels 2.50 nats a code before the first step of a new game, 0.250 " \
+           "after 3,000 steps; with one level 1.50" in sentence
+    assert sentence.endswith("0.125 after 3,000 steps: the mean over games (quick, seed 0).")
     (ax,) = finding_figures.gains(findings.gains(tmp_path)).axes
     assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[2.5, 0.25], [1.5, 0.125]]
 

@@ -246,18 +246,17 @@ def transfer(results_dir) -> str:
         (shared,) = summarise(codes, [metric]).to_dict("records")
         parts.append(f"The coarse code tells {number(shared['mean'])} of the "
                      f"{number(shared['baseline'])} nats that there are to tell about which game "
-                     f"is played {_made_by(codes)}: at the most, each code belongs to one game and "
-                     "there is nothing to share")
+                     f"is played {_made_by(codes)}; where it tells all of them, no code is shared.")
     found = gains(results_dir)
-    for step in sorted({found["step"].min(), found["step"].max()} if len(found) else ()):
-        own = found[found["step"] == step]
-        texts = [f"{_by_game(one.set_index('game')['value'])} with {levels}"
-                 for levels, one in own.groupby("levels", sort=False)]
-        parts.append(f"after {number(step)} steps of a new game, pre-training on the two others "
-                     f"saves {'; '.join(texts)} (nats)")
     if len(found):
-        parts[-1] += f" {_made_by(largest(results_dir, 'transfer'))}"
-    return f"{'; '.join(parts)}." if parts else NOTHING
+        first, last = found["step"].min(), found["step"].max()
+        saved = found.groupby(["step", "levels"])["value"].mean().map(number)
+        texts = [f"with {levels} {saved[first, levels]} nats a code before the first step of a new "
+                 f"game, {saved[last, levels]} after {number(last)} steps"
+                 for levels in found["levels"].unique()]
+        parts.append(f"Pre-training on the two other games saves, {'; '.join(texts)}: the mean "
+                     f"over games {_made_by(largest(results_dir, 'transfer'))}.")
+    return " ".join(parts) or NOTHING
 
 
 # ---- ablations
