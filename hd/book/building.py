@@ -66,11 +66,13 @@ def stage_book(profile: str, **chosen) -> Path:
 
 def _bring_figures(book: Path) -> None:
     """Copy the published figures into a staged book whose pages show any, and let them find it."""
-    for page in (book / "report").glob("*.ipynb"):
+    for page in [*book.rglob("*.md"), *book.rglob("*.ipynb")]:
+        up = "../" * len(page.parent.relative_to(book).parts)
         text = page.read_text(encoding="utf-8")
-        if f"{published.FROM_A_PAGE}/" in text:
+        from_here = re.sub(rf"(?<![./])\.\./{re.escape(up)}figures/", f"{up}figures/", text)
+        if from_here != text:
             shutil.copytree(published.FIGURES, book / "figures", dirs_exist_ok=True)
-            write_text(page, text.replace(f"{published.FROM_A_PAGE}/", "../figures/"))
+            write_text(page, from_here)
 
 
 def _page(job: notebooks.Job) -> str:
