@@ -227,6 +227,19 @@ def test_the_dream_of_the_built_book_is_played_from_a_file(pages, tmp_path):
     assert loading == ["dream.html"], "only the page of the dream loads its scripts"
 
 
+@in_browser
+def test_no_page_is_wider_than_a_phone(pages, tmp_path):
+    width, too_wide = 390, {}
+    with Browser(tmp_path) as browser:
+        browser.screen(width, 844, touch=True)
+        for page in sorted({*pages.rglob("*.html")} - {*pages.glob("_static/**/*.html")}):
+            browser.open(page)
+            needed = browser.evaluate("document.documentElement.scrollWidth")
+            if needed > width:
+                too_wide[page.relative_to(pages).as_posix()] = needed
+    assert too_wide == {}
+
+
 @pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which .ci/run installs")
 def test_a_browser_asks_for_nothing_from_elsewhere_on_any_page(pages, tmp_path):
