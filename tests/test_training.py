@@ -17,7 +17,7 @@ from tiny import refusal
 from torch import nn
 
 from hd.config import InputError, WorldModelConfig
-from hd.run import runs, storage, training
+from hd.run import machine, runs, storage, training
 from hd.run.training import Loss, NonFiniteLoss, Unkept, warmup_cosine
 
 SECRET = "c0ffee-secret-that-must-not-leak"
@@ -209,6 +209,16 @@ def test_every_batch_is_made_once_and_in_order():
 def test_half_precision_is_never_used_where_float32_is_asked_for():
     for device in ("cpu", "cuda"):
         assert training.precision(start().cfg, torch.device(device)) is None
+
+
+@pytest.mark.parametrize("is_fast, name", [(True, "bfloat16"), (False, "float32")])
+def test_provenance_says_what_a_processor_computes_in(is_fast, name, monkeypatch):
+    monkeypatch.setenv("HD_DEVICE", "cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_fast)
+    assert machine.circumstances(1.0)["precision"] == name
+    cfg = dataclasses.replace(start().cfg, precision="auto")
+    used = training.precision(cfg, torch.device("cpu"))
+    assert str(used or torch.float32) == f"torch.{name}"
 
 
 def test_batches_of_any_nesting_move_to_the_device():

@@ -60,14 +60,26 @@ def device_kind() -> str:
     return "cpu" if device().type == "cpu" else "gpu"
 
 
-def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> dict:
-    """Commit, code, versions, device, threads, time and memory behind a number."""
+def fast_precision(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in where a config leaves it to the machine: bfloat16 where it is fast,
+    else float16 on a GPU and None, which is float32, on a CPU."""
     import torch
 
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+
+
+def circumstances(wall_seconds: float, packages: Iterable[str] = PACKAGES) -> dict:
+    """Commit, code, versions, device, its precision, threads, time and memory behind a number."""
+    import torch
+
+    precision = fast_precision(device()) or torch.float32
     return {"git": git_state(), "code": CODE,
             "python": platform.python_version(), "platform": platform.system(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
-            "device": device_name(), "threads": torch.get_num_threads(),
+            "device": device_name(), "precision": str(precision).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
             "wall_seconds": round(wall_seconds, 2), "peak_memory_mb": peak_memory_mb()}
 
 

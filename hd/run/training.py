@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from hd.config import InputError, TrainedStage
 from hd.run import runs
-from hd.run.machine import give_back_memory, kept_memory
+from hd.run.machine import fast_precision, give_back_memory, kept_memory
 from hd.run.runs import Run
 from hd.run.storage import writing
 
@@ -55,12 +55,8 @@ def warmup_cosine(step: int, num_steps: int) -> float:
 
 
 def precision(cfg: TrainedStage, device: torch.device) -> torch.dtype | None:
-    """The autocast type, or None for float32: bfloat16 where it is fast, else float16 on a GPU."""
-    if cfg.precision == "float32":
-        return None
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    """The autocast type of a config on a device, or None for float32."""
+    return None if cfg.precision == "float32" else fast_precision(device)
 
 
 def autocast(cfg: TrainedStage) -> torch.autocast:
