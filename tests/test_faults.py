@@ -294,6 +294,7 @@ def tables(root):
 
 @posix_only
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_chain_killed_at_random_instants_ends_with_the_same_tables(root, monkeypatch):
     folders = [root / "whole", root / "killed"]
     monkeypatch.setenv("HD_ARTIFACTS", str(folders[0]))
