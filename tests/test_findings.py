@@ -184,13 +184,14 @@ def test_codes_and_world_model_are_told_alone_and_together(tmp_path, capsys):
     assert ("base in 0 of 2 games, hi-dreamer's codes in 2 of 2 games, hi-dreamer's world model in "
             "2 of 2 games and both in 2 of 2 games (desk, 1 seed)") in sentence
     assert sentence.endswith("off, of 160: base 25 in Pong; hi-dreamer's codes 13 in Pong; "
-                             "hi-dreamer's world model 20 in Pong; both 8 in Pong.")
+                             "hi-dreamer's world model 20 in Pong; both 8 in Pong; a still or "
+                             "straight guess 0 in Pong.")
     findings.show_changed_codes("desk", tmp_path)
     assert "0.700 (0.600)" in capsys.readouterr().out
     (ax,) = finding_figures.changed_dreams(findings.changed_dreams("desk", tmp_path)).axes
     assert {line.get_label(): list(line.get_ydata()) for line in ax.lines} == {
         "base": [25, 35], "hi-dreamer's codes": [13, 23], "hi-dreamer's world model": [20, 30],
-        "both": [8, 18]}
+        "both": [8, 18], "still or straight guess, the better": [0, 0]}
     assert findings.which_change("audit", tmp_path) == findings.NOTHING
 
 

@@ -32,8 +32,9 @@ def test_a_headline_says_which_episodes_its_numbers_are_of(tmp_path):
     write_table(tmp_path / "desk", [row("r2_ball_x", 0.5, game="pong", split="val")],
                 profile="desk")
     assert "held-out episodes, on which settings were chosen too. D" in headline.in_full(tmp_path)
-    assert ": held-out episodes, on which settings were chosen too; device" in "".join(
-        short(tmp_path))
+    said = "".join(short(tmp_path))
+    assert "| 0.500 † |" in said
+    assert "†: on held-out episodes, on which settings were chosen too, and not to be" in said
     write_table(tmp_path / "desk", [row("real_return", 0.5, game="pong", split="real")],
                 stage="policy", profile="desk")
     write_table(tmp_path / "desk", [row("l0_usage", 0.5, game="pong")], stage="tokenizer",

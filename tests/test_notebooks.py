@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from filelock import FileLock
 
@@ -307,11 +308,28 @@ def test_report_pages_read_the_fresh_tables_or_stay_as_published(book, ran, tmp_
     hd.book.building.stage_book("smoke")
     given, = (job.parameters["results_dir"] for job, _ in ran)
     assert not Path(given).is_absolute(), "a page shows no path of the reader's machine"
-    fresh = storage.artifacts_root() / "smoke" / "results"
-    assert (tmp_path / "book" / "report" / given).resolve() == fresh
+    shown = (tmp_path / "book" / "report" / given).resolve()
+    assert pd.read_csv(shown / "smoke" / "encoder" / "base-seed0.csv")["metric"].tolist() == ["m"]
+    assert (shown / "paper" / "agent" / "base-pong-seed0.csv").exists(), "what was not run"
     said = capsys.readouterr().out
     assert "report/dynamics: the fresh tables do not suffice: no table of stage" in said
     assert "report/dynamics: shown as published" in said
+
+
+def test_fresh_tables_replace_all_published_seeds_of_their_variant(tmp_path, monkeypatch):
+    old = tmp_path / "published" / "results" / "quick" / "encoder"
+    fresh = tmp_path / "quick" / "results" / "encoder"
+    names = {old: ("base-seed0.csv", "base-seed1.csv", "base-seed1.json", "base-pong-seed0.csv",
+                   "mask.strict-seed0.csv"), fresh: ("base-seed0.csv", "base-seed0-history.csv")}
+    for folder in names:
+        folder.mkdir(parents=True)
+        for name in names[folder]:
+            (folder / name).write_text("new" if folder == fresh else "old")
+    monkeypatch.setattr(hd.book.building, "ROOT", tmp_path / "published")
+    both = hd.book.building._fresh_among_published(tmp_path / "quick") / "quick" / "encoder"
+    assert {path.name: path.read_text() == "new" for path in both.iterdir()} == {
+        "base-seed0.csv": True, "base-seed0-history.csv": True, "base-pong-seed0.csv": False,
+        "mask.strict-seed0.csv": False}
 
 
 def test_the_book_builds_and_a_broken_one_leaves_the_old_in_place(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ Whatever stops the work, the last complete book stays readable until a new one i
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -80,15 +81,16 @@ def _page(job: notebooks.Job) -> str:
 
 
 def _report_jobs(root: Path) -> list[notebooks.Job]:
-    """Report notebooks executed on the fresh tables, where there are any."""
-    fresh, jobs = root / "results", []
-    if not any(fresh.rglob("*.csv")):
+    """Report notebooks executed on the fresh tables, where there are any, and the published ones
+    of what was not run."""
+    jobs: list[notebooks.Job] = []
+    if not any((root / "results").rglob("*.csv")):
         return jobs
-    tables = sorted([*fresh.rglob("*.csv"), *(ROOT / "results").rglob("*.csv")])
-    digests = {path.as_posix(): sha256_of(path) for path in tables}
+    tables = _fresh_among_published(root)
+    digests = {path.as_posix(): sha256_of(path) for path in sorted(tables.rglob("*.csv"))}
     for notebook in notebooks.names("report"):
         source = notebooks.BOOK / "report" / f"{notebook}.ipynb"
-        given = {"results_dir": _relative(fresh, source.parent), "profile": root.name}
+        given = {"results_dir": _relative(tables, source.parent), "profile": root.name}
         given = {name: given[name] for name in notebooks.declared_in(source) if name in given}
         target = root / "notebooks" / "report" / source.name
         job = notebooks.Job(source, target, given, tables=digests)
@@ -99,6 +101,25 @@ def _report_jobs(root: Path) -> list[notebooks.Job]:
             print(f"report/{notebook}: the fresh tables do not suffice: {error}", flush=True)
         jobs.append(job)
     return jobs
+
+
+def _fresh_among_published(root: Path) -> Path:
+    """A copy of the published tables in which a profile's fresh ones take their places, all seeds
+    of a variant together: seeds of other settings do not belong beside them."""
+    both, fresh = root / "tables", root / "results"
+    shutil.rmtree(both, ignore_errors=True)
+    shutil.copytree(ROOT / "results", both, ignore=shutil.ignore_patterns("*.safetensors"))
+    files = [path for path in fresh.rglob("*-seed*") if path.is_file()]
+    for path in files:
+        variant = path.name.rpartition("-seed")[0]
+        place = both / root.name / path.parent.relative_to(fresh)
+        for old in place.glob(f"{glob.escape(variant)}-seed*"):
+            old.unlink()
+    for path in files:
+        place = both / root.name / path.relative_to(fresh)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    return both
 
 
 def _relative(path: Path, start: Path) -> str:

@@ -305,7 +305,8 @@ def _comparison(profile: str, cells: list[Cell], page: str) -> str:
     lines = []
     for words, game in dict.fromkeys((cell.words, cell.game) for cell in cells):
         own = {cell.variant: cell for cell in cells if (cell.words, cell.game) == (words, game)}
-        texts = [own[variant].text if variant in own else "–" for variant in COMPARED]
+        texts = [own[variant].text + " †" * (own[variant].split == "val") if variant in own else "–"
+                 for variant in COMPARED]
         seeds = ", ".join(str(own[variant].num_seeds) if variant in own else "–"
                           for variant in COMPARED)
         lines.append("| " + " | ".join([words, TITLES[game], *texts, seeds]) + " |")
@@ -314,18 +315,26 @@ def _comparison(profile: str, cells: list[Cell], page: str) -> str:
         *lines, "", f"Each cell: the mean, the seeds one by one (from {FEWEST_SEEDS} on a 95% "
         "interval), and in brackets the best trivial baseline; bold where all of an interval is "
         f"above it. F1 is of standardised features ([why it matters]({page})). Each variant has "
-        f"codes of its own. Seeds: of {', of '.join(COMPARED)}. "
+        f"codes of its own. {_said_of_splits({cell.split for cell in cells})} "
+        f"Seeds: of {', of '.join(COMPARED)}. "
         + " ".join(_made_of(variant, cells) for variant in COMPARED)]).rstrip()
 
 
+def _said_of_splits(splits: set[str]) -> str:
+    """What the mark of a cell means, where there is one."""
+    if "val" not in splits:
+        return f"On {_judged_on(splits)}."
+    return (f"†: on {_judged_on({'val'})}, and not to be compared with a cell without, which is on "
+            f"{_judged_on(splits - {'val'})}.")
+
+
 def _made_of(variant: str, cells: list[Cell]) -> str:
-    """On which episodes and devices a variant's cells were measured; "" without any."""
+    """On which devices a variant's cells were measured; "" without any."""
     own = [cell for cell in cells if cell.variant == variant]
     if not own:
         return ""
     devices = sorted(set().union(*(cell.devices for cell in own)))
-    return (f"{variant.capitalize()}: {_judged_on({cell.split for cell in own})}; device: "
-            f"{'; '.join(devices)}.")
+    return f"Device of {variant}: {'; '.join(devices)}."
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:

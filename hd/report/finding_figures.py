@@ -91,8 +91,8 @@ def dream_errors(table: pd.DataFrame, variant: str) -> Figure:
 
 @legible
 def changed_dreams(table: pd.DataFrame) -> Figure:
-    """A panel per game: how far the ball's x is off, by steps into the dream, a line per variant;
-    evenly spaced. table: of findings."""
+    """A panel per game: how far the ball's x is off, by steps into the dream, a line per variant
+    and one of the guess; evenly spaced. table: of findings."""
     games = list(dict.fromkeys(table["game"]))
     fig, (axes,) = panels(1, len(games), width=WIDE / len(games), height=3.6, sharey=True)
     for ax, game in zip(axes, games):
@@ -102,6 +102,8 @@ def changed_dreams(table: pd.DataFrame) -> Figure:
                                        (GREY, COLOURS[2], COLOURS[1], COLOURS[0])):
             ax.plot(range(len(steps)), own.loc[own["words"] == words, "dream"], dash, color=colour,
                     ms=5, label=words)
+        ax.plot(range(len(steps)), own.groupby("step")["guess"].min(), "^:", color=GREY, ms=5,
+                label="still or straight guess, the better")
         ax.set_xticks(range(len(steps)), [f"{step:g}" for step in steps])
         ax.set(title=TITLES[game], xlabel="steps into the dream")
     axes[0].set(ylabel="error of the ball's x, of 160", ylim=(-1, 1.1 * table["dream"].max()))

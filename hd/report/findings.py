@@ -186,13 +186,16 @@ def changed_codes(profile: str, results_dir=None) -> pd.DataFrame:
 
 def changed_dreams(profile: str, results_dir=None) -> pd.DataFrame:
     """How far the ball's x is off in the dreams of the same variants: a row per variant, game and
-    step with words and dream (median error in RAM units)."""
+    step with words, dream (median error in RAM units) and guess, that of the better of a still and
+    a straight guess."""
     table = ablation_tables.arms("recipe", profile, stage="imagination", results_dir=results_dir)
-    columns = ["words", "game", "step", "dream"]
+    columns = ["words", "game", "step", "dream", "guess"]
     if table.empty:
         return pd.DataFrame(columns=columns)
-    found = summarise(table, ["dream_error_ball_x"]).rename(columns={"mean": "dream"})
-    return found.assign(words=found["variant"].map(CHANGED))[columns]
+    found = summarise(table, ["dream_error_ball_x"])
+    found["guess"] = [value for value, _ in best_baselines(found, table)]
+    return found.rename(columns={"mean": "dream"}).assign(
+        words=found["variant"].map(CHANGED))[columns]
 
 
 def which_change(profile: str, results_dir=None) -> str:
@@ -210,7 +213,9 @@ def which_change(profile: str, results_dir=None) -> str:
     if len(soon):
         off = [f"{words} {_by_game(own.set_index('game')['dream'])}"
                for words, own in soon.groupby("words", sort=False)]
-        text += f" After {SOON} dreamed steps the ball's x is off, of 160: {'; '.join(off)}."
+        guess = _by_game(soon.groupby("game", sort=False)["guess"].min())
+        text += (f" After {SOON} dreamed steps the ball's x is off, of 160: {'; '.join(off)}; a "
+                 f"still or straight guess {guess}.")
     return text
 
 
@@ -246,7 +251,8 @@ def transfer(results_dir) -> str:
         (shared,) = summarise(codes, [metric]).to_dict("records")
         parts.append(f"The coarse code tells {number(shared['mean'])} of the "
                      f"{number(shared['baseline'])} nats that there are to tell about which game "
-                     f"is played {_made_by(codes)}; where it tells all of them, no code is shared.")
+                     f"is played {_made_by(codes)}; a code that tells all of them is of one game "
+                     "alone, and there is nothing to share.")
     found = gains(results_dir)
     if len(found):
         first, last = found["step"].min(), found["step"].max()
@@ -307,14 +313,22 @@ def ablations(profile: str, results_dir=None) -> str:
 # ---- performance
 
 def performance(measured: pd.DataFrame) -> str:
-    """How many bars are met, on what, and which has the least room; measured: of
-    hd.report.benchmarks.published."""
+    """How fast the stages are beside what a user would write, how many bars are met, on what, and
+    which has the least room; measured: of hd.report.benchmarks.published."""
     judged = measured[measured["bar"] != ""]
     if judged.empty:
         return NOTHING
     num_met = (judged["met"].astype(str) == "True").sum()
+    is_speed = judged["unit"].str.endswith("/s") & judged["bar"].str.startswith(">=")
+    speeds = [f"{row['stage']} {number(row['ratio'])} ({row['against']})"
+              for row in judged[is_speed].to_dict("records")]
+    crossed = sum(row["ratio_min"] < benchmarks.limit(row) if row["bar"].startswith(">=")
+                  else row["ratio_max"] > benchmarks.limit(row)
+                  for row in judged.to_dict("records"))
     nearest = benchmarks.nearest(judged, 1).iloc[0]
-    return (f"{num_met} of {len(judged)} bars are met on {listed(judged['device'], '; ')}; "
+    return (f"How many times as fast as what stands in brackets: {'; '.join(speeds)}. "
+            f"{num_met} of {len(judged)} bars are met by the median on "
+            f"{listed(judged['device'], '; ')}, and across {crossed} of them reaches the spread; "
             f"*{nearest['stage']}*, against {nearest['against']}, has the least room: "
             f"{number(nearest['ratio'])} times theirs, where {nearest['bar']} is the bar.")
 

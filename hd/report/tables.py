@@ -34,7 +34,7 @@ TRIVIAL = {  # methods that learn nothing of the game, by what stands in a metri
 # older ones hold in its place.
 BEST_TRIVIAL = "best trivial predictor"
 BEST_OF_ROWS = {BEST_TRIVIAL: ("back_off", "n-gram"),
-                "best still guess": ("copied", "last true one")}
+                "still or straight guess": ("copied", "last true one")}
 SPREAD = "seeds or 95% interval"  # of FEWEST_SEEDS seeds and more the interval
 TITLES = {**{name: game.title for name, game in atari.GAMES.items()}, "all": "all games"}
 
@@ -79,7 +79,7 @@ def fresh_or_published(results_dir, profile: str, stage: str, variant: str = "ba
                        seed: int | None = None) -> pd.DataFrame:
     """A stage's long table of one profile and variant, all seeds unless one is given.
 
-    results_dir: the published tree (a folder per profile; None for the repository's) or one
+    results_dir: a tree with a folder per profile (None: the published one, the repository's) or one
     profile's fresh results. attrs["records"] are the provenance records. Raises InputError when
     there is none, one is damaged or of another profile, or seeds disagree on the config.
     """
@@ -92,7 +92,7 @@ def fresh_or_published(results_dir, profile: str, stage: str, variant: str = "ba
                          f"with different configs; make them again")
     table = pd.concat(tables, ignore_index=True)
     table.attrs["records"] = list(records)
-    if results_dir is not None:
+    if results_dir is not None and not _are_published(records, profile, stage, variant):
         table.attrs["published_as"] = (profile, stage, variant, seed)
     return table
 
@@ -153,6 +153,29 @@ def agents_in_short(results_dir) -> pd.DataFrame | None:
     return wide[(wide != "").any(axis=1)]
 
 
+def runs_of_agents(results_dir) -> pd.DataFrame:
+    """What the online agent reached wherever it was trained: a row for each game and profile, as
+    text. The interval is over the episodes of a single seed, else the seeds stand one by one."""
+    rows = []
+    for game in config.GAMES:
+        for profile in profiles_of(results_dir, "agent", f"base-{game}"):
+            table = fresh_or_published(results_dir, profile, "agent", f"base-{game}")
+            records = table.attrs["records"]
+            (row,) = summarise(table, ["real_return"]).to_dict("records")
+            bounds = row["low"], row["high"]
+            if row["n"] == 1:
+                bounds = [table.loc[table["metric"] == f"real_return[{end}]", "value"].item()
+                          for end in ("ci_low", "ci_high")]
+            minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
+            rows.append({
+                "game": TITLES[game], "profile": profile, "device": listed(map(device_of, records)),
+                "steps": number(records[0]["config"]["num_steps"], 6),
+                "minutes": number(minutes, 2), "seeds": row["n"],
+                "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
+                "95% interval, or seeds": spread(row["seeds"], *bounds)})
+    return pd.DataFrame(rows)
+
+
 def _lowest(rows: pd.DataFrame) -> str:
     """"value (baseline)" of the metric whose last step has the lowest mean over seeds, else ""."""
     if rows.empty:
@@ -174,6 +197,13 @@ def agents(results_dir) -> pd.DataFrame | None:
         print(provenance_line(table))
         shown_tables.append(over_seeds(table[table["step"].isna()]))
     return pd.concat(shown_tables) if shown_tables else None
+
+
+def _are_published(records: Iterable[Mapping], profile: str, stage: str, variant: str) -> bool:
+    """Whether the tables of these records are among the published ones, by their content."""
+    published = {load_with_record(path)[1].get("sha256")
+                 for path in paths_of(None, profile, stage, variant)}
+    return {record.get("sha256") for record in records} <= published
 
 
 def agent_points(results_dir, *, num_profiles: int = 2) -> dict[str, dict[str, list[dict]]]:
@@ -350,12 +380,13 @@ def pivot(table: pd.DataFrame, metrics: Iterable[str] | None = None, *,
           optional: Iterable[str] = (), digits: int = 3) -> pd.DataFrame:
     """Metrics down, games across; each cell the text "value (baseline)", a mean if seeds > 1.
 
+    The baseline is the best of those of best_baselines, by name where it is not the metric's own.
     optional: metrics that are shown too where the table has them.
     """
     found = summarise(table, _with(metrics, optional, table))
     found = found.assign(label=_labels(found), text=[
-        with_baseline(number(mean, digits), baseline, digits)
-        for mean, baseline in zip(found["mean"], found["baseline"])])
+        with_baseline(number(mean, digits), value, digits, name=name)
+        for mean, (value, name) in zip(found["mean"], best_baselines(found, table))])
     wide = found.pivot(index="label", columns="game", values="text").fillna("")
     wide = wide.loc[found["label"].unique(), [g for g in (*GAMES, "all") if g in wide.columns]]
     if found["n"].max() > 1:
@@ -429,14 +460,23 @@ def best_baselines(found: pd.DataFrame, table: pd.DataFrame) -> list[tuple[float
 
 
 def _published_means(names, found: pd.DataFrame, digits: int) -> list[str]:
-    """The published mean of each row of a summary; a dash where nothing is published."""
+    """The published mean of each row of a summary, with its split where that is another; a dash
+    where nothing is published."""
     try:
         published = summarise(fresh_or_published(None, *names))
     except InputError:
         return ["–"] * len(found)
-    keys = [key for key in KEYS if key != "variant"]
-    means = {tuple(map(str, row[keys])): row["mean"] for _, row in published.iterrows()}
-    return [number(means.get(tuple(map(str, row[keys]))), digits) for _, row in found.iterrows()]
+    keys = [key for key in KEYS if key not in ("variant", "split")]
+    rows = {(*map(str, row[keys]), row["split"]): row["mean"] for _, row in published.iterrows()}
+    texts = []
+    for _, row in found.iterrows():
+        place = tuple(map(str, row[keys]))
+        own, held_out = row["split"], ("test", "val")
+        others = held_out if own in held_out else ()
+        split = next((split for split in (own, *others) if (*place, split) in rows), own)
+        text = number(rows.get((*place, split)), digits)
+        texts.append(text if split == own else f"{text} ({split})")
+    return texts
 
 
 def _labels(found: pd.DataFrame) -> list[str]:
@@ -451,8 +491,11 @@ def _labels(found: pd.DataFrame) -> list[str]:
     return labels
 
 
-def with_baseline(text: str, baseline, digits: int = 3) -> str:
-    return text if pd.isna(baseline) else f"{text} ({number(baseline, digits)})"
+def with_baseline(text: str, baseline, digits: int = 3, *, name: str = "") -> str:
+    """"0.50 (0.40 pixels)", "0.50 (0.40)", "0.50": a value as text and what stands beside it."""
+    if pd.isna(baseline):
+        return text
+    return f"{text} ({number(baseline, digits)}{' ' * bool(name)}{name})"
 
 
 def costs(results_dir, profile: str) -> pd.DataFrame:

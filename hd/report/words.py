@@ -16,10 +16,12 @@ from hd.report.tables import (
     TRIVIAL,
     baseline_words,
     fresh_or_published,
+    has_table,
     is_measured,
     number,
     over_seeds,
     pivot,
+    profiles_of,
     provenance_line,
 )
 from hd.run.metrics import METRICS, key_of, matches, parsed
@@ -139,11 +141,14 @@ def fold(frame: pd.DataFrame, words: str) -> None:
 def show(results_dir, profile: str, stage: str, metrics: Iterable[str], *,
          optional: Iterable[str] = (), steps: Iterable[float] | None = None) -> None:
     """In a notebook: brief of a stage's table of base after its provenance, and behind a click the
-    same metrics over_seeds, by the names that results/ has. Where a stage beside the chain has no
-    table, a line says so; one of the chain raises InputError."""
+    same metrics over_seeds, by the names that results/ has. Of a stage beside the chain that has no
+    table at this profile it is the largest profile's; where none has any, a line says so. A missing
+    one of the chain raises InputError."""
     from IPython.display import display
-    if stage in config.BESIDE_CHAIN and not is_measured(results_dir, profile, stage):
-        return
+    if stage in config.BESIDE_CHAIN and not has_table(results_dir, profile, stage):
+        profile = next(iter(profiles_of(results_dir, stage)), profile)
+        if not is_measured(results_dir, profile, stage):
+            return
     table = fresh_or_published(results_dir, profile, stage)
     print(provenance_line(table))
     display(brief(table, metrics, optional=optional, steps=steps))

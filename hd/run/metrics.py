@@ -150,7 +150,7 @@ transfer_steps | steps of the new game that adapting saw | count | - | -
 dream_l{level}_accuracy | dreamed codes that are true at a step | share | higher | last step copied
 dream_reward_error | |dreamed - true| reward of a dream | points | lower | no reward
 dream_reward_average_precision | finding dreams that score | share | higher | base rate
-dream_error_{coordinate} | median, as read from dreamed codes | RAM units | lower | best still guess
+dream_error_{coordinate} | median, from dreamed codes | RAM units | lower | still or straight guess
 dream_turn_recall_{coordinate} | truth's first turn in time, ± 2 | share | higher | another dream
 dreams_with_turn_{coordinate} | dreams in play whose truth turns within 15 steps | count | - | -
 dream_reward_recall | scoring steps dreamed within 2 steps | share | higher | another dream
