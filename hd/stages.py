@@ -742,7 +742,7 @@ def compare(ablation: str, *, profile: str, seeds, games=config.GAMES,
 CURVES = {  # what to watch while a stage trains
     "encoder": ("loss",), "tokenizer": ("squared_error",), "decoder": ("loss",),
     "world_model": ("codes", "l0_accuracy", "l0_changed_accuracy"),
-    "policy": ("imagined_return",)}
+    "policy": ("imagined_return",), "agent": ("return",)}
 
 
 def curve_axis(stage: str) -> dict[str, str]:

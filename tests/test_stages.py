@@ -387,3 +387,7 @@ def test_a_file_of_other_settings_under_the_same_name_is_not_believed(policy_run
     other, = set((policy_run.root / "players").glob("*.json")) - {one}
     one.write_text(other.read_text())
     assert stages.remembered(policy_run, "random", {"seed": 1}, lambda: [3]) == [3]
+
+
+def test_every_ablation_has_curves_to_watch():
+    assert {one.measure for one in config.ABLATIONS.values()} <= {*stages.CURVES}

@@ -65,9 +65,10 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
     for stage, metrics in {chosen.measure: chosen.metrics, **chosen.of_also}.items():
         table = arms(ablation, profile, stage=stage, results_dir=results_dir)
         if table.empty:
+            of_one = f" --game {GAMES[0]}" if chosen.measure == "agent" else ""
             raise InputError(
-                f"no arm of {ablation} is published at profile {profile}; make them: "
-                f"python -m hd run 07_ablation --profile {profile} -p ablation {ablation}")
+                f"no arm of {ablation} is published at profile {profile}; make them: python -m hd "
+                f"run 07_ablation --profile {profile}{of_one} -p ablation {ablation}")
         rows = summarise(table, metrics)
         rows["guess"], rows["by"] = zip(*best_baselines(rows, table))
         if stage != chosen.measure:

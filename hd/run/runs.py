@@ -30,7 +30,7 @@ from hd import config
 from hd.ablations import AGENT_VARIANT
 from hd.config import InputError
 from hd.run import storage
-from hd.run.machine import circumstances, device
+from hd.run.machine import circumstances, device, git_state
 from hd.run.storage import (
     artifacts_root,
     check_writable,
@@ -171,6 +171,7 @@ def start(stage: str, *, profile: str, variant: str = "base", seed: int = 0,
     run = Run(stage, resolved, variant, config.check_seed(seed), games, deadline)
     seed_everything(run.seed)
     check_writable(run.root)
+    git_state()  # kept: a commit made while it runs is not what ran
     return run
 
 
@@ -335,13 +336,17 @@ def cached_array(run: Run, name: str, make) -> np.ndarray:
     """
     path, sidecar = run.folder / f"{name}.npy", run.folder / f"{name}.json"
     source = sha256_of(run.folder / "finished.json") if require(run) else None
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        record = json.loads(sidecar.read_text(encoding="utf-8"))
-        if record == {"source": source, "sha256": sha256_of(path)}:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-    with exclusive(run):
-        write_array(path, make())
-        write_json(sidecar, {"source": source, "sha256": sha256_of(path)})
+
+    def is_made() -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            record = json.loads(sidecar.read_text(encoding="utf-8"))
+            return record == {"source": source, "sha256": sha256_of(path)}
+        return False
+    if not is_made():
+        with exclusive(run):
+            if not is_made():  # by another process, meanwhile
+                write_array(path, make())
+                write_json(sidecar, {"source": source, "sha256": sha256_of(path)})
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

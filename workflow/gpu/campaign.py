@@ -73,7 +73,7 @@ class Work:
         if self.exit_code and not (whatever_failed and self.exit_code == FAILED):
             return
         if self.left <= 0:
-            self.exit_code = OUT_OF_TIME
+            self.exit_code = self.exit_code or OUT_OF_TIME
             return
         places = os.pathsep.join([str(self.site), str(ROOT)])
         with subprocess.Popen(
@@ -148,7 +148,8 @@ import os, sys, time
 cores, seconds, *words = sys.argv[1:]
 os.sched_setaffinity(0, map(int, cores.split(",")))  # before torch counts them
 from hd import config, stages
-from hd.run import runs
+from hd.run import runs, storage
+storage.LOCK_PATIENCE = float(seconds)  # what two need, one makes, and the other waits for it
 try:
     work(time.monotonic() + float(seconds), *words)
 except runs.TimeLimitReached as over:
