@@ -173,7 +173,8 @@ def project(tmp_path):
     """A copy of the project whose book has two small notebooks."""
     root = tmp_path / "project"
     shutil.copytree(storage.ROOT / "hd", root / "hd")
-    shutil.copy(storage.ROOT / "Snakefile", root)
+    for name in ("Snakefile", "pyproject.toml"):
+        shutil.copy(storage.ROOT / name, root)
     for name in CHAIN[:2]:
         write_notebook(root / "book" / "pipeline" / f"{name}.ipynb", "import time; time.sleep(3)")
     return root
