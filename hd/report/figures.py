@@ -735,12 +735,12 @@ def benchmark_ratios(table: pd.DataFrame) -> Figure:
             ax.plot([row["ratio_min"], row["ratio_max"]], [place] * 2, color=colour, lw=1.5)
             ax.plot(ratio, place, "o", ms=6, color=colour)
             ax.annotate(_cut(f"{row['stage']}, against {row['against']}"), (0, place - 0.42),
-                        xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
+                        xycoords=("axes fraction", "data"), va="center", fontsize=12)
         ax.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.4, -0.9), yticks=[],
                xlabel="ours / theirs (shaded: the bar is met)", title=kind)
         times_axis(ax)
     return fig
 
 
-def _cut(text: str, length: int = 78) -> str:
+def _cut(text: str, length: int = 62) -> str:
     return text if len(text) <= length else text[:length - 1].rstrip(" ,") + "…"

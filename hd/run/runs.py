@@ -337,16 +337,18 @@ def cached_array(run: Run, name: str, make) -> np.ndarray:
     path, sidecar = run.folder / f"{name}.npy", run.folder / f"{name}.json"
     source = sha256_of(run.folder / "finished.json") if require(run) else None
 
-    def is_made() -> bool:
-        with contextlib.suppress(OSError, ValueError):
+    def kept() -> np.ndarray | None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
             record = json.loads(sidecar.read_text(encoding="utf-8"))
-            return record == {"source": source, "sha256": sha256_of(path)}
-        return False
-    if not is_made():
-        with exclusive(run):
-            if not is_made():  # by another process, meanwhile
-                write_array(path, make())
-                write_json(sidecar, {"source": source, "sha256": sha256_of(path)})
+            if record == {"source": source, "sha256": sha256_of(path)}:
+                return np.load(path, mmap_mode="r", allow_pickle=False)
+        return None
+    if (found := kept()) is not None:
+        return found
+    with exclusive(run):
+        if kept() is None:  # else another process made it meanwhile
+            write_array(path, make())
+            write_json(sidecar, {"source": source, "sha256": sha256_of(path)})
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
