@@ -17,7 +17,7 @@ from tiny import refusal
 
 from hd import config
 from hd.config import InputError
-from hd.run import runs, storage
+from hd.run import machine, runs, storage
 from hd.run.runs import row
 
 SECRET = "c0ffee-secret-that-must-not-leak"
@@ -610,3 +610,15 @@ def test_no_rows_remove_what_an_earlier_run_left_beside_the_table():
     runs.save_beside(run, "history", [])
     runs.save_table(run, ROWS)
     assert not beside(run).exists() and len(runs.load_table(table_path(run))) == len(ROWS)
+
+
+def test_provenance_names_the_commit_at_which_a_run_began(monkeypatch):
+    at = {"commit": "began"}
+    monkeypatch.setattr(machine, "asked_git", lambda root, *words: at["commit"])
+    machine.git_state.cache_clear()
+    try:
+        runs.start("encoder", profile="smoke")
+        at["commit"] = "committed while it ran"
+        assert machine.circumstances(1.0)["git"]["commit"] == "began"
+    finally:
+        machine.git_state.cache_clear()

@@ -26,7 +26,9 @@ from hd.report.tables import (
     device_of,
     fresh_or_published,
     listed,
+    minutes_of,
     number,
+    over_episodes,
     summarise,
     tables_of,
     with_spread,
@@ -196,8 +198,8 @@ def standing(results_dir=None) -> str:
     for game, (profile, name) in agents_of(root).items():
         table = fresh_or_published(root, profile, "agent", name)
         (row,) = _of_metric(table, "real_return").to_dict("records")
-        low, high = _over_episodes(table) if row["n"] == 1 else (min(row["seeds"]),
-                                                                 max(row["seeds"]))
+        low, high = over_episodes(table) if row["n"] == 1 else (min(row["seeds"]),
+                                                                max(row["seeds"]))
         others = {"random play": row["baseline"], **{
             short.replace("Human", "people"): reference.anchor("atari100k", method, TITLES[game])
             for method, short in PUBLISHED.items()}}
@@ -234,9 +236,9 @@ def _agents(root: Path) -> str:
         records = table.attrs["records"]
         (row,) = _of_metric(table, "real_return").to_dict("records")
         scores = [reference.anchor("atari100k", method, TITLES[game]) for method in PUBLISHED]
-        minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
         lines.append("| " + " | ".join([
-            TITLES[game], profile, number(records[0]["config"]["num_steps"], 6), number(minutes, 2),
+            TITLES[game], profile, number(records[0]["config"]["num_steps"], 6),
+            number(minutes_of(records), 2),
             _of_episodes(row, table), number(row["baseline"]), *map(number, scores),
             str(row["n"])]) + " |")
         devices += [device_of(record) for record in records]
@@ -254,15 +256,8 @@ def _of_episodes(row: Mapping, table: pd.DataFrame) -> str:
     """The return over seeds; of a single one with its interval over episodes."""
     if row["n"] > 1:
         return _with_spread(number(row["mean"]), row)
-    low, high = _over_episodes(table)
+    low, high = over_episodes(table)
     return f"{number(row['mean'])} [{number(low)}, {number(high)}]"
-
-
-def _over_episodes(table: pd.DataFrame) -> tuple[float, float]:
-    """The interval of one seed's return over its episodes."""
-    low, high = (table.loc[table["metric"] == named("real_return", bound), "value"].item()
-                 for bound in ("ci_low", "ci_high"))
-    return low, high
 
 
 def _compared(root: Path, profile: str) -> list[Cell]:
@@ -305,8 +300,7 @@ def _comparison(profile: str, cells: list[Cell], page: str) -> str:
     lines = []
     for words, game in dict.fromkeys((cell.words, cell.game) for cell in cells):
         own = {cell.variant: cell for cell in cells if (cell.words, cell.game) == (words, game)}
-        texts = [own[variant].text + " †" * (own[variant].split == "val") if variant in own else "–"
-                 for variant in COMPARED]
+        texts = [_marked(own[variant]) if variant in own else "–" for variant in COMPARED]
         seeds = ", ".join(str(own[variant].num_seeds) if variant in own else "–"
                           for variant in COMPARED)
         lines.append("| " + " | ".join([words, TITLES[game], *texts, seeds]) + " |")
@@ -318,6 +312,11 @@ def _comparison(profile: str, cells: list[Cell], page: str) -> str:
         f"codes of its own. {_said_of_splits({cell.split for cell in cells})} "
         f"Seeds: of {', of '.join(COMPARED)}. "
         + " ".join(_made_of(variant, cells) for variant in COMPARED)]).rstrip()
+
+
+def _marked(cell: Cell) -> str:
+    """A cell's text, marked where it is not on test episodes; see _said_of_splits."""
+    return f"{cell.text} †" if cell.split == "val" else cell.text
 
 
 def _said_of_splits(splits: set[str]) -> str:

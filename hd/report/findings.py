@@ -24,6 +24,7 @@ from hd.report.tables import (
     fresh_or_published,
     largest,
     listed,
+    minutes_of,
     number,
     summarise,
 )
@@ -344,11 +345,10 @@ def control(results_dir) -> str:
         (row,) = summarise(table, ["real_return"]).to_dict("records")
         human, other = (reference.anchor("atari100k", method, TITLES[game])
                         for method in ("Human", "DIAMOND"))
-        minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
         parts.append(f"**{number(row['mean'])} in {TITLES[game]}** after "
-                     f"{number(records[0]['config']['num_steps'], 6)} steps and {minutes:.0f} "
-                     f"minutes on {listed(map(device_of, records))} (random play "
-                     f"{number(row['baseline'])}, a human {number(human)}, DIAMOND "
+                     f"{number(records[0]['config']['num_steps'], 6)} steps and "
+                     f"{minutes_of(records):.0f} minutes on {listed(map(device_of, records))} "
+                     f"(random play {number(row['baseline'])}, a human {number(human)}, DIAMOND "
                      f"{number(other)})")
     if not parts:
         return NOTHING

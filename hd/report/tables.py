@@ -19,7 +19,7 @@ from hd import atari, config
 from hd.config import GAMES, InputError
 from hd.run import runs
 from hd.run.intervals import interval_over_seeds
-from hd.run.metrics import METRICS, Metric, Name, key_of, matches, parsed
+from hd.run.metrics import METRICS, Metric, Name, key_of, matches, named, parsed
 from hd.run.storage import ROOT, shown
 
 # Pages show whole tables: nothing is cut to dots.
@@ -142,15 +142,27 @@ def agents_in_short(results_dir) -> pd.DataFrame | None:
     for game, (profile, name) in found.items():
         table = fresh_or_published(results_dir, profile, "agent", name)
         records = table.attrs["records"]
-        minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
         print(f"{TITLES[game]}, {profile}: {records[0]['config']['num_steps']:,} steps in "
-              f"{minutes:.0f} minutes, seeds {listed(sorted(r['seed'] for r in records))}, "
+              f"{minutes_of(records):.0f} minutes, seeds "
+              f"{listed(sorted(record['seed'] for record in records))}, "
               f"{listed({device_of(record) for record in records})}")
         columns[TITLES[game]] = {
             f"{words} ({beside})": _lowest(table[table["metric"].str.fullmatch(metrics)])
             for words, beside, metrics in AGENT_ROWS}
     wide = pd.DataFrame(columns).fillna("")
     return wide[(wide != "").any(axis=1)]
+
+
+def minutes_of(records: Iterable[Mapping]) -> float:
+    """How long what these records are about took to make, the mean over seeds."""
+    return float(pd.Series([record["made_seconds"] for record in records]).mean()) / 60
+
+
+def over_episodes(table: pd.DataFrame) -> tuple[float, float]:
+    """The interval of one seed's return over its episodes."""
+    low, high = (table.loc[table["metric"] == named("real_return", bound), "value"].item()
+                 for bound in ("ci_low", "ci_high"))
+    return low, high
 
 
 def runs_of_agents(results_dir) -> pd.DataFrame:
@@ -162,15 +174,11 @@ def runs_of_agents(results_dir) -> pd.DataFrame:
             table = fresh_or_published(results_dir, profile, "agent", f"base-{game}")
             records = table.attrs["records"]
             (row,) = summarise(table, ["real_return"]).to_dict("records")
-            bounds = row["low"], row["high"]
-            if row["n"] == 1:
-                bounds = [table.loc[table["metric"] == f"real_return[{end}]", "value"].item()
-                          for end in ("ci_low", "ci_high")]
-            minutes = sum(record["made_seconds"] for record in records) / len(records) / 60
+            bounds = over_episodes(table) if row["n"] == 1 else (row["low"], row["high"])
             rows.append({
                 "game": TITLES[game], "profile": profile, "device": listed(map(device_of, records)),
                 "steps": number(records[0]["config"]["num_steps"], 6),
-                "minutes": number(minutes, 2), "seeds": row["n"],
+                "minutes": number(minutes_of(records), 2), "seeds": row["n"],
                 "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
                 "95% interval, or seeds": spread(row["seeds"], *bounds)})
     return pd.DataFrame(rows)
@@ -495,7 +503,7 @@ def with_baseline(text: str, baseline, digits: int = 3, *, name: str = "") -> st
     """"0.50 (0.40 pixels)", "0.50 (0.40)", "0.50": a value as text and what stands beside it."""
     if pd.isna(baseline):
         return text
-    return f"{text} ({number(baseline, digits)}{' ' * bool(name)}{name})"
+    return f"{text} ({' '.join(filter(None, (number(baseline, digits), name)))})"
 
 
 def costs(results_dir, profile: str) -> pd.DataFrame:
