@@ -176,11 +176,10 @@ def make_report(args) -> None:
 
 def run_sweep(args) -> int:
     """The Snakefile's DAG under a lock of our own, so that a killed sweep leaves nothing locked."""
-    seeds = [config.check_seed(_number(seed)) for seed in args.seeds.split(",")]
-    variants = args.variants.split(",")
+    seeds = config.check_seeds(map(_number, args.seeds.split(",")))
+    variants, games = args.variants.split(","), config.check_games(args.games)
     for variant in variants:
-        config.resolve(args.profile, variant)
-    games = config.check_games(args.games)
+        config.resolve(args.profile, variant, games=games)
     from hd.run.machine import cpu_count
     config.allowed("notebook", args.until, config.CHAIN)
     cores = cpu_count() if args.cores == "all" else args.cores

@@ -187,9 +187,7 @@ def train(cfg: AgentConfig, model_cfg: PlaceModelConfig, policy_cfg: AgentPolicy
     continues. Raises TimeLimitReached after a checkpoint, NonFiniteLoss, InputError.
     """
     work = chunks_of(cfg)
-    if model_cfg.accumulate != 1 or policy_cfg.accumulate != 1:
-        raise InputError("an agent's world model and policy learn from one batch a step: "
-                         "accumulate must be 1")
+    _check_learning(model_cfg, policy_cfg)
     seed_everything(run.seed)
     agent = Agent(cfg, model_cfg, policy_cfg, game).to(device())
     if start is not None:
@@ -208,6 +206,18 @@ def train(cfg: AgentConfig, model_cfg: PlaceModelConfig, policy_cfg: AgentPolicy
         return agent, record
 
 
+def _check_learning(model_cfg: PlaceModelConfig, policy_cfg: AgentPolicyConfig) -> None:
+    """Raise InputError for what the loop does otherwise than a training of its own would."""
+    for cfg in (model_cfg, policy_cfg):
+        if cfg.accumulate != 1 or cfg.schedule != "constant":
+            raise InputError(f"an agent's world model and policy learn from one batch a step, and "
+                             f"agent.anneal says how: accumulate must be 1 and schedule constant; "
+                             f"got {cfg.accumulate} and {cfg.schedule}")
+    if policy_cfg.loss == "ppo" and policy_cfg.batch_size % policy_cfg.ppo_minibatches:
+        raise InputError(f"agent_policy.batch_size must be a multiple of its ppo_minibatches, "
+                         f"{policy_cfg.ppo_minibatches}; got {policy_cfg.batch_size}")
+
+
 class _Loop:
     """What is between a chunk and the next: models, optimizers, what was played, the records."""
 
@@ -222,8 +232,10 @@ class _Loop:
         agent.policy.foresee = captured(agent.policy.foresee)
         self.choose = captured(lambda **seen: {"actions": agent.choose(**seen)})
         self.learners = {
-            "model": _Learner(learns, learns.cfg, run, "agent model", average=agent.model),
-            "policy": _Learner(agent.policy, agent.policy.cfg, run, "agent policy")}
+            "model": _Learner(learns, learns.cfg, run, "agent model", "place_model",
+                              average=agent.model),
+            "policy": _Learner(agent.policy, agent.policy.cfg, run, "agent policy",
+                               "agent_policy")}
         self.history: list[dict] = []
         self.episodes: list[dict] = []
         self.spent, self.began = 0.0, time.monotonic()
@@ -442,9 +454,10 @@ class _Learner:
     """A model with its optimizer, its count of updates and what it reported lately; perhaps another
     whose weights are the moving average of the model's."""
 
-    def __init__(self, model: nn.Module, cfg, run: Run | Unkept, name: str,
+    def __init__(self, model: nn.Module, cfg, run: Run | Unkept, name: str, config: str,
                  average: nn.Module | None = None):
         self.model, self.cfg, self.average = model, cfg, average
+        self.run_of, self.config = run, config
         self.unkept = Unkept(stage=name, seed=run.seed)
         self.optimizer = training.make_optimizer(model, cfg)
         self.dtype = training.precision(cfg, device())
@@ -495,7 +508,7 @@ class _Learner:
                          for key, (total, count) in self.gathered.items()}
         self.done += updates
         gathered = {"loss": [torch.tensor(self.gathered["loss"][0])]}
-        training.require_finite(self.model, gathered, self.done, self.unkept)
+        training.require_finite(self.model, gathered, self.done, self.run_of, config=self.config)
 
     def _update(self, **batch) -> dict[str, torch.Tensor]:
         return training.update(self.model, [batch], self.optimizer, self.scaler, self.dtype,

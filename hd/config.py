@@ -255,7 +255,7 @@ class AgentConfig:
     num_steps: Count = 100_000  # agent steps in all, random prefill included
     prefill: Count = 5000  # of them by chance, before anything is trained
     block: Count = 256  # steps of all emulators together between updates
-    num_emulators: Count = 8
+    num_emulators: Annotated[int, Ge(3)] = 8  # of what is played anew, two judge the others' probes
     model_warmup: CountOrZero = 1600  # updates of the world model after the prefill
     dreams_warmup: CountOrZero = 20  # batches of dreams that the policy learns from, then
     model_updates: CountOrZero = 128  # a block
@@ -474,6 +474,11 @@ def ablation(name: str) -> Ablation:
     return ABLATIONS[name]
 
 
+def variants_of(ablation: str) -> tuple[str, ...]:
+    """The variants that an ablation compares: base, then each of its arms."""
+    return "base", *(f"{ablation}.{arm}" for arm in ABLATIONS[ablation].arms)
+
+
 def allowed(what: str, value, choices) -> None:
     """Raise InputError naming the choices unless value is one of them."""
     if not isinstance(value, str) or value not in choices:
@@ -497,6 +502,15 @@ def check_seed(seed) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise InputError(f"seed must be a whole number from 0 to {2**31 - 1}; got {seed!r}")
     return seed
+
+
+def check_seeds(seeds) -> tuple[int, ...]:
+    """The seeds as a tuple; raises InputError unless there are some, each a seed and each once."""
+    seeds = tuple(map(check_seed, seeds))
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds must be one or more whole numbers, each once; got "
+                         f"{', '.join(map(str, seeds)) or 'none'}")
+    return seeds
 
 
 def check_value(what: str, kind, value, *, like) -> None:

@@ -717,15 +717,16 @@ def compare(ablation: str, *, profile: str, seeds, games=config.GAMES,
 
     Arms share the stages in which they agree. Finished arms are not trained again, and not measured
     again by the code that measured them; the tables of chosen.also are saved, not returned.
-    Raises InputError for an unknown ablation or no seeds.
+    Raises InputError for an unknown ablation, no seeds or one given twice, and for games without
+    one that an arm needs.
     """
-    chosen = config.ablation(ablation)
-    if not seeds:
-        raise InputError("seeds must hold at least one whole number")
+    chosen, seeds = config.ablation(ablation), config.check_seeds(seeds)
+    for variant in config.variants_of(ablation):
+        config.resolve(profile, variant, games=config.check_games(games))
     deadline = time.monotonic() + time_limit if time_limit else None
     tables = []
     for seed in seeds:
-        for variant in ("base", *(f"{ablation}.{arm}" for arm in chosen.arms)):
+        for variant in config.variants_of(ablation):
             left = max(deadline - time.monotonic(), 1e-3) if deadline else None
             run = runs.start(chosen.measure, profile=profile, variant=variant, seed=seed,
                              games=games, time_limit=left)
@@ -758,7 +759,7 @@ def histories(ablation: str, *, profile: str, seed: int, games=config.GAMES) -> 
     World models have "exposures" beside "step": how often each training step was seen by then.
     """
     chosen, curves = config.ablation(ablation), {}
-    for variant in ("base", *(f"{ablation}.{arm}" for arm in chosen.arms)):
+    for variant in config.variants_of(ablation):
         run = runs.start(chosen.measure, profile=profile, variant=variant, seed=seed, games=games)
         path = run.root / "results" / run.stage / f"{run.name}.csv"
         if not path.with_name(f"{run.name}-history.csv").exists():

@@ -21,9 +21,9 @@ from hd.imagination import imagine
 from hd.measure import contact
 from hd.place_model import PlaceModel
 from hd.report import agent_figures, pictures, tables
-from hd.run import runs, weights
+from hd.run import runs, training, weights
 from hd.run.runs import TimeLimitReached
-from hd.run.training import Unkept
+from hd.run.training import Loss, Unkept
 
 SMOKE = config.PROFILES["smoke"]
 CFG = dataclasses.replace(SMOKE.agent, num_steps=320, prefill=256, block=32, model_warmup=3,
@@ -308,7 +308,7 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(monkeypatch):
 def test_what_plays_is_the_average_of_what_learned():
     made, followed = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     cfg = dataclasses.replace(SMOKE.place_model, ema=0.75)
-    learner = agent._Learner(made, cfg, Unkept(), "tiny", average=followed)
+    learner = agent._Learner(made, cfg, Unkept(), "tiny", "place_model", average=followed)
     expected = None
     for step, value in enumerate([8.0, 4.0, 0.0, 4.0, 8.0, 0.0]):
         nn.init.constant_(made.weight, value)
@@ -318,9 +318,29 @@ def test_what_plays_is_the_average_of_what_learned():
         assert followed.weight.item() == pytest.approx(expected)
 
 
-def test_several_batches_a_step_are_refused_before_any_work():
-    assert refusal(stages.make, agent_run(**{"place_model.accumulate": 2})) == (
-        "an agent's world model and policy learn from one batch a step: accumulate must be 1")
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"place_model.accumulate": 2}, "must be 1 and schedule constant; got 2 and constant"),
+    ({"agent_policy.schedule": "cosine"}, "schedule constant; got 1 and cosine"),
+    ({"agent_policy.ppo_minibatches": 7}, "must be a multiple of its ppo_minibatches, 7; got "),
+])
+def test_what_the_loop_cannot_learn_by_is_refused_before_any_work(fields, says):
+    run = agent_run(**fields)
+    assert says in refusal(stages.make, run)
+    assert not run.folder.exists()
+
+
+def test_a_loss_that_is_not_finite_names_what_to_lower_and_what_is_kept(tmp_path):
+    run = agent_run()
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoint.json").write_text("{}")
+    model = nn.Linear(1, 1)
+    learner = agent._Learner(model, SMOKE.place_model, run, "agent model", "place_model")
+    nn.init.constant_(model.weight, float("nan"))
+    model.loss = lambda batch: Loss(model.weight.sum(), {})
+    with pytest.raises(training.NonFiniteLoss, match=(
+            "^place_model: the loss or a weight is not finite at or before step 2; the last good "
+            r"checkpoint is .*agent.*checkpoint.json; lower place_model.lr")):
+        learner.learn(2, lambda i: {})
 
 
 def test_updates_as_a_gpu_makes_them_are_the_updates(monkeypatch):
@@ -332,7 +352,7 @@ def test_updates_as_a_gpu_makes_them_are_the_updates(monkeypatch):
         monkeypatch.setattr(agent, "captured", capture)
         torch.manual_seed(0)
         model = PlaceModel(cfg, torch.randn(3, 16, 144), 49)
-        learner = agent._Learner(model, cfg, Unkept(), "tiny")
+        learner = agent._Learner(model, cfg, Unkept(), "tiny", "place_model")
         learner.slow_down(0.5)
 
         def batches(i):

@@ -15,6 +15,19 @@ from hd.run import machine, runs, training
 from hd.run.storage import ROOT
 
 MEGABYTES = 100
+
+
+@pytest.mark.parametrize("wrong", ["gpu", "cpu:x", "cuda:99", "1.5"])
+def test_a_device_that_torch_cannot_use_is_refused_in_one_line(monkeypatch, wrong):
+    monkeypatch.setenv("HD_DEVICE", wrong)
+    with pytest.raises(config.InputError) as refused:
+        machine.device()
+    assert str(refused.value) == ("HD_DEVICE must name a device that torch can use here: cpu, or "
+                                  f"cuda with a GPU; got {wrong!r}")
+    monkeypatch.setenv("HD_DEVICE", "cpu")
+    assert machine.device() == torch.device("cpu")
+
+
 needs_glibc = pytest.mark.skipif(machine._glibc() is None, reason="needs glibc")
 
 # What other tests left of a process's memory would decide: each measurement has its own process.

@@ -249,6 +249,35 @@ def test_other_parameters_make_another_file(book, ran, tmp_path):
         "07_ablation-ablation=policy-seeds=0+1.ipynb", "07_ablation.ipynb"]
 
 
+@pytest.mark.parametrize(("notebook", "made"), [
+    ("10_agent", {("agent", "base-pong-seed0"), ("agent", "base-ms_pacman-seed0")}),
+    ("07_ablation", {(stage, f"{variant}-pong+ms_pacman-seed{seed}")
+                     for stage in ("tokenizer", "encoder") for seed in (0, 3)
+                     for variant in ("base", "sticky.v5")})])
+def test_a_notebook_whose_table_is_gone_is_executed_again(book, monkeypatch, notebook, made):
+    """Also where it makes an agent for each game, or the arms of an ablation."""
+    write_notebook(book / f"{notebook}.ipynb", parameters=PARAMETERS + (
+        '\nablation = "sticky"\nseeds = [0, 3]' if notebook == "07_ablation" else ""))
+    chosen = {"profile": "smoke", "games": ["pong", "ms_pacman"]}
+    job = notebooks.plan(notebook, **chosen)
+    assert {(run.stage, run.name) for run in job.runs} == made and len(job.runs) == len(made)
+
+    def run_all(job, deadline, cwd, said):
+        for run in job.runs:
+            runs.save_table(run, [runs.row("m", 1.0)])
+        notebook = nbformat.read(job.source, 4)
+        notebook.metadata["papermill"] = {}
+        return notebook
+
+    monkeypatch.setattr(notebooks, "_run", run_all)
+    notebooks.execute(notebook, **chosen)
+    for run in job.runs:
+        assert notebooks.is_current(job)
+        (run.root / "results" / run.stage / f"{run.name}.csv").unlink()
+        assert not notebooks.is_current(job)
+        notebooks.execute(notebook, **chosen)
+
+
 def test_a_second_process_on_the_same_notebook_is_refused(book, ran, monkeypatch):
     write_notebook(book / "02_encoder.ipynb")
     monkeypatch.setattr(storage, "LOCK_PATIENCE", 0.1)

@@ -119,8 +119,16 @@ def test_making_a_finished_stage_again_trains_nothing(chain):
 def test_unknown_ablations_and_no_seeds_are_refused_before_any_work():
     with pytest.raises(InputError, match="unknown ablation 'masks'; allowed: split, exposures, "):
         stages.compare("masks", profile="smoke", seeds=[0])
-    with pytest.raises(InputError, match="seeds must hold at least one"):
+    with pytest.raises(InputError, match="one or more whole numbers, each once; got none"):
         stages.compare("mask", profile="smoke", seeds=[])
+    with pytest.raises(InputError, match="each once; got 0, 1, 0"):
+        stages.compare("mask", profile="smoke", seeds=[0, 1, 0])
+
+
+def test_games_without_one_that_an_arm_needs_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(stages, "make", lambda run: pytest.fail("base is trained first"))
+    with pytest.raises(InputError, match=r"variant policy_game\.breakout needs the game breakout"):
+        stages.compare("policy_game", profile="smoke", seeds=[0], games=["pong"])
 
 
 TWO_WAYS = {"frames.test_share": None}

@@ -87,6 +87,17 @@ def test_a_notebook_needs_those_that_make_what_its_stages_read_and_comes_after_t
         assert all(names.index(needed) < names.index(name) for needed in one.needs)
 
 
+def test_frames_that_a_policy_plays_wait_for_that_policy(book):
+    planned = sweeps.plan(profile="smoke", variants=["sources.hi_dreamer_agent", "hi-dreamer"],
+                          seeds=[0])
+    names = list(planned)
+    frames, policy = "01_frames-sources.hi_dreamer_agent-seed0", "06_policy-hi-dreamer-seed0"
+    assert planned[frames].needs == (policy,)
+    assert names.index(policy) < names.index(frames)
+    alone = sweeps.plan(profile="smoke", variants=["sources.hi_dreamer_agent"], seeds=[0])
+    assert alone[frames].needs == ()
+
+
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"until": "07_ablation"}, "unknown notebook '07_ablation'; allowed: 01_frames"),
     ({"variants": ["base", "strict"]}, "unknown variant 'strict'"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -49,7 +50,7 @@ class Job:
     source: Path
     target: Path  # <artifacts>/<profile>/notebooks/<folder>/<name>.ipynb
     parameters: Mapping[str, object]  # without the time limit, which decides nothing
-    runs: tuple = ()  # the hd.run.runs.Run of each stage it makes
+    runs: tuple = ()  # the hd.run.runs.Run of everything it makes
     tables: Mapping[str, str] = field(default_factory=dict)  # what it reads: path -> sha256
 
     @property
@@ -79,7 +80,7 @@ class Job:
         """sha256 over the source, the parameters, the package's code and the stages' identities."""
         parts = {"source": sha256_of(self.source), "code": storage.CODE,
                  "parameters": dict(self.parameters), "tables": dict(self.tables),
-                 "stages": {run.stage: run.identity for run in self.runs}}
+                 "runs": {_label(run): run.identity for run in self.runs}}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -98,14 +99,39 @@ def plan(notebook: str, *, profile: str, variant: str = "base", seed: int = 0, g
             "games": list(games)}
     source = BOOK / "pipeline" / f"{notebook}.ipynb"
     declared = declared_in(source)
+    if "ablation" in declared and (variant, seed) != ("base", 0):
+        raise InputError(f"{notebook} compares base with an ablation's arms: say which with -p "
+                         f"ablation and -p seeds, not with --variant and --seed")
     extra = _checked_parameters(notebook, parameters or {}, declared)
     from hd.run import runs
     run = runs.start("frames", **core)
     words = [run.name] if run.name != "base-seed0" else []
     words += [f"{name}={_flat(value)}" for name, value in extra.items() if value != declared[name]]
     target = run.root / "notebooks" / "pipeline" / f"{'-'.join([notebook, *words])}.ipynb"
+    return Job(source, target, {**core, **extra}, _made_by(notebook, run, {**declared, **extra}))
+
+
+def _made_by(notebook: str, run, parameters: Mapping[str, object]) -> tuple:
+    """The runs that a notebook makes, given any run of its chain: of an ablation, what it measures
+    of every variant and seed; an agent for every game."""
     stages = [stage for stage, made_by in config.NOTEBOOKS.items() if made_by == notebook]
-    return Job(source, target, {**core, **extra}, tuple(run.at(stage) for stage in stages))
+    chains = [run]
+    if name := parameters.get("ablation"):
+        chosen = config.ablation(name)
+        stages = [chosen.measure, *chosen.also]
+        chains = [dataclasses.replace(run, seed=seed, variant=variant, profile=config.resolve(
+                      run.profile.name, variant, games=run.games))
+                  for seed in parameters["seeds"] for variant in config.variants_of(name)]
+    made = [chain.at(stage) for chain in chains for stage in stages]
+    games = [[(game,) for game in one.games] if one.stage == "agent" else [one.games]
+             for one in made]
+    return tuple(dataclasses.replace(one, games=own) for one, each in zip(made, games)
+                 for own in each)
+
+
+def _label(run) -> str:
+    """What a run is called beside others that a notebook makes or reads."""
+    return f"{run.stage}/{run.folder.name}"
 
 
 def execute(notebook: str, *, time_limit: float | None = None, force: bool = False,
@@ -185,8 +211,8 @@ def _checked_parameters(notebook, given, declared) -> dict[str, object]:
                            like=declared[name])
     if "ablation" in checked:
         config.ablation(checked["ablation"])
-    for seed in checked.get("seeds", ()):
-        config.check_seed(seed)
+    if "seeds" in checked:
+        config.check_seeds(checked["seeds"])
     return checked
 
 
@@ -364,20 +390,20 @@ def _what_was_made(job: Job) -> dict:
               for suffix in (".csv", ".json", "-episodes.csv", "-history.csv")]
     return {"files": {path.relative_to(root).as_posix(): sha256_of(path)
                       for path in (job.target, *tables) if path.exists()},
-            "finished": [run.stage for run in job.runs if (run.folder / "finished.json").exists()],
+            "finished": [_label(run) for run in job.runs
+                         if (run.folder / "finished.json").exists()],
             "read": _what_is_read(job)}
 
 
 def _what_is_read(job: Job) -> dict[str, dict]:
-    """The sha256 of each file of the stages that the job's stages read, where those are usable."""
+    """The sha256 of each file of the runs that the job's runs read, where those are usable."""
     from hd.run import runs
-    own, read = [run.stage for run in job.runs], {}
+    own, read = {_label(run) for run in job.runs}, {}
     for run in job.runs:
         for source in run.upstream:
             with contextlib.suppress(InputError):
-                record = runs.finished(source)
-                if record and source.stage not in own:
-                    read[source.stage] = record["files"]
+                if (label := _label(source)) not in own and (record := runs.finished(source)):
+                    read[label] = record["files"]
     return read
 
 
@@ -400,9 +426,9 @@ def is_current(job: Job) -> bool:
         return (stamp["key"] == job.key
                 and all(sha256_of(root / name) == digest
                         for name, digest in stamp["files"].items())
-                and all(runs.finished(run) for run in job.runs if run.stage in stamp["finished"])
-                and all(files == stamp["read"].get(stage, files)
-                        for stage, files in _what_is_read(job).items()))
+                and all(runs.finished(run) for run in job.runs if _label(run) in stamp["finished"])
+                and all(files == stamp["read"].get(label, files)
+                        for label, files in _what_is_read(job).items()))
     except (KeyError, OSError, InputError):
         return False
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hd import config
+from hd.ablations import AGENT_VARIANT
 from hd.book import notebooks
 from hd.book.notebooks import Job
 from hd.config import CHAIN, GAMES
@@ -28,25 +29,28 @@ def plan(*, profile: str, variants: Iterable[str], seeds: Iterable[int], games=G
     """The notebooks of every chain up to one of them, by name, each after those that it needs.
 
     Where variants agree on everything that decides a notebook's stages, it stands here once, under
-    the name of the first; base comes first and lends its names also where it is not asked for.
-    Raises InputError in one line.
+    the name of the first; base comes first and lends its names also where it is not asked for, then
+    the variant whose policy may play for others. Raises InputError in one line.
     """
     config.allowed("notebook", until, CHAIN)
     chain, planned = CHAIN[:CHAIN.index(until) + 1], {}
     variants = list(variants)
+    before = ["base", *(variant for variant in variants if variant == AGENT_VARIANT)]
     for seed in seeds:
-        first_with = {}  # what a notebook makes: name of the first that makes it
-        for variant in dict.fromkeys(["base", *variants]):
-            names = {}
+        first_with = {}  # what a notebook makes: the first that makes it
+        maker = {}  # a run's identity: name of the notebook that makes it
+        for variant in dict.fromkeys([*before, *variants]):
             for notebook in chain:
                 job = notebooks.plan(notebook, profile=profile, variant=variant, seed=seed,
                                      games=games)
                 made = (notebook, *(run.identity for run in job.runs))
                 first = first_with.setdefault(made, job)
-                names[notebook] = first.target.stem
+                name = first.target.stem
+                maker |= {run.identity: name for run in job.runs}
                 if variant in variants:
-                    needs = tuple(names[other] for other in _needed(job))
-                    planned.setdefault(names[notebook], Planned(first, needs))
+                    read = {maker.get(source.identity) for run in job.runs
+                            for source in run.upstream}
+                    planned.setdefault(name, Planned(first, tuple(sorted(read - {name, None}))))
     return planned
 
 
@@ -60,9 +64,3 @@ def to_make(planned: dict[str, Planned]) -> list[str]:
         if not set(one.needs).isdisjoint(names) or not notebooks.is_current(one.job):
             names.append(name)
     return names
-
-
-def _needed(job: Job) -> list[str]:
-    """The notebooks that make what this job's stages read."""
-    stages = {stage for run in job.runs for stage in config.UPSTREAM[run.stage]}
-    return sorted({config.NOTEBOOKS[stage] for stage in stages} - {job.source.stem})

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hd.config import InputError
 from hd.run.storage import CODE, ROOT
 
 if TYPE_CHECKING:
@@ -38,11 +39,25 @@ def cpu_count() -> int:
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU; HD_DEVICE overrides."""
+    """The accelerator if there is one, else the CPU; HD_DEVICE overrides. Raises InputError where
+    that names no device of this machine."""
     import torch
 
-    chosen = os.environ.get("HD_DEVICE")
-    return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen := os.environ.get("HD_DEVICE"):
+        return _usable(chosen)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@lru_cache
+def _usable(name: str) -> torch.device:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError):  # no such device, or not in this build of torch
+        raise InputError(f"HD_DEVICE must name a device that torch can use here: cpu, or cuda with "
+                         f"a GPU; got {name!r}") from None
 
 
 def generator_on(device: torch.device, seed: int) -> torch.Generator:

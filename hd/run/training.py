@@ -290,15 +290,19 @@ def update(model, batches, optimizer, scaler, dtype, cfg) -> dict[str, torch.Ten
     return mean
 
 
-def require_finite(model, pending, step, run) -> None:
-    """Raise NonFiniteLoss unless all losses gathered and all weights are finite numbers."""
+def require_finite(model, pending, step, run, *, config: str = "") -> None:
+    """Raise NonFiniteLoss unless all losses gathered and all weights are finite numbers.
+
+    config: the one that the model learns by, where it is not its stage's.
+    """
     values = [*pending.get("loss", []), *model.state_dict().values()]
     if not all(value.isfinite().all() for value in values):
         saved = None if isinstance(run, Unkept) else run.folder / "checkpoint.json"
         kept = f"the last good checkpoint is {runs.shown(saved)}" if saved and saved.exists() \
             else "there is no checkpoint yet"
-        raise NonFiniteLoss(f"{run.stage}: the loss or a weight is not finite at or before step "
-                            f"{step}; {kept}; lower {run.stage}.lr or set precision to float32")
+        config = config or run.stage
+        raise NonFiniteLoss(f"{config}: the loss or a weight is not finite at or before step "
+                            f"{step}; {kept}; lower {config}.lr or set precision to float32")
 
 
 def _flush(pending, step) -> dict:
