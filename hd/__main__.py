@@ -102,8 +102,8 @@ def make_parser() -> Parser:
                             needs_checkout=True))
 
     play = _add(commands, "play", play_game, "a video: the real game, its codes, the dream")
-    play.add_argument("--game", default=GAMES[0], help=_one_of(GAMES))
-    _add_choices(play, games=False)
+    play.add_argument("--game", help="the first of the games, or another of them")
+    _add_choices(play)
     play.add_argument("--steps", type=_number, default=120, help="length after the context")
     play.add_argument("--policy", default="recorded",
                       help="recorded, random, tracker, agent or online")
@@ -211,14 +211,15 @@ def run_sweep(args) -> int:
 
 def play_game(args) -> None:
     """Write a video of the real game, its codes decoded and the dream, side by side."""
-    config.allowed("game", args.game, GAMES)
-    config.resolve(args.profile, args.variant)
+    chosen = _choices(args)
+    args.game = args.game or chosen["games"][0]
+    config.allowed("game", args.game, chosen["games"])
+    config.resolve(args.profile, args.variant, games=chosen["games"])
     config.check_seed(args.seed)
     if args.interactive:
         return play_dream(args)
     from hd.report.video import play_video
-    path = play_video(game=args.game, profile=args.profile, variant=args.variant, seed=args.seed,
-                      policy=args.policy, steps=args.steps, out=args.out)
+    path = play_video(game=args.game, **chosen, policy=args.policy, steps=args.steps, out=args.out)
     print(shown(path))
 
 
@@ -335,12 +336,11 @@ def _add(commands, name, command, text, *, needs_checkout=False) -> Parser:
     return parser
 
 
-def _add_choices(parser, *, profile="quick", games=True) -> None:
+def _add_choices(parser, *, profile="quick") -> None:
     parser.add_argument("--profile", default=profile, help=_one_of(config.PROFILES))
     parser.add_argument("--variant", default="base", help="see hd profiles")
     parser.add_argument("--seed", type=_number, default=0)
-    if games:
-        parser.add_argument("--games", default=",".join(GAMES), help="separated by commas")
+    parser.add_argument("--games", default=",".join(GAMES), help="separated by commas")
 
 
 def _add_sweep_options(sweep) -> None:

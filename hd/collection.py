@@ -314,8 +314,14 @@ def _whole_parts(job: _Job) -> dict[int, int]:
     for leftover in (*job.folder.glob(f".frames-{job.game}.*"),
                      *job.folder.glob(f".steps-{job.game}.*")):
         leftover.unlink()
-    found = {int(path.stem): _read(path, job) for path in job.parts.glob("[0-9]*.npz")}
-    return {k: len(arrays["actions"]) for k, arrays in found.items() if arrays is not None}
+    lengths = {int(path.stem): _length(path, job) for path in job.parts.glob("[0-9]*.npz")}
+    return {k: length for k, length in lengths.items() if length is not None}
+
+
+def _length(path: Path, job: _Job) -> int | None:
+    """Steps of a stored episode; None when it does not read back whole."""
+    arrays = _read(path, job)
+    return None if arrays is None else len(arrays["actions"])
 
 
 def _is_complete(job: _Job) -> bool:

@@ -84,6 +84,7 @@ def one_line(capsys):
     ("sweep --cores 0", "cores must be a whole number from 1, or all; got 0"),
     ("sweep --cores many", "cores must be a whole number from 1, or all; got 'many'"),
     ("play --game doom", "unknown game 'doom'"),
+    ("play --game pong --games breakout", "unknown game 'pong'; allowed: breakout"),
     ("play --policy best", "unknown policy 'best'; allowed: recorded, random, agent, tracker"),
     ("play --out dream.gif", "a video's name must end in .mp4; got dream.gif"),
     ("play --steps 0", "steps must be a whole number from 1 to 3000; got 0"),

@@ -210,6 +210,12 @@ def test_without_stored_frames_only_ram_says_where_the_ball_is(untrained, drawn_
     assert "hd run 01_frames --profile smoke" in capsys.readouterr().out
 
 
+def test_a_chain_of_fewer_games_can_be_watched(untrained, drawn_with, capsys):
+    video.play_video(game="breakout", games=["breakout"], profile="smoke", policy="random", steps=9)
+    assert list(drawn_with["columns"]) == ["real game (random)", "its codes, decoded", "dream"]
+    assert "--seed 0 --games breakout" in capsys.readouterr().out
+
+
 def test_a_circle_lies_on_the_ball_that_the_played_frame_shows(untrained, drawn_with):
     video.play_video(game="pong", profile="smoke", policy="random", steps=120)
     frames, marks = (drawn_with[part]["real game (random)"] for part in ("columns", "marks"))
@@ -262,6 +268,7 @@ def test_changing_the_real_future_changes_only_the_dreams_that_start_after_it(un
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"game": "tennis"}, "unknown game 'tennis'; allowed: pong"),
+    ({"game": "pong", "games": ["breakout"]}, "unknown game 'pong'; allowed: breakout"),
     ({"policy": "me"}, "unknown policy 'me'; allowed: recorded, random, agent, tracker"),
     ({"out": "dream.mp3"}, "a video's name must end in .mp4; got dream.mp3"),
     ({"steps": 0}, "steps must be a whole number from 1 to 3000; got 0"),

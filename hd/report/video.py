@@ -150,7 +150,8 @@ def _mp4(path: Path | str) -> Path:
 
 
 def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed: int = 0,
-               policy: str = "recorded", steps: int = 120, out: Path | str | None = None) -> Path:
+               games=GAMES, policy: str = "recorded", steps: int = 120,
+               out: Path | str | None = None) -> Path:
     """A video of the real game, of its codes decoded, and of the dream from the same context.
 
     policy: who acts in the real game: "random", "agent" (the policy that only dreamed), "tracker",
@@ -158,10 +159,11 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
     episode. The dream gets the same actions and starts again from real context whenever
     its horizon is over; the line on top says where. The ball (MsPacman: the player) is circled
     where RAM has it, and where a probe reads it from the real and from the dreamed codes; without
-    stored frames to fit that probe on, by RAM only. steps: after the context. out: the mp4, by
-    default play-<game>-<policy>.mp4 among the run's figures. Raises InputError in one line.
+    stored frames to fit that probe on, by RAM only. games: those of the chain, but for "online",
+    whose agent knows one game. steps: after the context. out: the mp4, by default
+    play-<game>-<policy>.mp4 among the run's figures. Raises InputError in one line.
     """
-    config.allowed("game", game, GAMES)
+    config.allowed("game", game, config.check_games(games))
     config.allowed("policy", policy, PLAYERS)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise InputError(f"steps must be a whole number from 1 to {MAX_STEPS}; got {steps!r}")
@@ -174,7 +176,7 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
         columns, notes = _online(run, steps)
         out = Path(out or run.root / "figures" / run.name / f"play-{game}-{policy}.mp4")
         return side_by_side_video(columns, out, notes=notes)
-    run = runs.start("imagination", profile=profile, variant=variant, seed=seed)
+    run = runs.start("imagination", profile=profile, variant=variant, seed=seed, games=games)
     watch = _recorded if policy == "recorded" else functools.partial(_played, policy)
     frames, ram, tokens, actions = watch(run, game, run.cfg.context + steps)
     dreamed, notes = _dreamed(run, game, tokens, actions)
