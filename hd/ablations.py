@@ -35,6 +35,7 @@ HI_DREAMER = {**_AT_EVERY_PLACE, "encoder.temperature": 0.3, "encoder.lr": 5e-4,
               "encoder.schedule": "cosine", "world_model.level_weights": (1.0, 1.0, 1.0),
               "world_model.detach_heads": False, "policy.features": "hidden",
               "policy.entropy": 1e-2}
+COMPARED = ("base", "hi-dreamer")  # the variants that stand beside each other
 AGENT_VARIANT = "hi-dreamer"  # whose policy plays where frames.sources asks for the "agent"
 _WITHOUT_POLICY = {key: value for key, value in HI_DREAMER.items() if key.split(".")[0] != "policy"}
 # Of as many episodes as a mixture needs to train, validate and test on each source.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from hd.ablations import COMPARED
 from hd.audit.evidence import Measurement, Tables, devices_and_commits
 from hd.config import GAMES, PROFILES, resolve
 from hd.measure import dreams
@@ -19,7 +20,6 @@ from hd.report import reference, words
 from hd.report.tables import TITLES, TRIVIAL, listed, number, with_spread
 from hd.run.metrics import METRICS, key_of, named
 
-VARIANTS = ("base", "hi-dreamer")
 BALL_GAMES = ("pong", "breakout")
 CONTROLLED = {"pong": ("player_y",), "breakout": ("player_x",),
               "ms_pacman": ("player_x", "player_y")}  # what the actions move
@@ -230,7 +230,7 @@ def table(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
             brackets = f" ({goal.baseline})" if goal.baseline else ""
             row = {"what (in brackets)": goal.words + brackets, "game": TITLES[game],
                    "bar": goal.bar_text(game)}
-            for variant in VARIANTS:
+            for variant in COMPARED:
                 found = goal.find(tables, variant, game)
                 mark = "✓ " if found and goal.is_reached(found, game) else ""
                 row[variant] = mark + _cell(found)
@@ -248,14 +248,14 @@ def in_short(topic: str, profile: str, *, results_dir=None) -> pd.DataFrame:
     tables, rows = Tables(profile, results_dir), []
     for goal in _of_topic(topic):
         found = {variant: [goal.find(tables, variant, game) for game in goal.games]
-                 for variant in VARIANTS}
+                 for variant in COMPARED}
         beaten = f"better than {goal.baseline.partition(',')[0]}"
         bars = (beaten if goal.bar is None else goal.bar_text(game) for game in goal.games)
         texts = {variant: ", ".join(_in_short(goal, *one) for one in zip(cells, goal.games))
                  for variant, cells in found.items()}
         what = goal.words.replace("R2", "R²").replace("ball_", "the ball's ")
         for level in LEVELS:
-            what = what.replace(f"L{level} code", f"{words.LEVELS[level]} code")
+            what = what.replace(f"L{level} code", f"{words.LEVEL_WORDS[level]} code")
         rows.append({"what": what, **texts, "bar": listed(bars),
                      "games": listed(TITLES[game] for game in goal.games)})
     return pd.DataFrame(rows).set_index("what").rename_axis(index=None)
@@ -276,7 +276,7 @@ def show(topic: str, profile: str, *, results_dir=None) -> None:
     display(in_short(topic, profiles[0], results_dir=results_dir))
     for name in profiles:
         words.fold(table(topic, name, results_dir=results_dir), f"With seeds and baselines, {name}")
-        for variant in VARIANTS:
+        for variant in COMPARED:
             records = [record for stage in STAGES[topic] for _, _, record
                        in Tables(name, results_dir).read(stage, variant)]
             if records:
@@ -310,7 +310,7 @@ def _shortfall(goal: Goal, tables: Tables) -> list[str]:
     """A line about the games in which no variant reaches the goal; none where all are reached."""
     missed = []
     for game in goal.games:
-        found = {variant: goal.find(tables, variant, game) for variant in VARIANTS}
+        found = {variant: goal.find(tables, variant, game) for variant in COMPARED}
         found = {variant: one for variant, one in found.items() if one is not None}
         if found and not any(goal.is_reached(one, game) for one in found.values()):
             best = (max if goal.higher else min)(found, key=lambda name: found[name].mean)

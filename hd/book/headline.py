@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from hd import config
+from hd.ablations import COMPARED
 from hd.audit import claims, wording
 from hd.audit.evidence import devices_and_commits
 from hd.config import GAMES, InputError
@@ -57,7 +58,6 @@ HEADLINE = (  # stage, metric, in words, what stands in brackets
     ("imagination", "dream_l0_accuracy", "coarse codes right in a dream", "last step copied"),
     ("policy", "real_return", "return in the real game", "random play"),
 )
-COMPARED = ("base", "hi-dreamer")
 SUMMARY = (  # stage, metric, in words, what its own baseline is
     ("encoder", "f1_overall", "RAM state read from embeddings, F1", "untrained encoder"),
     ("encoder", "r2_ball_x", "the ball's x read from embeddings, R²", "untrained encoder"),
@@ -80,7 +80,7 @@ def in_full(results_dir=None) -> str:
     """
     root = Path(results_dir or ROOT / "results")
     parts = [_headline_of(root, name, variant) for name in reversed(config.PROFILES)
-             if name != "smoke" for variant in ("base", "hi-dreamer")]
+             if name != "smoke" for variant in COMPARED]
     return "\n\n".join(part for part in parts if part) or NOTHING
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from hd import config
+from hd.ablations import COMPARED
 from hd.audit import claims
 from hd.book import headline
 from hd.config import InputError
@@ -78,11 +79,11 @@ def publish(profile: str, variant: str = "base", seed: int | None = None, *,
 
 
 def _name_of_same_run(path: Path, record: Mapping) -> str | None:
-    """The variant of DREAMS that is the very run of an arm's table, measured in the same way, where
-    it has no fresh table of its own; else None."""
+    """Which of the COMPARED variants is the very run of an arm's table, measured in the same way,
+    where it has no fresh table of its own; else None."""
     profile, seed, games = (record[key] for key in ("profile", "seed", "games"))
     measured = config.resolve(profile, record["variant"], games=games).probes
-    for name in published.DREAMS:
+    for name in COMPARED:
         own = path.with_name(path.name.replace(record["variant"], name, 1))
         if own.exists() or config.resolve(profile, name, games=games).probes != measured:
             continue

@@ -34,6 +34,7 @@ from hd.report.tables import (
     summarise,
     tables_of,
 )
+from hd.report.words import LEVEL_WORDS
 from hd.run.intervals import interval_over_episodes
 from hd.run.metrics import METRICS, key_of, named, parsed
 from hd.run.runs import Run
@@ -53,7 +54,7 @@ LARGE = {"font.size": 12, "axes.titlesize": 12, "axes.labelsize": 12, "legend.fo
 WIDE = 6.6  # inches: with LARGE letters still read on a screen of 390 pixels
 TIMES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000)
 MAX_POINTS = 3000  # in a scatter
-LEVELS = ("L0 coarse", "L1 middle", "L2 fine")
+LEVELS = tuple(f"L{level} {word}" for level, word in enumerate(LEVEL_WORDS))
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28)}  # a legend that hides nothing
 SPLITS = {"exposures.episodes": "whole episodes held out",
           "exposures.windows": "overlapping windows held out"}

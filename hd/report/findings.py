@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from hd.ablations import ABLATIONS
+from hd.ablations import ABLATIONS, COMPARED
 from hd.report import ablation_tables, benchmarks, reference, words
 from hd.report.tables import (
     BEST_TRIVIAL,
@@ -31,7 +31,6 @@ from hd.report.tables import (
 from hd.run.intervals import FEWEST_SEEDS, SIGNIFICANT
 from hd.run.metrics import named, parsed
 
-VARIANTS = ("base", "hi-dreamer")
 STEP = 15  # of a dream, of which the sentence tells
 NOTHING = "Nothing is measured here yet."
 UNTRAINED = "untrained encoder's embeddings"
@@ -68,7 +67,7 @@ def ball_read(results_dir) -> pd.DataFrame:
     """How well the ball's x is read, R², a row each: game, what it is read from, value; base and
     hi-dreamer, each at its largest profile, and the encoder of the last of them untrained."""
     rows, untrained = [], {}
-    for variant in VARIANTS:
+    for variant in COMPARED:
         for stage, read in (("encoder", "embeddings"), ("tokenizer", "codes")):
             table = largest(results_dir, stage, variant)
             if table is None or not (table["metric"] == "r2_ball_x").any():
@@ -92,7 +91,7 @@ def representation(results_dir) -> str:
              + _by_game(own.set_index("game")["value"])
              for read, own in found.groupby("read", sort=False)][::-1]
     text = f"Where the ball is (its x; R², 1 is exact) is read {'; '.join(parts)}."
-    for variant in VARIANTS[::-1]:
+    for variant in COMPARED[::-1]:
         table = largest(results_dir, "encoder", variant)
         if table is not None and (table["metric"] == "f1_overall").any():
             state = summarise(table, ["f1_overall"])
@@ -134,7 +133,7 @@ def dream_errors(results_dir) -> tuple[str, pd.DataFrame]:
     a row per game and step, with the median error in RAM units (of 160) of the dream, of what is
     read from the codes of the truth, and of the better of a still and a straight guess."""
     metric = "dream_error_ball_x"
-    for variant in VARIANTS[::-1]:
+    for variant in COMPARED[::-1]:
         table = largest(results_dir, "imagination", variant)
         if table is not None and (table["metric"] == metric).any():
             dreamt = summarise(table, [metric])
@@ -143,7 +142,7 @@ def dream_errors(results_dir) -> tuple[str, pd.DataFrame]:
             found = dreamt.merge(read, on=["game", "step"], suffixes=("", "_read"))
             found = found.rename(columns={"mean": "dream", "mean_read": "truth"})
             return variant, found[["game", "step", "dream", "truth", "guess"]]
-    return VARIANTS[0], pd.DataFrame(columns=["game", "step", "dream", "truth", "guess"])
+    return COMPARED[0], pd.DataFrame(columns=["game", "step", "dream", "truth", "guess"])
 
 
 def dynamics(results_dir) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from hd.ablations import COMPARED
 from hd.config import GAMES, PROFILES
 from hd.run.storage import ROOT
 
 FIGURES = ROOT / "figures"
 FROM_A_PAGE = "../../figures"  # as a page of book/report sees FIGURES
-DREAMS = ("base", "hi-dreamer")  # variants whose dreams stand beside each other
 OF_AGENTS = ("levels", "contacts", "held")  # drawings of agents, by their files' names
 FORMATS = (".svg", ".png")  # of a drawing: the smaller file is published
 READ_BESIDE = (  # by the control page; the claims page and C17; the reasons of bars not reached;
@@ -25,9 +25,9 @@ READ_BESIDE = (  # by the control page; the claims page and C17; the reasons of 
 
 
 def dreams(*, figures: Path | None = None) -> dict[str, Path]:
-    """The videos of DREAMS at the largest profile that has all of them, by variant; else empty."""
+    """The videos of COMPARED at the largest profile that has all of them, by variant; or none."""
     for profile in reversed(PROFILES):
-        films = {variant: _film(variant, profile, figures) for variant in DREAMS}
+        films = {variant: _film(variant, profile, figures) for variant in COMPARED}
         if all(film.exists() for film in films.values()):
             return films
     return {}
@@ -54,7 +54,7 @@ def shown(*, figures: Path | None = None) -> set[Path]:
     also a video that still waits for the other variant's."""
     found = set()
     for profile in reversed(PROFILES):
-        films = {_film(variant, profile, figures) for variant in DREAMS}
+        films = {_film(variant, profile, figures) for variant in COMPARED}
         found |= set(filter(Path.exists, films))
         if films <= found:
             break
@@ -68,7 +68,7 @@ def is_shown_kind(place: str) -> bool:
     base-seed0/dream.mp4."""
     drawings = (f"base-{game}-seed0/{drawing}{kind}"
                 for game in GAMES for drawing in OF_AGENTS for kind in FORMATS)
-    return place in {*drawings, *(f"{variant}-seed0/dream.mp4" for variant in DREAMS)}
+    return place in {*drawings, *(f"{variant}-seed0/dream.mp4" for variant in COMPARED)}
 
 
 def is_read_beside(place: str) -> bool:

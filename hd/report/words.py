@@ -26,7 +26,7 @@ from hd.report.tables import (
 )
 from hd.run.metrics import METRICS, key_of, matches, parsed
 
-LEVELS = ("coarse", "middle", "fine")
+LEVEL_WORDS = ("coarse", "middle", "fine")
 OBJECTS = {"player": "own figure", "enemy": "opponent"}
 BRACKETS = TRIVIAL | {
     "ci_low": "low end of the 95% interval", "ci_high": "high end of the 95% interval",
@@ -94,7 +94,8 @@ def _plain(metric: str) -> str:
     text = SHORT[pattern] if pattern else METRICS[pattern := key_of(metric)].definition
     holes = re.sub(r"\{(\w+)\}", r"(?P<\1>\\w+)", pattern)
     for hole, found in re.fullmatch(holes, metric).groupdict().items():
-        word = LEVELS[int(found)] if hole == "level" and int(found) < len(LEVELS) else found
+        is_named = hole == "level" and int(found) < len(LEVEL_WORDS)
+        word = LEVEL_WORDS[int(found)] if is_named else found
         word = _of_object(word) if hole == "coordinate" else word.replace("_", " ")
         is_said = f"{{{hole}}}" in text
         text = text.replace(f"{{{hole}}}", word) if is_said else f"{text} ({word})"
