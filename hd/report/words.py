@@ -124,6 +124,14 @@ def brief(table: pd.DataFrame, metrics: Iterable[str], *, optional: Iterable[str
     return wide.set_axis(names, axis=0).rename(columns=TITLES)
 
 
+def whole(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.DataFrame:
+    """hd.report.tables.pivot with a metric's words before its name, by which results/ and the package
+    call it: for pages of a single run."""
+    wide = pivot(table, metrics).rename(columns=TITLES)
+    wide.insert(0, "name", wide.index)
+    return wide.set_axis([in_words(label) for label in wide.index], axis=0)
+
+
 def _beside(label: str, table: pd.DataFrame) -> str:
     """What stands in the brackets of a row of pivot."""
     name = LABEL.fullmatch(label)["name"]
