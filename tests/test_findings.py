@@ -25,19 +25,21 @@ def test_the_ball_is_read_from_embeddings_codes_and_an_untrained_encoder(tmp_pat
     for variant, values in (("base", (0.25, -0.5)), ("hi-dreamer", (0.75, 0.5))):
         for stage, value in zip(("encoder", "tokenizer"), values):
             write_table(tmp_path / "quick", [
-                row("r2_ball_x", value, game="pong", baseline=0.625),
+                row("r2_ball_x", value, game="pong",
+                    baseline=0.625 if stage == "encoder" else value + 0.125),
                 row("f1_overall", value, game="pong", baseline=0.5),
                 row("f1_overall", value, game="breakout", baseline=0.875)],
                 stage=stage, variant=variant)
     table = findings.ball_read(tmp_path)
     assert dict(zip(table["read"], table["value"])) == {
-        findings.UNTRAINED: 0.625, "base's embeddings": 0.25, "base's codes": -0.5,
-        "hi-dreamer's embeddings": 0.75, "hi-dreamer's codes": 0.5}
+        findings.UNTRAINED: 0.625, "base's embeddings": -0.375, "base's codes": -0.5,
+        "hi-dreamer's embeddings": 0.625, "hi-dreamer's codes": 0.5}, "of the same encoder"
     sentence = findings.representation(tmp_path)
     assert "from hi-dreamer's codes with 0.500 in Pong" in sentence
+    assert "; codes and embeddings: base's (quick, seed 0), test episodes; hi-dreamer's" in sentence
     assert sentence.endswith("more than an untrained encoder's in 1 of 2 games (quick, seed 0).")
     (ax,) = finding_figures.ball_read(table).axes
-    assert [bar.get_width() for bar in ax.patches] == [0.625, 0.25, 0, 0.75, 0.5]
+    assert [bar.get_width() for bar in ax.patches] == [0.625, 0, 0, 0.625, 0.5]
     assert [text.get_text() for text in ax.texts][2] == "-0.500", "what is drawn as 0 is said"
 
 
@@ -91,6 +93,15 @@ def test_the_arm_that_is_farthest_from_base_comes_first(tmp_path):
     assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"] == \
         pytest.approx([0.5, 1.5])
     assert ax.texts[0].get_text().startswith("mask: causal (next coarse code where it changes")
+
+
+def test_an_arm_stands_beside_base_on_the_same_seeds(tmp_path):
+    for variant, values in (("base", (0.5, 0.125)), ("mask.strict", (0.75,))):
+        for seed, value in enumerate(values):
+            write_table(tmp_path / "audit", [row("l0_changed_accuracy", value, game="pong")],
+                        stage="world_model", variant=variant, seed=seed, profile="audit")
+    (found,) = findings.changes("audit", tmp_path).to_dict("records")
+    assert found["ratio"] == pytest.approx(1.5) and found["n"] == 1
 
 
 def test_the_agents_of_the_largest_profile_are_told_with_their_device(tmp_path):

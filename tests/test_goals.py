@@ -122,6 +122,15 @@ def test_the_first_dreamed_steps_must_beat_a_straight_line(published, value, rea
     assert found["base"].endswith("(1), n=1")
 
 
+@pytest.mark.parametrize(("value", "reached"), [(0.0, "yes"), (0.5, "no")])
+def test_who_is_as_exact_as_an_exact_guess_has_reached_its_bar(published, value, reached):
+    root = published("imagination", [
+        row("dream_error_ball_x", value, game="pong", step=1, baseline=4.0),
+        row("dream_error_ball_x[extrapolated]", 0.0, game="pong", step=1)])
+    found = line(root, "dynamics", "median error of ball_x after 1 dreamed step ", "Pong")
+    assert found["base reaches it"] == reached
+
+
 def test_the_controlled_object_is_read_by_its_worse_coordinate(published):
     root = published("tokenizer", [
         row("r2_player_y", 0.95, game="pong", baseline=0.97),

@@ -339,7 +339,7 @@ def windows(t: Tables) -> Rows:
 def overlap(t: Tables) -> Rows:
     """C16: the seed holds out windows that overlap with those it trains on."""
     words = ("Pong, few episodes seen often (exposures are in the tables); seed's column: a random "
-             "5% of windows held out; honest: whole episodes, equal exposures; not reproduced if "
+             "5% of windows held out; honest: whole episodes, equal updates; not reproduced if "
              "the first does not reach the seed's number, artefact if it does and is clearly "
              "better than the second; accuracies are compared by their errors")
     for size, metric, level in itertools.product(

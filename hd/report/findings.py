@@ -64,22 +64,28 @@ def _made_by(table: pd.DataFrame) -> str:
 # ---- representation
 
 def ball_read(results_dir) -> pd.DataFrame:
-    """How well the ball's x is read, R², a row each: game, what it is read from, value; base and
-    hi-dreamer, each at its largest profile, and the encoder of the last of them untrained."""
+    """How well the ball's x is read, R², a row each: game, what it is read from, value; base's and
+    hi-dreamer's codes, each at its largest profile, the embeddings that these very codes stand for,
+    and the encoder of the last of them untrained."""
     rows, untrained = [], {}
     for variant in COMPARED:
-        for stage, read in (("encoder", "embeddings"), ("tokenizer", "codes")):
-            table = largest(results_dir, stage, variant)
-            if table is None or not (table["metric"] == "r2_ball_x").any():
-                continue
-            for row in summarise(table, ["r2_ball_x"]).to_dict("records"):
-                rows.append({"game": row["game"], "read": f"{variant}'s {read}",
-                             "value": row["mean"]})
-                if stage == "encoder":
-                    untrained[row["game"]] = row["baseline"]
-    rows = [{"game": game, "read": UNTRAINED, "value": value} for game, value
-            in untrained.items() if not np.isnan(value)] + rows
+        of_codes = _ball_x(largest(results_dir, "tokenizer", variant))
+        of_encoder = _ball_x(largest(results_dir, "encoder", variant))
+        embedded = of_codes["baseline"] if len(of_codes) else of_encoder["mean"]
+        for read, values in (("embeddings", embedded), ("codes", of_codes["mean"])):
+            rows += [{"game": game, "read": f"{variant}'s {read}", "value": value}
+                     for game, value in values.items() if not np.isnan(value)]
+        untrained |= of_encoder["baseline"].dropna().to_dict()
+    rows = [{"game": game, "read": UNTRAINED, "value": value}
+            for game, value in untrained.items()] + rows
     return pd.DataFrame(rows, columns=["game", "read", "value"])
+
+
+def _ball_x(table: pd.DataFrame | None) -> pd.DataFrame:
+    """What summarise has of the ball's x, by game; empty without a table or a ball in it."""
+    if table is None or not (table["metric"] == "r2_ball_x").any():
+        return pd.DataFrame(columns=["mean", "baseline"], dtype=float)
+    return summarise(table, ["r2_ball_x"]).set_index("game")
 
 
 def representation(results_dir) -> str:
@@ -90,7 +96,11 @@ def representation(results_dir) -> str:
     parts = [f"from {'an ' if read == UNTRAINED else ''}{read} with "
              + _by_game(own.set_index("game")["value"])
              for read, own in found.groupby("read", sort=False)][::-1]
-    text = f"Where the ball is (its x; R², 1 is exact) is read {'; '.join(parts)}."
+    made = [f"{variant}'s {_made_by(table)}, {' and '.join(own['split'].unique())} episodes"
+            for variant in COMPARED
+            if len(own := _ball_x(table := largest(results_dir, "tokenizer", variant)))]
+    text = (f"Where the ball is (its x; R², 1 is exact) is read {'; '.join(parts)}"
+            + (f"; codes and embeddings: {'; '.join(made)}" if made else "") + ".")
     for variant in COMPARED[::-1]:
         table = largest(results_dir, "encoder", variant)
         if table is not None and (table["metric"] == "f1_overall").any():
@@ -269,19 +279,16 @@ def transfer(results_dir) -> str:
 
 def changes(profile: str, results_dir=None) -> pd.DataFrame:
     """How many times base's value an arm has: a row per arm with ablation, arm, metric in words,
-    ratio (the geometric mean over games), n seeds; the farthest from 1 first. Of the first metric
-    of an ablation that is positive in all games; without those that hold out other data."""
+    ratio (the geometric mean over games), n seeds that both have; the farthest from 1 first. Of the
+    first metric of an ablation that is positive in all games; without those that hold out other
+    data."""
     rows = []
     for name in ablation_tables.published(profile, results_dir=results_dir):
         if any("world_model.split" in fields for fields in ABLATIONS[name].arms.values()):
             continue
         table = ablation_tables.arms(name, profile, results_dir=results_dir)
         for metric in ABLATIONS[name].metrics:
-            found = summarise(table, [metric])
-            keys = ["metric", "game", "step", "split"]
-            found = found.assign(step=found["step"].fillna(-1))
-            base = found[found["variant"] == "base"]
-            both = found[found["variant"] != "base"].merge(base, on=keys, suffixes=("", "_base"))
+            both = _beside_base(table, metric)
             if len(both) and (both[["mean", "mean_base"]] > 0).all(axis=None):
                 both["log"] = np.log(both["mean"] / both["mean_base"])
                 rows += [{"ablation": name, "arm": arm.removeprefix(f"{name}."),
@@ -292,6 +299,21 @@ def changes(profile: str, results_dir=None) -> pd.DataFrame:
     found = pd.DataFrame(rows, columns=["ablation", "arm", "metric", "ratio", "n"])
     order = np.log(found["ratio"].astype(float)).abs().sort_values(ascending=False, kind="stable")
     return found.loc[order.index].reset_index(drop=True)
+
+
+def _beside_base(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """summarise of each arm and, as columns with _base, of base on the same seeds."""
+    seeds = {arm: set(own["seed"]) for arm, own in table.groupby("variant")}
+    parts = []
+    for arm in (name for name in seeds if name != "base"):
+        is_shared = table["seed"].isin(seeds[arm] & seeds.get("base", set()))
+        own = table[is_shared & table["variant"].isin(("base", arm))]
+        if len(own):
+            found = summarise(own, [metric])
+            found["step"] = found["step"].fillna(-1)
+            base, keys = found["variant"] == "base", ["metric", "game", "step", "split"]
+            parts.append(found[~base].merge(found[base], on=keys, suffixes=("", "_base")))
+    return pd.concat(parts) if parts else pd.DataFrame()
 
 
 def ablations(profile: str, results_dir=None) -> str:
