@@ -200,6 +200,9 @@ ABLATIONS = {
         {"prefill": {"agent.model_warmup": 5440, "agent.model_updates": 0},
          "uniform": {"agent.surprise_share": 0.0}, "unmoved": {"agent.shifts": 0},
          "model_free": {"agent.learner": "dqn"}}),
+    "agent_rates": Ablation(
+        "Does an agent end better where learning rates fall to zero?", "agent", _OF_AGENT,
+        {"falling": {"agent.anneal": True}}, at="audit"),
     "agent_transfer": Ablation(
         "Does a world model that learned two games learn the third with fewer of its steps?",
         "agent", _OF_AGENT, {"others": {"agent.start_from": "others"}}),

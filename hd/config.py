@@ -401,7 +401,7 @@ PROFILES = {
         imagination=ImaginationConfig(num_dreams=200, horizon=48),
         policy=PolicyConfig(num_steps=300, eval_episodes=100),
         transfer=TransferConfig(budgets=(1000, 3000), source_steps=160, num_steps=120),
-        agent=AgentConfig(num_steps=46_080),
+        agent=AgentConfig(num_steps=46_080, anneal=False),
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(
