@@ -58,10 +58,10 @@ def test_a_whole_table_has_words_and_the_names_of_results_beside_each_other():
     rows = [row("r2_ball_x", 0.5, game="pong", baseline=0.75),
             row("dream_l0_accuracy", 0.2, game="breakout", step=5)]
     found = words.whole(long_table(rows, stage="tokenizer"))
-    assert found.columns.tolist() == ["name", "Pong", "Breakout"]
-    assert found.loc["ball's x, R²"].tolist() == ["r2_ball_x", "0.500 (0.750)", ""]
+    assert found.columns.tolist() == ["Pong", "Breakout", "name"]
+    assert found.loc["ball's x, R²"].tolist() == ["0.500 (0.750)", "", "r2_ball_x"]
     assert found.loc["dreamed coarse codes that are true, share, step 5"].tolist() == [
-        "dream_l0_accuracy, step 5", "", "0.200"]
+        "", "0.200", "dream_l0_accuracy, step 5"]
     some = words.whole(long_table(rows, stage="tokenizer"), ["r2_ball_x"])
     assert some["name"].tolist() == ["r2_ball_x"]
 
