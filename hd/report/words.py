@@ -125,7 +125,7 @@ def brief(table: pd.DataFrame, metrics: Iterable[str], *, optional: Iterable[str
 
 
 def whole(table: pd.DataFrame, metrics: Iterable[str] | None = None) -> pd.DataFrame:
-    """hd.report.tables.pivot for the page of a single run: a metric's words, at the end its name."""
+    """hd.report.tables.pivot for the page of one run: a metric's words, and at the end its name."""
     wide = pivot(table, metrics).rename(columns=TITLES)
     wide["name"] = wide.index
     return wide.set_axis([in_words(label) for label in wide.index], axis=0)
