@@ -323,13 +323,16 @@ def test_what_plays_is_the_average_of_what_learned():
     ({"agent_policy.schedule": "cosine"}, "schedule constant; got 1 and cosine"),
     ({"agent_policy.ppo_minibatches": 7}, "must be a multiple of its ppo_minibatches, 7; got "),
 ])
-def test_what_the_loop_cannot_learn_by_is_refused_before_any_work(fields, says):
+def test_what_the_loop_cannot_learn_by_is_refused_before_any_work(fields, says, tmp_path,
+                                                                  monkeypatch):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
     run = agent_run(**fields)
     assert says in refusal(stages.make, run)
     assert not run.folder.exists()
 
 
-def test_a_loss_that_is_not_finite_names_what_to_lower_and_what_is_kept(tmp_path):
+def test_a_loss_that_is_not_finite_names_what_to_lower_and_what_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
     run = agent_run()
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoint.json").write_text("{}")
