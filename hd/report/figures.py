@@ -368,7 +368,7 @@ def game_information(table: pd.DataFrame) -> Figure:
     ax.axhline(found["baseline"].mean(), color=GREY, ls="--", label="H(game), the most possible")
     ax.set_xticks(range(len(found)), LEVELS[:len(found)])
     most = found["baseline"].mean() or 1.0  # of a single game there is nothing to tell
-    ax.set(ylabel="what codes tell of the game (nats)", ylim=(0, most * 1.15))
+    ax.set(ylabel="about the game (nats)", ylim=(0, most * 1.15))
     ax.legend(**BELOW)
     return fig
 

@@ -181,7 +181,8 @@ def runs_of_agents(results_dir) -> pd.DataFrame:
                 "minutes": number(minutes_of(records), 2), "seeds": row["n"],
                 "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
                 "95% interval, or seeds": spread(row["seeds"], *bounds)})
-    return pd.DataFrame(rows)
+    games = [row.pop("game") for row in rows]
+    return pd.DataFrame(rows, index=games)
 
 
 def _lowest(rows: pd.DataFrame) -> str:

@@ -189,8 +189,9 @@ def rng_for(*keys) -> np.random.Generator:
 
 
 def progress(steps, what: str):
-    """A progress bar with an estimate over a sequence; silent under TQDM_DISABLE."""
-    return tqdm(steps, desc=what, mininterval=2.0, file=sys.stdout, leave=False)
+    """A progress bar with an estimate over a sequence, once it takes more than two seconds; silent
+    under TQDM_DISABLE."""
+    return tqdm(steps, desc=what, mininterval=2.0, delay=2.0, file=sys.stdout, leave=False)
 
 
 @contextlib.contextmanager
