@@ -33,11 +33,12 @@ def published(tmp_path, monkeypatch):
 
 
 def test_arms_stand_beside_base_with_interval_baseline_and_seeds(published):
-    published("base", [0.1, 0.3])
+    published("base", [0.1, 0.3, 0.8])
+    published("mask.causal", [0.2, 0.4])
     root = published("mask.strict", [0.4])
     wide = ablation_tables.compared("mask", "audit", results_dir=root)
     row = wide[wide["game"] == "breakout"].loc["l0_changed_accuracy"]
-    assert row["base"] == "0.200 of 0.10, 0.30"
+    assert row["base"] == "0.200 of 0.10, 0.30", "of the seeds that some arm has"
     assert row["strict"] == "0.400"
     assert (row["baseline"], row["seeds"]) == ("0.500", 1)
     assert list(wide.index.unique()) == list(METRICS)
@@ -57,6 +58,7 @@ def test_base_is_left_out_where_it_was_judged_on_another_split(published):
     wide = ablation_tables.compared("mask", "audit", results_dir=root)
     assert list(wide.columns) == ["game", "strict", "baseline", "seeds"]
     assert (wide["strict"].iloc[0], wide["baseline"].iloc[0]) == ("0.400", "0.500")
+    assert ablation_tables.differences(["mask"], "audit", METRICS[0], results_dir=root).empty
     published("mask.strict", [0.4], split="test")
     assert "base" in ablation_tables.compared("mask", "audit", results_dir=root)
 

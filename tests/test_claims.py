@@ -347,6 +347,19 @@ def test_held_out_loss_above_training_loss_is_undecided_on_one_seed(tmp_path, mo
     assert verdict(root).startswith(decided)
 
 
+@pytest.mark.parametrize(("num_seeds", "leads"), [(2, "desk"), (5, "audit")])
+def test_a_smaller_profile_decides_a_claim_on_five_seeds_alone(monkeypatch, num_seeds, leads):
+    def rows(t):
+        if t.profile == "desk":
+            few = found([0.1, 0.2], profile="desk")
+            yield verdicts.entry("number", "", few, verdict=verdicts.Difference(few, "higher"))
+        if t.profile == "audit":
+            many = found([0.1] * num_seeds)
+            yield verdicts.entry("number", "", many, verdict=verdicts.exactly(0.5, many))
+    monkeypatch.setattr(claims, "CLAIMS", (claims.Claim("C01", "a claim", rows),))
+    assert claims.table()["profile"].tolist()[0] == leads
+
+
 def test_the_published_table_is_what_the_published_tables_give():
     expected = claims.table()
     stored = claims.load()

@@ -624,7 +624,7 @@ def table(results: Path | None = None) -> pd.DataFrame:
         found.sort(key=lambda row: not row["metric"].startswith(claim.leads))
         if found and found[0]["verdict"].endswith(TOO_FEW):  # a smaller profile may decide it
             metric = found[0]["metric"]
-            found.sort(key=lambda row: row["metric"] != metric or row["verdict"].endswith(TOO_FEW))
+            found.sort(key=lambda row: row["metric"] != metric or row["n"] < FEWEST_SEEDS)
         if not found:
             found = [dict.fromkeys(COLUMNS, math.nan) | {
                 "metric": "", "definition": "", "verdict": UNTESTED + claim.missing, "n": 0,

@@ -1,4 +1,4 @@
-"""How much of the next code is open: the floor below which no world model's loss can come.
+"""How much of the next code is open: floors of the loss, by what its model is given.
 
 Two floors, which must not be confused. Given the emulator's full state and the action, only sticky
 actions leave anything open: the emulator is branched from saved states (`branch`). Given the codes

@@ -30,7 +30,8 @@ def arms(ablation: str, profile: str, *, stage: str = "",
     """The tables of base and of every published arm, one long table; empty without any arm.
 
     stage: that which the ablation measures, or another. An ablation that was run on one game alone
-    is found under that game. Base is left out where it was judged on another split than the arms.
+    is found under that game. Base is left out where it was judged on another split than the arms,
+    and of its seeds those that no arm has.
     """
     chosen, root = ABLATIONS[ablation], Path(results_dir or ROOT / "results")
     stage, tables = stage or chosen.measure, []
@@ -39,8 +40,9 @@ def arms(ablation: str, profile: str, *, stage: str = "",
         found = [table for arm in chosen.arms
                  for table in _tables(root, profile, stage, f"{ablation}.{arm}{games}")]
         judged = set().union(*map(_judged_on, found))
+        seeds = {seed for table in found for seed in table["seed"]}
         tables += [table for table in _tables(root, profile, stage, f"base{games}")
-                   if found and _judged_on(table) <= judged] + found
+                   if _judged_on(table) <= judged and seeds.issuperset(table["seed"])] + found
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -100,7 +102,9 @@ def differences(ablations: Iterable[str], profile: str, metric: str, *,
         found = found[found["metric"] == metric] if len(found) else found
         for game, own in found.groupby("game") if len(found) else ():
             wide = own.pivot_table(index="seed", columns="variant", values="value")
-            for variant in wide.columns.drop("base", errors="ignore"):
+            if "base" not in wide:  # see arms
+                continue
+            for variant in wide.columns.drop("base"):
                 gaps = (wide[variant] - wide["base"]).dropna()
                 low, high = interval_over_seeds(gaps)
                 rows.append({"ablation": name, "arm": variant.removeprefix(f"{name}."),
