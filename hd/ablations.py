@@ -200,6 +200,14 @@ ABLATIONS = {
         {"prefill": {"agent.model_warmup": 5440, "agent.model_updates": 0},
          "uniform": {"agent.surprise_share": 0.0}, "unmoved": {"agent.shifts": 0},
          "model_free": {"agent.learner": "dqn"}}),
+    "agent_codec": Ablation(
+        "Does the agent play better with codes that show more of what it meets: fitted to moved "
+        "frames too, more of them, of smaller places?",
+        "agent", (*_OF_AGENT, "changed_pixels_wrong[source agent]"),
+        {"moved": {"agent.fit_moved": True},
+         "more": {"agent.fit_moved": True, "agent.num_codes": 1024},
+         "fine": {"agent.fit_moved": True, "agent.num_codes": 512, "agent.patch": 7}},
+        at="audit"),
     "agent_rates": Ablation(
         "Does an agent end better where learning rates fall to zero?", "agent", _OF_AGENT,
         {"falling": {"agent.anneal": True}}, at="audit"),

@@ -91,9 +91,10 @@ class Agent(nn.Module):
         self.policy = ActorCritic(policy_cfg, self.model, GAMES[game].actions,
                                   self.model.num_features, self.codec.num_places)
 
-    def fit_codec(self, frames: np.ndarray, seed: int) -> float:
-        """Fit the codec to frames (N, 84, 84); the world model reads its codes from then on."""
-        left = self.codec.fit(frames, torch.Generator().manual_seed(seed))
+    def fit_codec(self, frames: np.ndarray, seed: int, moves: np.ndarray | None = None) -> float:
+        """Fit the codec to frames (N, 84, 84), moved by moves (N, 2) or not; the world model reads
+        its codes from then on."""
+        left = self.codec.fit(frames, torch.Generator().manual_seed(seed), moves=moves)
         self.model.read_codebooks(self.codec.quantizer.codebooks)
         return left
 
@@ -289,7 +290,10 @@ class _Loop:
             self._play(k, chunk.steps // self.cfg.num_emulators, by_chance=is_first)
         if is_first:
             frames = self.store.frames[:, :self.store.length].reshape(-1, 84, 84)
-            self.agent.fit_codec(frames, self.run_of.seed)
+            rng = rng_for(self.run_of.seed, "agent codec")
+            moves = (self.store.shifts[self.store.drawn_shifts(rng, len(frames))]
+                     if self.cfg.fit_moved else None)
+            self.agent.fit_codec(frames, self.run_of.seed, moves)
             self.learners["model"].model.read_codebooks(self.agent.codec.quantizer.codebooks)
         self.store.encode(self.agent.codec, first)
         if self.cfg.surprise_share:

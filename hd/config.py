@@ -272,6 +272,7 @@ class AgentConfig:
     outcome_share: Share = 0.06  # of them: shortly before a reward or death
     forget: Share = 0.1  # of the changes of places, in half of what the world model learns from
     shifts: CountOrZero = 16  # ways in which frames are also moved against the grid of places
+    fit_moved: bool | None = None  # whether the codec is fitted to these too; None for no
     sticky: BelowOne = 0.0
     noop_max: CountOrZero = 30
     eval_episodes: Count = 100

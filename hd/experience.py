@@ -105,6 +105,10 @@ class Store:
         actions = np.where(is_real, self.actions[emulators[:, None], at], NOOP)
         return self.tokens[np.reshape(moved, (-1, 1)), emulators[:, None], at], actions
 
+    def drawn_shifts(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """(count,): by which of the shifts frames are moved that the world model learns from."""
+        return np.where(rng.random(count) < UNMOVED, 0, rng.integers(0, len(self.shifts), count))
+
     def pick(self, rng: np.random.Generator, count: int):
         """Emulators and times (count,) of steps with a next one, recent ones more often."""
         emulators = rng.integers(0, len(self.actions), count)
@@ -177,7 +181,7 @@ class Store:
         surprising = self.pick_surprising(rng, int(self.cfg.surprise_share * count))
         start = count - len(surprising[0])
         emulators[start:], times[start:] = surprising
-        moved = np.where(rng.random(count) < UNMOVED, 0, rng.integers(0, len(self.shifts), count))
+        moved = self.drawn_shifts(rng, count)
         batch = self.transitions(emulators, times, steps, moved)
         batch["tokens"] = torch.from_numpy(
             forget_changes(batch["tokens"].numpy(), rng, self.cfg.forget))

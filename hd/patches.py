@@ -55,18 +55,22 @@ class PatchCodec(nn.Module):
         self.register_buffer("background", torch.zeros(SIDE, SIDE))
 
     @torch.no_grad()
-    def fit(self, frames: np.ndarray, generator: torch.Generator, *, iterations: int = 15,
+    def fit(self, frames: np.ndarray, generator: torch.Generator, *,
+            moves: np.ndarray | None = None, iterations: int = 15,
             max_patches: int = 60_000) -> float:
         """The background and the codebooks from frames (N, 84, 84) uint8; returns the error left.
 
-        The error is the mean squared difference over the patches that are not background, as a
-        share of their mean square. Raises InputError for too few of them.
+        moves (N, 2): the codebooks see each frame moved, as encode's shift says; None for none. The
+        error is the mean squared difference over the patches that are not background, as a share of
+        their mean square. Raises InputError for too few of them.
         """
         check_frames(frames, (SIDE, SIDE))
         chosen = _some(len(frames), BACKGROUND_FRAMES, generator).numpy()
         self.background.copy_(torch.from_numpy(frames[chosen]).float().median(0).values / 255)
         chosen = _some(len(frames), 4 * BACKGROUND_FRAMES, generator).numpy()
-        rows = self._differences(torch.from_numpy(frames[chosen])).flatten(0, 1)
+        moves = np.zeros((len(frames), 2), int) if moves is None else moves
+        rows = torch.cat([self._differences(torch.from_numpy(frames[at]), tuple(move.tolist()))
+                          for move, at in _by_row(moves, chosen)]).flatten(0, 1)
         rows = rows[rows.abs().amax(1) > EMPTY]
         num_codes = self.quantizer.codebooks.shape[1]
         if len(rows) < num_codes:
@@ -103,12 +107,21 @@ class PatchCodec(nn.Module):
         return torch.cat(parts)
 
     @torch.no_grad()
+    def moved(self, frames, shift: tuple[int, int]):
+        """frames (N, 84, 84) uint8, of which what differs from the background is moved, see
+        encode -> frames as they are coded."""
+        return self._shown(self._differences(torch.as_tensor(frames), shift))
+
+    @torch.no_grad()
     def decode(self, tokens):
         """tokens (..., L, G) -> frames (..., 84, 84) uint8."""
         # A quantizer of one group has no axis for it.
         rows = self.quantizer.decode(tokens.long().squeeze(-1) if self.num_places == 1
                                      else tokens.long())
-        rows = rows.unflatten(-1, (self.num_places, -1))
+        return self._shown(rows.unflatten(-1, (self.num_places, -1)))
+
+    def _shown(self, rows):
+        """Patches of what differs from the background (..., G, P) -> frames (..., 84, 84) uint8."""
         frames = join(rows, self.patch) + self.background
         return (255 * frames.clamp(0, 1)).round().to(torch.uint8)
 
@@ -119,6 +132,12 @@ class PatchCodec(nn.Module):
             down, right = shift
             differences = F.pad(differences, (right, -right, down, -down))
         return cut(differences, self.patch)
+
+
+def _by_row(rows: np.ndarray, chosen: np.ndarray):
+    """Each different row of rows (N, 2), and which of the chosen numbers have it."""
+    for row in np.unique(rows[chosen], axis=0):
+        yield row, chosen[(rows[chosen] == row).all(1)]
 
 
 def _some(count: int, at_most: int, generator: torch.Generator):

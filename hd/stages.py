@@ -658,6 +658,7 @@ def _rows_of_new_play(run: Run, made: agent.Agent) -> list[dict]:
     return (control.share_won_rows(fitted_on.rewards[:, :fitted_on.length], cfg.prefill,
                                    game=made.game)
             + places.rows_of(made, played, cfg=run.profile.probes, seed=run.seed)
+            + places.changed_pixels_rows(made, played, agent.shifts_of(cfg, run.seed))
             + contact.rows_of(made, played, fitted_on, seed=run.seed)
             + contact.held_action_rows(made, made.act(), cfg, seed=run.seed))
 

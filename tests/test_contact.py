@@ -136,3 +136,25 @@ def test_codes_that_decode_to_the_picture_hold_as_much_as_the_picture():
     assert paddle["baseline"] > 0.8 and paddle["value"] > paddle["baseline"] - 0.1
     assert set(found) == {f"{kind}_{name}[source tracker]" for kind in ("r2", "error")
                           for name in GAMES["pong"].coordinates}
+
+
+@pytest.mark.parametrize(("of_all", "expected"), [(False, 0.5), (True, 0.0)])
+def test_codes_of_the_background_alone_show_wrong_what_comes_and_right_what_goes(of_all, expected):
+    """A square jumps to a place of its own at every step: half of what changes is where it was."""
+    made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
+    store = Store(CFG, made.codec.num_places)
+    store.length = 30
+    for t in range(store.length):
+        row, column = 12 * (t % 7), 24 * (t % 3)
+        store.frames[:, t, row + 2:row + 8, column + 2:column + 8] = 200
+    store.starts[1] = 10
+    made.codec.quantizer.codebooks.zero_()
+    if of_all:
+        made.codec.quantizer.codebooks[0, 1] = torch.nn.functional.pad(
+            torch.full((6, 6), 200 / 255), (2, 4, 2, 4)).flatten()
+    rows = places.changed_pixels_rows(made, {"agent": store}, np.array([[0, 0], [12, 0]]))
+    assert [row["metric"] for row in rows] == [
+        "changed_pixels_wrong[source agent]", "changed_pixels_wrong[source agent, moved]"]
+    assert rows[0]["value"] == expected and {row["baseline"] for row in rows} == {1.0}
+    assert bool(rows[1]["value"] == 0) is of_all
+    assert places.changed_pixels_rows(made, {"agent": Store(CFG, 49)}, np.zeros((1, 2), int)) == []

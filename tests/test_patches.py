@@ -92,6 +92,30 @@ def test_moved_frames_have_the_codes_of_what_stands_elsewhere(down, right):
     assert not torch.equal(moved, codec.encode(frames[inside]))
 
 
+def test_codes_fitted_to_moved_frames_show_these_better():
+    """The square stands at one place of a grid that moves cut anywhere."""
+    frames = np.full((400, 84, 84), 60, np.uint8)
+    corners = SIDE * np.random.default_rng(0).integers(0, 4, (400, 2)) + 6
+    for frame, (row, column) in zip(frames, corners):
+        frame[row:row + 6, column:column + 6] = np.arange(6) * 30 + 70
+    moves = np.random.default_rng(1).integers(-10, 11, (400, 2))
+    errors = []
+    for moved_by in (None, moves):
+        codec = PatchCodec(patch=SIDE, num_levels=L, num_codes=K)
+        codec.fit(frames, torch.Generator().manual_seed(0), moves=moved_by)
+        errors.append([(codec.decode(codec.encode(frames, shift)).float()
+                        - codec.moved(frames, shift).float()).pow(2).mean().item()
+                       for shift in ((0, 0), (9, -8))])
+    (still, moved), (still_too, moved_too) = errors
+    assert moved_too < 0.7 * moved and still < still_too
+
+
+def test_a_frame_that_is_not_moved_is_the_frame():
+    frames, _ = pictures(20)
+    codec, _ = fitted(pictures()[0])
+    assert np.array_equal(codec.moved(frames, (0, 0)).numpy(), frames)
+
+
 def test_what_is_moved_out_of_the_frame_is_lost():
     frames, _ = pictures()
     codec, _ = fitted(frames)

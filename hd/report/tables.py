@@ -122,6 +122,8 @@ AGENT_ROWS = (  # in words, what stands in brackets, the metrics, of which the l
     ("points won, last 4,096 steps", "random play", "share_won"),
     ("own figure in its codes, R²", "pixels", r"r2_player_[xy]\[source agent\]"),
     ("ball in its codes, R²", "pixels", r"r2_ball_[xy]\[source agent\]"),
+    ("changed pixels shown wrong by codes", "the step before",
+     r"changed_pixels_wrong\[source agent\]"),
     *((f"lost contacts foretold, {words}, AUC", "from RAM", rf"contact_auc\[source {source}\]")
       for source, words in (("agent", "own play"), ("random", "random play"),
                             ("tracker", "a tracker's play"))),

@@ -165,6 +165,7 @@ l{level}_context_floor | open given the last codes, action, earlier levels | nat
 twin_share | steps whose last k steps another episode had too | share | - | -
 l{level}_twin_disagreement | such steps that differ in the next code | share | - | any two steps
 real_return | mean unclipped score of real episodes | points | higher | random play
+changed_pixels_wrong | pixels changed in a step that codes show wrong | share | lower | step before
 contacts | states shortly before a contact, in new play | count | - | -
 contact_lost_share | contacts after which a point or a life is lost | share | - | -
 contact_auc | AUC of the dream knowing that it is lost | AUC | higher | gradient boosting on RAM
