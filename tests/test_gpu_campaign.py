@@ -113,7 +113,8 @@ def test_a_package_without_a_version_and_a_list_that_is_not_there_are_named(regi
 
 @pytest.mark.parametrize(("words", "says"), [
     (["nope", "--out", "x"], "unknown campaign 'nope'; allowed: smoke, bench, agents, exposures, "
-     "desk, audit, agent-arms, agents-1, agents-2, agent-pong, agent-breakout, agent-ms_pacman"),
+     "desk, audit, agent-arms, agents-1, agents-2, agents-fine, agent-pong, "
+     "agent-breakout, agent-ms_pacman"),
     (["smoke", "--seconds", "5", "--out", "x"], "smoke needs at least 60 seconds; got 5"),
     (["smoke", "--seconds", "nan", "--out", "x"], "smoke needs at least 60 seconds; got nan"),
     (["smoke", "--seconds", "soon", "--out", "x"],

@@ -198,11 +198,11 @@ def side_by_side(work: Work, script: str, tasks: Iterable[tuple], *, at_once: in
         list(pool.map(do, itertools.count(), tasks))
 
 
-def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper", seed: int = 0
-           ) -> None:
+def agents(work: Work, games: tuple[str, ...] = GAMES, profile: str = "paper", seed: int = 0,
+           variant: str = "base") -> None:
     """The online agents of the games, side by side. They are measured at home, where the same
     command also goes on with one that was not done in time."""
-    side_by_side(work, LEARN, [(profile, "base", seed, game) for game in games],
+    side_by_side(work, LEARN, [(profile, variant, seed, game) for game in games],
                  at_once=len(games))
     made = work.artifacts / profile / "agent"
     work.keep("runs", work.artifacts, made.rglob("*"))
@@ -305,6 +305,7 @@ CAMPAIGNS = {
         arms_of_agents, names=("agent_transfer", "agent_codes", "agent_data")), shortest=300),
     **{f"agents-{seed}": Campaign(functools.partial(agents, seed=seed), shortest=300)
        for seed in (1, 2)},
+    "agents-fine": Campaign(functools.partial(agents, variant="agent_codec.fine"), shortest=300),
     **{f"agent-{game}": Campaign(functools.partial(agents, games=(game,)), shortest=300)
        for game in GAMES},
 }
