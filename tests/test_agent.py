@@ -54,6 +54,12 @@ def agent_run_of(game):
     return dataclasses.replace(agent_run(), games=(game,))
 
 
+def test_the_codec_is_fitted_to_moved_frames_where_it_is_asked_for():
+    never, no, yes = (learned(fit_moved=asked)[0].codec.quantizer.codebooks
+                      for asked in (None, False, True))
+    assert torch.equal(never, no) and not torch.equal(never, yes)
+
+
 def test_the_work_holds_the_prefill_the_warmup_and_the_blocks_that_fit():
     cfg = AgentConfig(num_steps=1000, prefill=200, block=300, num_emulators=4, model_warmup=120,
                       dreams_warmup=60, model_updates=7, dreams=3)
