@@ -214,6 +214,9 @@ def _check_learning(model_cfg: PlaceModelConfig, policy_cfg: AgentPolicyConfig) 
             raise InputError(f"an agent's world model and policy learn from one batch a step, and "
                              f"agent.anneal says how: accumulate must be 1 and schedule constant; "
                              f"got {cfg.accumulate} and {cfg.schedule}")
+    if model_cfg.matrix_lr is not None and model_cfg.weight_decay:
+        raise InputError(f"place_model.matrix_lr takes a weight_decay of 0; "
+                         f"got {model_cfg.weight_decay}")
     if policy_cfg.loss == "ppo" and policy_cfg.batch_size % policy_cfg.ppo_minibatches:
         raise InputError(f"agent_policy.batch_size must be a multiple of its ppo_minibatches, "
                          f"{policy_cfg.ppo_minibatches}; got {policy_cfg.batch_size}")
@@ -234,7 +237,7 @@ class _Loop:
         self.choose = captured(lambda **seen: {"actions": agent.choose(**seen)})
         self.learners = {
             "model": _Learner(learns, learns.cfg, run, "agent model", "place_model",
-                              average=agent.model),
+                              average=agent.model, matrix_lr=learns.cfg.matrix_lr),
             "policy": _Learner(agent.policy, agent.policy.cfg, run, "agent policy",
                                "agent_policy")}
         self.history: list[dict] = []
@@ -459,11 +462,11 @@ class _Learner:
     whose weights are the moving average of the model's."""
 
     def __init__(self, model: nn.Module, cfg, run: Run | Unkept, name: str, config: str,
-                 average: nn.Module | None = None):
+                 average: nn.Module | None = None, matrix_lr: float | None = None):
         self.model, self.cfg, self.average = model, cfg, average
         self.run_of, self.config = run, config
         self.unkept = Unkept(stage=name, seed=run.seed)
-        self.optimizer = training.make_optimizer(model, cfg)
+        self.optimizer = training.make_optimizer(model, cfg, matrix_lr)
         self.dtype = training.precision(cfg, device())
         self.scaler = torch.amp.GradScaler(device().type, enabled=self.dtype == torch.float16)
         self.state = training.State(model, self.optimizer, self.scaler)

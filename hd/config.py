@@ -225,6 +225,7 @@ class PlaceModelConfig(TrainedStage):
     batch_size: Count = 128
     lr: PositiveOrZero = 3e-3
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
+    matrix_lr: Positive | None = None  # of hidden weights, see hd.run.muon; None for Adam's lr
 
 
 @dataclass(frozen=True)

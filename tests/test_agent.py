@@ -279,11 +279,13 @@ def test_the_policy_sees_in_the_real_game_what_it_sees_in_a_dream():
         assert torch.equal(rollout.features[:, 0], in_play[t]), t
 
 
-def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(monkeypatch):
-    run = agent_run()
+@pytest.mark.parametrize("matrix_lr", [None, 0.02])
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(matrix_lr, monkeypatch):
+    asked = {} if matrix_lr is None else {"place_model.matrix_lr": matrix_lr}
+    run = agent_run(**asked)
     whole = stages.make(run)
     expected = stages.load(run).state_dict()
-    other = agent_run(**{"agent.eval_episodes": 3})  # another identity, the same work
+    other = agent_run(**asked | {"agent.eval_episodes": 3})  # another identity, the same work
     stop_at = iter([1, 2, 4, 6, 10_000])
     for _ in range(4):
         left = next(stop_at)
@@ -328,6 +330,7 @@ def test_what_plays_is_the_average_of_what_learned():
     ({"place_model.accumulate": 2}, "must be 1 and schedule constant; got 2 and constant"),
     ({"agent_policy.schedule": "cosine"}, "schedule constant; got 1 and cosine"),
     ({"agent_policy.ppo_minibatches": 7}, "must be a multiple of its ppo_minibatches, 7; got "),
+    ({"place_model.matrix_lr": 0.02, "place_model.weight_decay": 0.1}, "decay of 0; got 0.1"),
 ])
 def test_what_the_loop_cannot_learn_by_is_refused_before_any_work(fields, says, tmp_path,
                                                                   monkeypatch):

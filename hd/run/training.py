@@ -27,6 +27,7 @@ from tqdm import tqdm
 from hd.config import InputError, TrainedStage
 from hd.run import runs
 from hd.run.machine import fast_precision, give_back_memory, kept_memory
+from hd.run.muon import Muon
 from hd.run.runs import Run
 from hd.run.storage import writing
 
@@ -66,14 +67,18 @@ def autocast(cfg: TrainedStage) -> torch.autocast:
     return torch.autocast(where.type, dtype=dtype, enabled=dtype is not None)
 
 
-def make_optimizer(model: torch.nn.Module, cfg: TrainedStage) -> torch.optim.AdamW | None:
-    """AdamW, weight decay on matrices only; plain Adam with coupled decay for a constant schedule.
+def make_optimizer(model: torch.nn.Module, cfg: TrainedStage,
+                   matrix_lr: float | None = None) -> torch.optim.Optimizer | None:
+    """AdamW, weight decay on matrices only; plain Adam with coupled decay for a constant schedule;
+    Muon for hidden weights, and Adam for the rest, where it is told their matrix_lr.
 
     None for a model without parameters (EMA codebooks learn in forward).
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         return None
+    if matrix_lr is not None:
+        return Muon(model, lr=cfg.lr, matrix_lr=matrix_lr, betas=cfg.betas)
     if cfg.schedule == "constant":
         return torch.optim.Adam(trained, lr=cfg.lr, betas=cfg.betas,
                                 weight_decay=cfg.weight_decay, fused=True)
