@@ -208,9 +208,12 @@ ABLATIONS = {
          "more": {"agent.fit_moved": True, "agent.num_codes": 1024},
          "fine": {"agent.fit_moved": True, "agent.num_codes": 512, "agent.patch": 7}},
         at="audit"),
-    "agent_optimizer": Ablation(
-        "Does the agent play better where its world model learns by Muon instead of Adam?",
-        "agent", _OF_AGENT, {"muon": {"place_model.matrix_lr": 0.02}}, at="audit"),
+    "agent_model": Ablation(
+        "Does the agent play better where its world model learns by Muon instead of Adam, or has "
+        "hidden layers at each place instead of every second convolution?",
+        "agent", _OF_AGENT,
+        {"muon": {"place_model.matrix_lr": 0.02}, "hidden": {"place_model.hidden": 64},
+         "both": {"place_model.matrix_lr": 0.02, "place_model.hidden": 64}}, at="audit"),
     "agent_rates": Ablation(
         "Does an agent end better where learning rates fall to zero?", "agent", _OF_AGENT,
         {"falling": {"agent.anneal": True}}, at="audit"),

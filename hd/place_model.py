@@ -46,16 +46,18 @@ class PlaceModel(nn.Module):
         # What is seen.
         self.code_projection = nn.Linear(patch, code, bias=False)
         self.code_embedding = nn.Parameter(torch.zeros(self.num_levels, self.num_codes, code))
-        self.inputs = nn.Linear(cfg.steps * code, width)
+        self.inputs = (nn.Linear(cfg.steps * code, width) if cfg.hidden is None else
+                       nn.Sequential(nn.Linear(cfg.steps * code, 2 * cfg.hidden), nn.SiLU(),
+                                     nn.Linear(2 * cfg.hidden, width)))
         self.place_input = nn.Linear(2 + 4 * WAVES, width)
         self.past_actions = nn.Linear((cfg.steps - 1) * cfg.num_actions, width)
-        self.seen = nn.ModuleList(_Block(width, grid, is_global=i == 0)
+        self.seen = nn.ModuleList(_Block(width, grid, cfg.hidden, is_global=i == 0)
                                   for i in range(cfg.num_blocks))
         self.seen_norm = nn.LayerNorm(width)
         # What the action makes of it.
         self.action = nn.Embedding(cfg.num_actions, 2 * width)
         nn.init.normal_(self.action.weight, std=0.3)
-        self.acted = nn.ModuleList(_Block(width, grid, is_global=i == 0)
+        self.acted = nn.ModuleList(_Block(width, grid, cfg.hidden, is_global=i == 0)
                                    for i in range(cfg.num_blocks))
         self.acted_norm = nn.LayerNorm(width)
         # What is predicted.
@@ -282,23 +284,27 @@ class PlaceDreamer:
 
 
 class _Block(nn.Module):
-    """x + two 3 x 3 convolutions over the grid; a global one also shows every place the mean and
-    the maximum over all."""
+    """x + two 3 x 3 convolutions over the grid, or one into so many hidden numbers at each place
+    and a linear map back; a global one also shows every place the mean and the maximum over all."""
 
-    def __init__(self, width: int, grid: int, *, is_global: bool):
+    def __init__(self, width: int, grid: int, hidden: int | None, *, is_global: bool):
         super().__init__()
-        self.grid, self.norm = grid, nn.LayerNorm(width)
-        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.grid, self.norm, inside = grid, nn.LayerNorm(width), hidden or width
+        self.first = nn.Conv2d(width, inside, 3, padding=1)
+        self.second = (nn.Conv2d(inside, width, 3, padding=1) if hidden is None
+                       else nn.Linear(inside, width))
         for part in self.second.parameters():
             nn.init.zeros_(part)
-        self.overview = nn.Linear(2 * width, width) if is_global else None
+        self.overview = nn.Linear(2 * inside, inside) if is_global else None
 
     def forward(self, x):
         """(B, G, width) -> (B, G, width)."""
         y = self._convolve(self.first, self.norm(x))
         if self.overview is not None:
             y = y + self.overview(torch.cat([y.mean(1), y.amax(1)], 1))[:, None]
-        return x + self._convolve(self.second, F.silu(y))
+        y = F.silu(y)
+        return x + (self.second(y) if isinstance(self.second, nn.Linear)
+                    else self._convolve(self.second, y))
 
     def _convolve(self, layer, x):
         # A view of (B, grid, grid, width) is a picture with its channels last: nothing is copied.
