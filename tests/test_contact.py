@@ -110,6 +110,20 @@ def test_the_rows_of_an_untrained_agent_are_near_chance_and_stand_beside_ram():
     assert all(row["split"] == "test" for row in found.values())
 
 
+@pytest.mark.parametrize(("sign", "share"), [(0, 1.0), (1, 0.0), (2, 0.0)])
+def test_an_agent_that_always_or_never_loses_in_its_dreams_is_said_to(sign, share):
+    torch.manual_seed(0)
+    made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()
+    fitted_on = contact.recorded("pong", play.tracker_act("pong"), CFG, num_steps=800, seed=1)
+    made.fit_codec(fitted_on.frames[:, :200].reshape(-1, 84, 84), seed=0)
+    bias = made.model.outcome_head[-1].bias.data
+    bias[sign], bias[-1] = 50.0, 50.0  # one sign of the reward for sure, and no end
+    seen = contact.new_play(made, CFG, {"agent": play.random_act("pong")}, num_steps=800, seed=0)
+    rows = {row["metric"]: row["value"] for row in contact.rows_of(made, seen, fitted_on, seed=0)}
+    assert rows["contact_lost_share[source agent, dreamed]"] == pytest.approx(share, abs=1e-6)
+    assert 0 < rows["contact_lost_share[source agent]"] < 1
+
+
 def test_a_held_action_is_measured_against_the_emulator():
     torch.manual_seed(0)
     made = Agent(CFG, SMOKE.place_model, SMOKE.agent_policy, "pong").eval()

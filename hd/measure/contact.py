@@ -96,17 +96,29 @@ def dreamed(agent: Agent, store: Store, emulators, times, seed: int) -> Rollout:
     tokens, actions = store.windows(emulators, times, agent.model.cfg.steps)
     horizon = GAMES[agent.game].lost_within
     to_do = store.actions[emulators[:, None], times[:, None] + np.arange(horizon)]
-    return _dreams(agent, tokens, actions[:, :-1], to_do, seed)
+    return _dreams(agent, tokens, actions[:, :-1], replayed(_tiled(agent, to_do)), horizon, seed)
 
 
-def _dreams(agent: Agent, tokens, past, to_do, seed: int) -> Rollout:
+@torch.no_grad()
+def played_on(agent: Agent, store: Store, emulators, times, seed: int) -> Rollout:
+    """As dreamed, but under what the agent's policy does in the dream."""
+    tokens, actions = store.windows(emulators, times, agent.model.cfg.steps)
+    return _dreams(agent, tokens, actions[:, :-1], agent.policy.actor.act,
+                   GAMES[agent.game].lost_within, seed)
+
+
+def _dreams(agent: Agent, tokens, past, act: Callable, horizon: int, seed: int) -> Rollout:
     """SAMPLES dreams from each context, one sample of all after the other."""
-    device = agent.model.codebooks.device
-    tokens, past, to_do = (torch.from_numpy(np.tile(part, (SAMPLES, *[1] * (part.ndim - 1))))
-                           .long().to(device) for part in (tokens, past, to_do))
     with training.autocast(agent.model.cfg):
-        return imagine(agent.model, tokens, past, replayed(to_do), horizon=to_do.shape[1],
-                       generator=torch.Generator().manual_seed(seed), features="hidden")
+        return imagine(agent.model, _tiled(agent, tokens), _tiled(agent, past), act,
+                       horizon=horizon, generator=torch.Generator().manual_seed(seed),
+                       features="hidden")
+
+
+def _tiled(agent: Agent, part: np.ndarray) -> torch.Tensor:
+    """(N, ...) -> (SAMPLES N, ...) on the agent's device."""
+    tiled = np.tile(part, (SAMPLES, *[1] * (part.ndim - 1)))
+    return torch.from_numpy(tiled).long().to(agent.model.codebooks.device)
 
 
 def ram_features(game: str, store: Store, emulators, times) -> np.ndarray:
@@ -138,8 +150,11 @@ def new_play(agent: Agent, cfg: AgentConfig, players: dict[str, Callable], *, nu
 def rows_of(agent: Agent, played: dict[str, Store], fitted_on: Store, *, seed: int) -> list[dict]:
     """Rows about contacts in new play (new_play): the AUC of the dreamed loss, beside that of
     gradient boosting on RAM fitted on the steps that the agent played itself; how many contacts,
-    and the share of them that is lost. A player whose contacts all end alike has no AUC, a game
-    that does not say what is near a contact no rows.
+    and the share of them that is lost. Of the agent's own contacts also the share that it loses
+    where it plays on in its dream: where that is far smaller, the policy wins in the dream alone.
+
+    A player whose contacts all end alike has no AUC, a game that does not say what is near a
+    contact no rows.
     """
     game, steps, rows = agent.game, agent.model.cfg.steps, []
     if GAMES[game].near_contact is None:
@@ -158,6 +173,10 @@ def rows_of(agent: Agent, played: dict[str, Store], fitted_on: Store, *, seed: i
             continue
         rows.append(row(named("contact_lost_share", source=name), lost.mean(), game=game,
                         split="test"))
+        if name == "agent":
+            in_dreams = lost_in(played_on(agent, seen, *at, seed)).clip(max=1).mean()
+            rows.append(row(named("contact_lost_share", "dreamed", source=name), in_dreams,
+                            game=game, split="test"))
         by_ram = None if boosted is None else roc_auc_score(
             lost, boosted.predict_proba(ram_features(game, seen, *at))[:, 1])
         rows.append(row(named("contact_auc", source=name),
@@ -204,7 +223,8 @@ def held_returns(agent: Agent, act: Callable, cfg: AgentConfig, *, seed: int
     found = {}
     for action in GAMES[game].actions:
         real = float(np.mean([_held(branch, state, action) for state in states]))
-        rollout = _dreams(agent, tokens, before, np.full((BRANCHES, HELD), action), seed)
+        held = replayed(_tiled(agent, np.full((BRANCHES, HELD), action)))
+        rollout = _dreams(agent, tokens, before, held, HELD, seed)
         found[action] = rollout.rewards.float().sum(1).mean().item(), real
     return found
 
