@@ -390,7 +390,10 @@ ARMS = {  # what an arm of OF_AGENTS does otherwise than base, in words
     "places_9": "9 places", "one_place": "one place for the whole picture",
     "prefill": "a model of random play alone", "uniform": "steps drawn evenly",
     "unmoved": "frames are not moved", "model_free": "no world model (DQN)",
-    "others": "starts from two other games", "falling": "rates that fall to zero"}
+    "others": "starts from two other games", "falling": "rates that fall to zero",
+    "moved": "codes fitted to moved frames too", "more": "that, and more codes",
+    "fine": "that, more codes of smaller places", "muon": "a model that learns by Muon",
+    "hidden": "a model with hidden layers at each place", "both": "that, and by Muon"}
 
 
 def agent_arms(profile: str, results_dir=None) -> pd.DataFrame:
