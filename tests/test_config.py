@@ -76,8 +76,11 @@ def test_hi_dreamer_differs_from_base_in_what_it_declares(profile):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_no_arm_changes_what_lies_behind_the_stage_that_is_measured(ablation):
     measured = config.STAGES.index(ABLATIONS[ablation].measure)
+    inside = {part: stage for stage, parts in config.INSIDE.items() for part in parts
+              if part not in config.STAGES}
     for declared in ABLATIONS[ablation].arms.values():
-        stages = {key.split(".")[0] for key in declared} - {"probes"}  # which only measure
+        parts = {key.split(".")[0] for key in declared} - {"probes"}  # which only measure
+        stages = {inside.get(part, part) for part in parts}
         assert all(config.STAGES.index(stage) <= measured for stage in stages)
 
 
