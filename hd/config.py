@@ -217,8 +217,8 @@ class PlaceModelConfig(TrainedStage):
     width: Count = 32  # numbers at each place
     code_width: Count = 32  # of what stands for a code
     num_blocks: Count = 2  # of two convolutions, before the action and again after it
-    # Numbers at each place inside a block, whose second convolution is then a linear map, and half
-    # of those inside the map by which codes enter; None: as many as outside, and no map inside.
+    # Numbers at each place inside a block, whose second convolution is then a linear map; twice as
+    # many inside the map by which codes enter. None: as many as outside, and codes enter linearly.
     hidden: Count | None = None
     steps: Annotated[int, Ge(1), Le(4)] = 4  # that it looks back, within a stack of frames
     num_actions: Count = 18

@@ -55,9 +55,9 @@ def walks(count, length=T + 6):
     return torch.stack(steps, 1), actions
 
 
-def taught():
+def taught(**changes):
     """A model that has seen many walks, and walks that it has not."""
-    model = tiny_model()
+    model = tiny_model(**changes)
     tokens, actions = walks(400)
 
     def batches(i):
@@ -193,8 +193,9 @@ def test_a_change_nearby_matters_more_than_none_and_the_action_matters():
                            model.act(state, (actions[:, -1] + 1) % 18))
 
 
-def test_it_learns_what_an_action_moves_and_dreams_it_on():
-    model, (tokens, actions) = taught()
+@pytest.mark.parametrize("hidden", [None, 32])
+def test_it_learns_what_an_action_moves_and_dreams_it_on(hidden):
+    model, (tokens, actions) = taught(hidden=hidden)
     rollout = imagine(model, tokens[:, :T], actions[:, :T - 1], replayed(actions[:, T - 1:]),
                       horizon=6, generator=torch.Generator().manual_seed(0), greedy=True,
                       features="hidden")
@@ -202,6 +203,19 @@ def test_it_learns_what_an_action_moves_and_dreams_it_on():
     is_first = (tokens[:, T:T + 6, 0, 0] > 0).float()
     assert (rollout.rewards - is_first[:, :rollout.rewards.shape[1]]).abs().mean() < 0.05
     assert rollout.features.shape == (450, 7, model.num_features)
+
+
+def test_hidden_numbers_take_the_place_of_every_second_convolution():
+    plain, hidden = tiny_model(), tiny_model(hidden=24)
+    convolutions = [sum(isinstance(part, torch.nn.Conv2d) for part in model.modules())
+                    for model in (plain, hidden)]
+    assert convolutions == [4, 2]
+    seen = hidden.seen[0]
+    assert (seen.first.out_channels, seen.second.in_features, seen.second.out_features) == (
+        24, 24, CFG.width)
+    assert [layer.out_features for layer in hidden.inputs if hasattr(layer, "out_features")] == [
+        48, CFG.width]
+    assert plain.num_features == hidden.num_features
 
 
 def test_sampled_dreams_agree_with_greedy_ones_where_the_world_is_certain():
