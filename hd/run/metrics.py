@@ -167,7 +167,7 @@ l{level}_twin_disagreement | such steps that differ in the next code | share | -
 real_return | mean unclipped score of real episodes | points | higher | random play
 changed_pixels_wrong | pixels changed in a step that codes show wrong | share | lower | step before
 contacts | states shortly before a contact, in new play | count | - | -
-contact_lost_share | contacts after which a point or a life is lost; or dreamed lost | share | - | -
+contact_lost_share | contacts that lose a point or a life; dreamed: in its own dream | share | - | -
 contact_auc | AUC of the dream knowing that it is lost | AUC | higher | gradient boosting on RAM
 held_action_error | dreamed return of one held action, against the emulator | points | lower | zero
 training_return | mean return of the last ten training episodes | points | higher | random play

@@ -30,7 +30,7 @@ class Muon(torch.optim.Adam):
 
     matrix_lr: of the hidden weights, in the units of their directions, which are orthogonal; it
     rises and falls with the learning rate of the rest. PyTorch's own computes matrix by matrix in
-    bfloat16, which takes longer than the update itself where a processor lacks it.
+    bfloat16; where a processor lacks it, that takes about as long as the rest of an update.
     """
 
     def __init__(self, model: nn.Module, *, lr: float, matrix_lr: float, betas):
