@@ -215,8 +215,10 @@ ABLATIONS = {
         {"muon": {"place_model.matrix_lr": 0.02}, "hidden": {"place_model.hidden": 64},
          "both": {"place_model.matrix_lr": 0.02, "place_model.hidden": 64}}, at="audit"),
     "agent_rates": Ablation(
-        "Does an agent end better where learning rates fall to zero?", "agent", _OF_AGENT,
-        {"falling": {"agent.anneal": True}}, at="audit"),
+        "Does an agent end better where learning rates fall to zero, over as many steps or over "
+        "all that the benchmark allows?", "agent", _OF_AGENT,
+        {"falling": {"agent.anneal": True},
+         "all_steps": {"agent.anneal": True, "agent.num_steps": 100_000}}, at="audit"),
     "agent_transfer": Ablation(
         "Does a world model that learned two games learn the third with fewer of its steps?",
         "agent", _OF_AGENT, {"others": {"agent.start_from": "others"}}),
