@@ -68,7 +68,7 @@ ABLATIONS = {
         "world_model", ("l0_accuracy", "l0_changed_accuracy", "l0_cross_entropy"),
         {"windows": {"world_model.split": "windows"}}),
     "exposures": Ablation(
-        "When do the two splits part, if training sees every step hundreds of times?",
+        "When do the two splits part, if training sees every step more than a hundred times?",
         "world_model", ("l0_accuracy", "l0_changed_accuracy", "l0_cross_entropy"),
         {"episodes": {"world_model.num_steps": _OFTEN},
          "windows": {"world_model.num_steps": _OFTEN, "world_model.split": "windows"}}),

@@ -410,7 +410,7 @@ PROFILES = {
         probes=ProbeConfig(max_rows=8000, epochs=40),
     ),
     "desk": Profile(
-        "desk", "the seed's sizes on a desk machine, as much training as two hours hold",
+        "desk", "the seed's sizes, trained as far as two processor cores get in two hours",
         encoder=EncoderConfig(num_steps=2400, batch_size=256, eval_every=300),
         tokenizer=TokenizerConfig(num_steps=1500, batch_size=4096),
         decoder=DecoderConfig(num_steps=1500, batch_size=64, lr=1e-3),

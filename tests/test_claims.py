@@ -8,17 +8,25 @@ import pandas as pd
 import pytest
 
 from hd.audit import claims, verdicts, wording
-from hd.audit.evidence import Measurement, Source, Tables, best_counted, mean_of
+from hd.audit.evidence import (
+    Measurement,
+    Source,
+    Tables,
+    beside_best,
+    best_counted,
+    mean_of,
+)
 from hd.config import GAMES, PROFILES
 from hd.run import metrics, runs
 
 
 def found(values, baselines=None, profile="audit", stage="encoder", variant="base"):
     seeds = range(len(values))
-    source = Source(f"results/audit/{stage}/{variant}-seed0.csv", stage, variant, "a CPU")
+    sources = tuple(Source(f"results/audit/{stage}/{variant}-seed{seed}.csv", stage, variant,
+                           "a CPU", seed) for seed in seeds)
     return Measurement(pd.Series(values, seeds, float),
                        pd.Series(baselines or [math.nan] * len(values), seeds, float), profile,
-                       (source,))
+                       sources)
 
 
 def save(root, rows, *, stage="encoder", variant="base", seed=0, games=GAMES, history=(),
@@ -60,6 +68,7 @@ NOTHING_SHOWN = f"{verdicts.UNDECIDED}, no difference shown by 5 seeds"
         ([0.40], [0.60], MANY, 0.60, verdicts.NOT_REPRODUCED),
         ([0.26], [0.60], MANY, 0.20, verdicts.ARTEFACT),  # worse than the baseline
         ([0.26], [0.28], MANY, 0.60, verdicts.ARTEFACT),  # the baseline reaches it too
+        ([0.40], [0.28], MANY, 0.60, verdicts.ARTEFACT),  # the baseline alone reaches it
         ([0.26], [0.60], WIDE, 0.60, NOTHING_SHOWN),
         ([0.26], [0.60], FEW, 0.60, TOO_FEW.format("3 seeds")),
         ([0.26], [0.60], [0.30], 0.60, TOO_FEW.format("1 seed")),
@@ -182,21 +191,34 @@ def test_a_verdict_that_stands_instead_keeps_the_direction_and_is_not_corrected_
     assert gap.direction == "", "higher is not the claim's way"
 
 
-def test_a_count_that_a_trivial_method_has_too_is_an_artefact():
+@pytest.mark.parametrize(("gap", "text"), [
+    (UP, "undecided, it is poor; the difference alone: reproduced"),
+    ([-x for x in UP], "undecided, it is poor; the difference alone: not reproduced"),
+    (UP[:3], "undecided, it is poor"), ([*UP[:3], -0.4, -0.5], "undecided, it is poor")])
+def test_what_a_poor_model_would_decide_is_told_beside_why_it_does_not(gap, text):
+    assert settled(verdicts.Difference(found(gap), "higher", poor="it is poor")) == text
+
+
+def test_a_count_that_a_trivial_method_has_too_is_an_artefact_whether_or_not_it_comes_out():
     random_codes = found([250.0], [256.0])
-    assert verdicts.exactly(256, random_codes, trivial=True) == verdicts.ARTEFACT
+    artefact = verdicts.ARTEFACT + verdicts.BY_CONSTRUCTION
+    assert verdicts.exactly(256, random_codes, trivial=True) == artefact
     assert verdicts.exactly(256, random_codes) == verdicts.REPRODUCED
     assert verdicts.exactly(256, found([250.0], [20.0]), trivial=True) == verdicts.REPRODUCED
-    assert verdicts.exactly(256, found([20.0], [256.0]), trivial=True) == verdicts.NOT_REPRODUCED
+    assert verdicts.exactly(256, found([20.0], [256.0]), trivial=True) == artefact
 
 
 def test_a_row_says_where_its_number_stands():
     row = verdicts.entry("m", "what it is", found([1.0, 3.0], [0.5, 0.5]), verdict=verdicts.FIRST)
     assert (row["ours_honest"], row["baseline"], row["n"]) == (2.0, 0.5, 2)
     assert row["seeds"] == "1 3" and math.isnan(row["ci_low"]), "two seeds have no interval"
-    assert row["evidence"] == "results/audit/encoder/base-seed0.csv"
+    assert row["evidence"] == ("results/audit/encoder/base-seed0.csv "
+                               "results/audit/encoder/base-seed1.csv")
     assert row["notebook"] == "report/representation"
     assert verdicts.entry("m", "", None, verdict=verdicts.FIRST) is None
+    alone = verdicts.entry("m", "", None, protocol=found([3.0], [1.0]), verdict=verdicts.FIRST)
+    assert math.isnan(alone["ours_honest"]) and math.isnan(alone["baseline"])
+    assert (alone["ours_seed_protocol"], alone["protocol_baseline"], alone["seeds"]) == (3, 1, "3")
     arm = found([1.0], stage="world_model", variant="mask.strict")
     assert verdicts.entry("m", "", arm, verdict="")["notebook"] == "report/ablations"
 
@@ -207,6 +229,7 @@ def test_a_row_says_where_its_number_stands():
 def test_differences_pair_the_seeds_that_both_have():
     gap = found([5.0, 7.0, 9.0]) - found([1.0, 2.0])
     assert gap.values.to_dict() == {0: 4.0, 1: 5.0}
+    assert {source.seed for source in gap.sources} == {0, 1}, "no table of a seed without its pair"
 
 
 def test_a_mean_over_metrics_is_taken_seed_by_seed_and_needs_all_of_them():
@@ -256,6 +279,18 @@ def test_the_best_of_what_only_counts_is_found_by_name():
     old = {"a": found([0.9], [0.4]), "a[repeat_last]": found([0.2])}
     words, best = best_counted(old.get, "a", "higher")
     assert (words, best.mean) == ("an n-gram", 0.4), "which is the metric's own baseline there"
+
+
+def test_the_best_trivial_baseline_is_found_beside_the_metrics_own():
+    own = found([0.5, 0.7], [0.4, 0.4])
+    pixels, worse = found([0.6, 0.6]), found([0.1, 0.1])
+    trivial = {"untrained": None, "pixels": pixels, "noise": worse, "other": None}
+    best, words = beside_best(own, trivial, "higher")
+    assert (words, best.baseline, best.mean) == ("pixels", 0.6, 0.6)
+    best, words = beside_best(own, trivial, "lower")
+    assert (words, best.baseline) == ("noise", 0.1)
+    one_seed = {"untrained": None, "pixels": found([0.9])}
+    assert beside_best(own, one_seed, "higher") == (own, "untrained"), "not of all its seeds"
 
 
 # ---- the table
@@ -347,6 +382,52 @@ def test_held_out_loss_above_training_loss_is_undecided_on_one_seed(tmp_path, mo
     assert verdict(root).startswith(decided)
 
 
+@pytest.mark.parametrize(("counted", "verdict"), [
+    (0.1, "provisional, reproduced after"),
+    (0.7, "undecided, the model is no better than counting; the difference alone: reproduced"),
+    (0.55, "undecided, the model is no better than counting")])
+def test_levels_are_compared_only_where_the_model_beats_counting(tmp_path, monkeypatch, counted,
+                                                                 verdict):
+    rows = [runs.row(f"l{level}_accuracy", value, game="pong")
+            for level, value in ((1, 0.5), (2, 0.6))]
+    rows += [runs.row(metrics.named(f"l{level}_accuracy", "repeat_last"), counted, game="pong")
+             for level in (1, 2)]
+    for seed in range(5):
+        root = save(tmp_path, rows, stage="world_model", seed=seed, monkeypatch=monkeypatch)
+    table = claims.table(root).set_index("id").loc["C18"]
+    assert table["verdict"].startswith(verdict)
+    assert table["ours_honest"] == pytest.approx(0.1) and table["baseline"] == 0
+    assert "level 1 0.500, the last code" in table["definition"]
+
+
+def test_the_seeds_column_of_overfitting_is_on_windows_with_dropout(tmp_path, monkeypatch):
+    for split, held in (("windows", 1.9), ("episodes", 4.0)):
+        history = [{"step": 1, "val_codes": held, "codes": 2.5, "train_codes": 1.0}]
+        root = save(tmp_path, [runs.row("exposures", 9.0)], stage="world_model",
+                    variant=f"exposures.{split}", games=("pong",), history=history,
+                    monkeypatch=monkeypatch)
+    table = claims.table(root).set_index("id").loc["C17"]
+    assert table["ours_honest"].tolist() == pytest.approx([3.0, 0.9])
+    assert table["ours_seed_protocol"].tolist() == pytest.approx([-0.6, -0.6])
+    assert table["baseline"].tolist() == pytest.approx([1.5, -0.6])
+
+
+@pytest.mark.parametrize(("steps", "counted"), [(300_000, True), (30_000, False)])
+def test_windows_are_counted_where_there_are_as_many_steps_as_the_seeds(tmp_path, monkeypatch,
+                                                                        steps, counted):
+    rows = [runs.row(name, share * steps, split=part)
+            for name, scale in (("steps", 1), ("windows_of_64", 0.82))
+            for part, share in (("train", 0.8 * scale), ("val", 0.2 * scale))]
+    root = save(tmp_path, [*rows, runs.row("boundary_violations", 0, split="train")],
+                stage="frames", monkeypatch=monkeypatch)
+    table = claims.table(root).set_index("metric")
+    assert table.loc["boundary_violations", "verdict"] == "reproduced, by construction"
+    assert ("windows of 64 steps" in table.index) == counted
+    if counted:
+        found = table.loc["windows of 64 steps"]
+        assert (found["ours_honest"], found["baseline"]) == (246_000, 299_937)
+
+
 @pytest.mark.parametrize(("num_seeds", "leads"), [(2, "desk"), (5, "audit")])
 def test_a_smaller_profile_decides_a_claim_on_five_seeds_alone(monkeypatch, num_seeds, leads):
     def rows(t):
@@ -392,7 +473,7 @@ def test_the_page_has_a_line_for_each_claim_and_unfolds_to_every_row():
     short = wording.in_short(stored)
     assert [line[:5] for line in short.index] == [f"C{k:02}: " for k in range(1, 26)]
     correlated = short["here"][[line.startswith("C04") for line in short.index]].item()
-    assert re.fullmatch(r"best .*: [\d.]+ \(untrained encoder: [\d.]+\); by its protocol [\d.]+ "
+    assert re.fullmatch(r"best .*: [\d.]+ \(pixel PCA: [\d.]+\); by its protocol [\d.]+ "
                         r"\([\d.]+\) \(\w+\)", correlated)
     assert short["verdict"].str.replace(r" \(\w+ in \d of \d\)", "", regex=True).tolist() == (
         claims.summary(stored)["verdict"].tolist())

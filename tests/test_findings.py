@@ -61,20 +61,22 @@ def test_dreams_stand_beside_the_codes_of_the_truth_and_the_better_guess(tmp_pat
     assert [line.get_ydata().tolist() for line in ax.lines] == [[9, 9], [3, 3], [20, 7]]
 
 
-def test_gains_are_told_before_and_after_the_steps_of_the_new_game(tmp_path):
+def test_gains_are_told_after_steps_of_the_new_game(tmp_path):
     rows = [row(f"transfer_l0_gain{word}", value, game="pong", step=step)
-            for word, values in (("", (2.5, 0.25)), ("[one_level]", (1.5, 0.125)))
-            for step, value in zip((0, 3000), values)]
+            for word, values in (("", (2.5, 0.5, 0.25)), ("[one_level]", (1.5, 0.75, 0.125)))
+            for step, value in zip((0, 1000, 3000), values)]
     write_table(tmp_path / "quick", rows, stage="transfer")
     write_table(tmp_path / "quick", [row("l0_game_information", 1.0, baseline=1.125)],
                 stage="tokenizer")
     sentence = findings.transfer(tmp_path)
     assert sentence.startswith("The coarse code tells 1 of the 1.12 nats")
-    assert "saves, with three levels 2.50 nats a code before the first step of a new game, 0.250 " \
-           "after 3,000 steps; with one level 1.50" in sentence
-    assert sentence.endswith("0.125 after 3,000 steps: the mean over games (quick, seed 0).")
+    assert "saves, with three levels 0.500 nats a code after 1,000 steps of a new game, 0.250 " \
+           "nats a code after 3,000 steps of a new game; with one level 0.750" in sentence
+    assert sentence.endswith("of a new game, beside the same model from scratch: the mean over "
+                             "games (quick, seed 0).")
     (ax,) = finding_figures.gains(findings.gains(tmp_path)).axes
-    assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[2.5, 0.25], [1.5, 0.125]]
+    assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [
+        [2.5, 0.5, 0.25], [1.5, 0.75, 0.125]]
 
 
 def test_the_arm_that_is_farthest_from_base_comes_first(tmp_path):
@@ -156,7 +158,7 @@ def test_arms_of_agents_are_told_by_their_differences_on_the_same_seeds(tmp_path
     sentence = findings.agents_need("quick", tmp_path)
     assert "the agent as it is scores -14, random play -20.5 (quick, 5 seeds" in sentence
     assert "Better: as many bits, but no levels +3.0 [+2.6, +3.4]." in sentence
-    assert "Worse: one place for the whole picture -6.5 [-10.4, -2.6]." in sentence
+    assert "Worse: one place for the whole picture, so fewer bits -6.5 [-10.4, -2.6]." in sentence
     assert "No clear difference: one level of codes +0.0 [-" in sentence
     assert sentence.endswith("a direction: starts from two other games -2.0.")
     assert "direction" not in findings.agents_need("quick", tmp_path, brief=True)

@@ -22,8 +22,9 @@ from hd.run.storage import ROOT, sha256_of
 
 # What the seed trained on: of a stage, how many examples in all, and whose training others rest on.
 EXAMPLES = {"encoder": 30 * 300_000, "world_model": 40 * 234_000}  # epochs of frames, of windows
-RESTS_ON = {"encoder": "encoder", "tokenizer": "encoder", "world_model": "world_model",
-            "imagination": "world_model", "policy": "world_model", "transfer": "world_model"}
+RESTS_ON = {"encoder": "encoder", "tokenizer": "encoder", "entropy_floor": "encoder",
+            "world_model": "world_model", "imagination": "world_model", "policy": "world_model",
+            "transfer": "world_model"}
 COUNTED = {"back_off": "back-off", "ngram": "an n-gram", "repeat_last": "the last code",
            "frequency": "the most frequent code"}  # what only counts, by what stands in brackets
 
@@ -37,6 +38,7 @@ class Source:
     stage: str
     variant: str
     device: str
+    seed: int
     trained: float = math.nan
 
 
@@ -78,8 +80,9 @@ class Measurement:
 
     def __sub__(self, other: Measurement) -> Measurement:
         """The difference, seed by seed over the seeds that both have; also of the baselines."""
-        return Measurement((self.values - other.values).dropna(), self.baselines - other.baselines,
-                           self.profile, self.sources + other.sources)
+        values = (self.values - other.values).dropna()
+        return Measurement(values, self.baselines - other.baselines, self.profile,
+                           _of_seeds(self.sources + other.sources, values.index))
 
     def map(self, how: Callable) -> Measurement:
         """how(values) and how(baselines), for instance another unit."""
@@ -89,11 +92,31 @@ class Measurement:
         """The values with the other's as the baseline, over the seeds that both have."""
         seeds = self.values.index.intersection(other.values.index)
         return replace(self, values=self.values[seeds], baselines=other.values[seeds],
-                       sources=self.sources + other.sources)
+                       sources=_of_seeds(self.sources + other.sources, seeds))
 
     def above_baseline(self) -> Measurement:
         """What the values are above their baseline, seed by seed."""
         return replace(self, values=(self.values - self.baselines).dropna())
+
+
+def _of_seeds(sources: Iterable[Source], seeds: Iterable[int]) -> tuple[Source, ...]:
+    return tuple(source for source in sources if source.seed in set(seeds))
+
+
+def beside_best(found: Measurement, trivial: Mapping[str, Measurement | None], better: str
+                ) -> tuple[Measurement, str]:
+    """A metric with the best of several trivial baselines, of which `found` has one already under
+    the words that come first in `trivial` (None there); those not measured are left out. The words
+    for the best come with it; better: "higher" or "lower"."""
+    words, *others = trivial
+    best = found
+    for name in others:
+        one = trivial[name]
+        if one and found.values.index.isin(one.values.index).all():
+            beside = found.against(one)
+            if (beside.baseline > best.baseline) == (better == "higher"):
+                best, words = beside, name
+    return best, words
 
 
 def mean_of(found: Iterable[Measurement | None]) -> Measurement | None:
@@ -139,7 +162,7 @@ class Tables:
     def _source(self, path: Path, record: Mapping) -> Source:
         below = path.relative_to(Path(self.root or ROOT / "results")).as_posix()
         return Source(f"results/{below}", record["stage"], record["variant"], device_of(record),
-                      self._trained(record))
+                      record["seed"], self._trained(record))
 
     def _trained(self, record: Mapping) -> float:
         trained = RESTS_ON.get(record["stage"])

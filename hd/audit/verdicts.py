@@ -34,14 +34,16 @@ class Difference:
     clear where the mean is better than 0 by Student's t, against where it is worse. Undecided where
     neither can be shown, which is evidence for neither, and on fewer than FEWEST_SEEDS: then there
     is a direction and no verdict. `settled` decides, since all differences of a claim are
-    corrected together. instead: a verdict that stands whatever the difference; such a row is none
-    of those that are corrected.
+    corrected together. poor: why what was trained is too poor to decide, whatever the difference;
+    what that would decide is told beside it. instead: a verdict that stands whatever the
+    difference; such a row is none of those that are corrected.
     """
 
     gap: Measurement
     better: str
     clear: str = REPRODUCED
     against: str = NOT_REPRODUCED
+    poor: str = ""
     instead: str = ""
 
     @property
@@ -61,11 +63,16 @@ class Difference:
         if self.instead:
             return self.instead
         if math.isnan(corrected_p):
-            return _too_few(self.gap)
-        if corrected_p >= SIGNIFICANT:
-            return f"{UNDECIDED}, no difference shown by {len(self.gap.values)} seeds"
-        is_better = self.gap.mean > 0 if self.better == "higher" else self.gap.mean < 0
-        return self.clear if is_better else self.against
+            alone = _too_few(self.gap)
+        elif corrected_p >= SIGNIFICANT:
+            alone = f"{UNDECIDED}, no difference shown by {len(self.gap.values)} seeds"
+        else:
+            is_better = self.gap.mean > 0 if self.better == "higher" else self.gap.mean < 0
+            alone = self.clear if is_better else self.against
+        if not self.poor:
+            return alone
+        told = "" if alone.startswith(UNDECIDED) else f"; the difference alone: {alone}"
+        return f"{UNDECIDED}, {self.poor}{told}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +105,7 @@ def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
     Holm's method, and their direction beside them.
 
     needs_training: what less training than the seed's decides is provisional; an artefact that a
-    rule states without a difference is not, as it is a matter of the measure.
+    rule states without a difference is not, as a baseline that needs no training shows it.
     """
     open_ones = [row for row in rows if isinstance(row["verdict"], Difference | SameNumber)]
     p_values = corrected([row["verdict"].p for row in open_ones])
@@ -126,14 +133,15 @@ def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: st
           ) -> str | Difference:
     """A claim that has a number, by the seed's protocol and by an honest one.
 
-    not reproduced: the seed's protocol does not give its number (within TOLERANCE, or better).
-    artefact: it does, but its own baseline reaches that number too, or the honest protocol is
-    clearly worse than its baseline. reproduced: it is clearly better. undecided: neither is shown.
+    artefact: by the seed's protocol the baseline reaches its number (within TOLERANCE, or better),
+    so that the number shows nothing, whether or not it comes out; or it does come out, and the
+    honest protocol is clearly worse than its own baseline. not reproduced: the seed's protocol does
+    not give its number. reproduced: the honest one is clearly better. undecided: neither is shown.
     """
-    if not reaches(seed, protocol.mean, better):
-        return NOT_REPRODUCED
     if reaches(seed, protocol.baseline, better):
         return ARTEFACT
+    if not reaches(seed, protocol.mean, better):
+        return NOT_REPRODUCED
     return Difference(honest.above_baseline(), better, against=ARTEFACT)
 
 
@@ -144,32 +152,42 @@ def reaches(seed: float, value: float, better: str) -> bool:
 
 
 def exactly(seed: float, found: Measurement, *, trivial: bool = False) -> str:
-    """For counts: reproduced within TOLERANCE. trivial: the baseline is a method without
-    understanding, and where it has that number too, or more, the claim is an artefact."""
-    if abs(found.mean - seed) > TOLERANCE * abs(seed):
-        return NOT_REPRODUCED
-    return ARTEFACT if trivial and reaches(seed, found.baseline, "higher") else REPRODUCED
+    """For counts: reproduced within TOLERANCE. trivial: the baseline is a method that has its
+    number by construction; where that is the seed's number, or more, it shows nothing, whether or
+    not it comes out."""
+    if trivial and reaches(seed, found.baseline, "higher"):
+        return ARTEFACT + BY_CONSTRUCTION
+    return REPRODUCED if is_near(seed, found.mean) else NOT_REPRODUCED
+
+
+def is_near(seed: float, value: float) -> bool:
+    """Whether a value is the seed's number within TOLERANCE."""
+    return abs(value - seed) <= TOLERANCE * abs(seed)
 
 
 def entry(metric: str, definition: str, honest: Measurement | None, *, verdict: str | Difference,
           seed: float = math.nan, protocol: Measurement | None = None,
-          page: str = "") -> dict | None:
+          page: str = "", learned: bool = True) -> dict | None:
     """A row of the audit's table without id, claim and direction; None where nothing was measured.
 
+    honest: None where only the seed's protocol is; n, seeds and what follows are then of that.
     page: where it is shown; by default that of the first table's stage, or of the ablations.
+    learned: whether it depends on what was trained.
     """
-    if honest is None:
+    shown = honest or protocol
+    if shown is None:
         return None
-    low, high = honest.bounds
-    is_ablated = any("." in source.variant for source in honest.sources)
-    paths = honest.paths + (protocol.paths if protocol else [])
+    low, high = shown.bounds
+    is_ablated = any("." in source.variant for source in shown.sources)
+    paths = shown.paths + (protocol.paths if protocol else [])
     return {"metric": metric, "definition": definition, "seed_value": seed,
             "ours_seed_protocol": protocol.mean if protocol else math.nan,
             "protocol_baseline": protocol.baseline if protocol else math.nan,
-            "ours_honest": honest.mean, "baseline": honest.baseline, "n": len(honest.values),
-            "seeds": " ".join(f"{value:.4g}" for value in honest.values),
-            "ci_low": low, "ci_high": high, "trained": honest.trained, "verdict": verdict,
-            "profile": honest.profile, "device": honest.device,
+            "ours_honest": honest.mean if honest else math.nan,
+            "baseline": honest.baseline if honest else math.nan, "n": len(shown.values),
+            "seeds": " ".join(f"{value:.4g}" for value in shown.values),
+            "ci_low": low, "ci_high": high, "trained": shown.trained if learned else math.nan,
+            "verdict": verdict, "profile": shown.profile, "device": shown.device,
             "evidence": " ".join(dict.fromkeys(paths)),
             "notebook": page or ("report/ablations" if is_ablated
-                                 else NOTEBOOKS[honest.sources[0].stage])}
+                                 else NOTEBOOKS[shown.sources[0].stage])}

@@ -5,16 +5,19 @@ The README and the book's first page have a short table; the book's page measure
 
 from __future__ import annotations
 
+import json
+import math
 from collections import namedtuple
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hd import config
 from hd.ablations import COMPARED
-from hd.audit import claims, wording
-from hd.audit.evidence import devices_and_commits
+from hd.audit import claims, verdicts, wording
+from hd.audit.evidence import Tables, devices_and_commits
 from hd.config import GAMES, InputError
 from hd.patches import SIDE
 from hd.report import findings, reference
@@ -176,13 +179,12 @@ def abstract(results_dir=None) -> str:
                       f"{number(best)})")
         records += own
         minutes += [record["made_seconds"] / 60 for record in own]
-    cfg, beating = records[0]["config"], _policies_that_beat_random(root)
+    cfg = records[0]["config"]
     return "\n".join([
         "Can a few code numbers carry a game well enough to dream it, and to learn playing in the "
         f"dream? We rebuilt a project that says so and audited its {sum(counted.values())} claims: "
         + ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
-        + f". Of {len(beating)} policies that were trained in its dreams alone, {sum(beating)} "
-        "beat random play. What plays uses the same kind of codes otherwise: "
+        + f". {_that_only_dreamed(root)}What plays uses the same kind of codes otherwise: "
         f"{cfg['num_levels']} levels of codes at each of {(SIDE // cfg['patch']) ** 2} places of "
         "the picture, a small world model, and a policy that practises in its dreams while it "
         f"plays. In {min(minutes):.0f} to "
@@ -192,40 +194,54 @@ def abstract(results_dir=None) -> str:
 
 def standing(results_dir=None) -> str:
     """Markdown, a paragraph for the book's first page: in each game, of how many seeds the mean
-    return is, whose it is above and below, and whose lies in its interval over the last policy's
-    episodes or between its seeds; a line where no agent is published."""
+    return is, and whose interval it is above, below, and level with: of ours over the last policy's
+    episodes, or from the least seed to the greatest, of theirs over seeds where that is known; a
+    line where no agent is published."""
     root, parts = Path(results_dir or ROOT / "results"), []
     for game, (profile, name) in agents_of(root).items():
         table = fresh_or_published(root, profile, "agent", name)
         (row,) = _of_metric(table, "real_return").to_dict("records")
         low, high = over_episodes(table) if row["n"] == 1 else (min(row["seeds"]),
                                                                 max(row["seeds"]))
-        others = {"random play": row["baseline"], **{
-            short.replace("Human", "people"): reference.anchor("atari100k", method, TITLES[game])
-            for method, short in PUBLISHED.items()}}
-        level = [name for name, score in others.items() if low <= score <= high]
-        above = [name for name, score in others.items() if score < low]
-        below = [name for name, score in others.items() if score > high]
+        others = {"random play": (row["baseline"], row["baseline"]), **{
+            short.replace("Human", "people"): reference.anchor_interval(
+                "atari100k", method, TITLES[game]) for method, short in PUBLISHED.items()}}
+        above = [name for name, (_, most) in others.items() if most < low]
+        below = [name for name, (least, _) in others.items() if high < least]
+        level = [name for name in others if name not in above + below]
         parts.append(f"{TITLES[game]} ({row['n']} seed{'s' * (row['n'] > 1)}): " + ", ".join(
             f"{word} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}" for word,
             names in (("above", above), ("level with", level), ("below", below)) if names))
     if not parts:
         return NOTHING
-    return (f"{'. '.join(parts)}. *Level*: their mean lies in the interval over our last policy's "
-            "episodes or, of several seeds, between them.")
+    return (f"{'. '.join(parts)}. *Level*: the intervals meet, ours over our last policy's "
+            "episodes or, of several seeds, from the least to the greatest, theirs over seeds "
+            f"where we know it. Fewer than {FEWEST_SEEDS} seeds show a direction.")
 
 
-def _policies_that_beat_random(root: Path) -> list[bool]:
-    """Of each game of each published table of a policy that only dreamed: whether the interval of
-    its return over episodes is above random play."""
-    found = []
+def _that_only_dreamed(root: Path) -> str:
+    """How many of the published policies that were trained in dreams alone beat random play by the
+    interval over episodes, a game of a table each, and how far they and their world models were
+    trained; empty where there is none."""
+    beating, updates, shares = [], [], []
     for path in sorted(root.glob("*/policy/*.csv")):
-        if path.with_suffix(".json").exists():
-            table = pd.read_csv(path).set_index(["metric", "game"])
-            for game, row in table.loc["real_return"].iterrows():
-                low = table.loc[(named("real_return", "ci_low"), game), "value"]
-                found.append(bool(low > row["baseline"]))
-    return found
+        if not path.with_suffix(".json").exists():
+            continue
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        updates.append(record["config"]["num_steps"])
+        tables = Tables(record["profile"], root)
+        table = pd.read_csv(path).set_index(["metric", "game"])
+        for game, row in table.loc["real_return"].iterrows():
+            low = table.loc[(named("real_return", "ci_low"), game), "value"]
+            beating.append(bool(low > row["baseline"]))
+            found = tables.find("policy", "real_return", record["variant"], game=game)
+            shares.append(found.trained if found else math.nan)
+    if not beating:
+        return ""
+    model = "" if np.isnan(shares).all() else (
+        f" in world models of at most {verdicts.share(np.nanmax(shares))} of the seed's training")
+    return (f"Of {len(beating)} policies that were trained in dreams alone, by at most "
+            f"{number(max(updates), 6)} updates{model}, {sum(beating)} beat random play. ")
 
 
 def _agents(root: Path) -> str:

@@ -264,14 +264,16 @@ def transfer(results_dir) -> str:
                      f"is played {_made_by(codes)}; a code that tells all of them is of one game "
                      "alone, and there is nothing to share.")
     found = gains(results_dir)
+    found = found[found["step"] > 0]  # before its first step a model from scratch knows nothing
     if len(found):
-        first, last = found["step"].min(), found["step"].max()
         saved = found.groupby(["step", "levels"])["value"].mean().map(number)
-        texts = [f"with {levels} {saved[first, levels]} nats a code before the first step of a new "
-                 f"game, {saved[last, levels]} after {number(last)} steps"
-                 for levels in found["levels"].unique()]
-        parts.append(f"Pre-training on the two other games saves, {'; '.join(texts)}: the mean "
-                     f"over games {_made_by(largest(results_dir, 'transfer'))}.")
+        texts = [f"with {levels} " + ", ".join(f"{saved[step, levels]} nats a code after "
+                                               f"{number(step)} steps of a new game"
+                                               for step in sorted(own["step"].unique()))
+                 for levels, own in found.groupby("levels", sort=False)]
+        parts.append(f"Pre-training on the two other games saves, {'; '.join(texts)}, beside the "
+                     "same model from scratch: the mean over games "
+                     f"{_made_by(largest(results_dir, 'transfer'))}.")
     return " ".join(parts) or NOTHING
 
 
@@ -387,10 +389,12 @@ def returns_of_agents(results_dir) -> dict[str, float]:
 OF_AGENTS = tuple(name for name, one in ABLATIONS.items() if one.measure == "agent")
 ARMS = {  # what an arm of OF_AGENTS does otherwise than base, in words
     "one_level": "one level of codes", "product": "as many bits, but no levels",
-    "places_9": "9 places", "one_place": "one place for the whole picture",
+    "places_9": "9 places, so fewer bits",
+    "one_place": "one place for the whole picture, so fewer bits",
     "prefill": "a model of random play alone", "uniform": "steps drawn evenly",
     "unmoved": "frames are not moved", "model_free": "no world model (DQN)",
     "others": "starts from two other games", "falling": "rates that fall to zero",
+    "all_steps": "that, over all the benchmark's steps",
     "moved": "codes fitted to moved frames too", "more": "that, and more codes",
     "fine": "that, more codes of smaller places", "muon": "a model that learns by Muon",
     "hidden": "a model with hidden layers at each place", "both": "that, and by Muon"}

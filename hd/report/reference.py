@@ -38,6 +38,14 @@ def anchor(section: str, method: str, metric: str) -> float:
     return float(table.loc[(section, method, metric), "value"])
 
 
+def anchor_interval(section: str, method: str, metric: str) -> tuple[float, float]:
+    """The 95% interval over seeds beside one number of anchors.csv, as published or recomputed; the
+    number twice where there is none. Raises KeyError where it has no number."""
+    table = pd.read_csv(FOLDER / "anchors.csv").set_index(["section", "method", "metric"])
+    row = table.loc[(section, method, metric)]
+    return tuple(row[["ci_lo", "ci_hi"]].fillna(row["value"]).astype(float))
+
+
 def seed_value(claim: str, metric: str) -> float:
     """The number that the seed document prints for a claim (its last epoch's); nan for words only.
 
