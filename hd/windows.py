@@ -104,8 +104,9 @@ class Windows:
         return np.array(stated) / sum(stated)
 
     def held_out(self, game: str = "all", *, part: str = "test") -> np.ndarray:
-        """First rows of windows that tile the episodes of a part, "test" or "val"; the seed's
-        split holds out a random share of all other windows, whatever the part.
+        """First rows of windows that follow each other from the start of each episode of a part,
+        "test" or "val", what is left after the last whole one being in none; the seed's split holds
+        out a random share of all other windows, whatever the part.
 
         Raises InputError where there is none.
         """

@@ -79,7 +79,7 @@ def _geometry(t: Tables, claim: str, metric: str, *, better: str,
                 protocol, words = beside_best(protocol, {
                     "untrained encoder": None, "the pixels as they are": t.find(
                         "encoder", named(f"seed_{metric}", "pixels"), variant, game=game)}, better)
-                beside = "" if words == "untrained encoder" else f", by the seed's protocol {words}"
+                beside = "" if words == "untrained encoder" else f"; by the seed's protocol {words}"
                 yield entry(f"{metric}, {where}, {frames}", f"{definition}{beside}", honest,
                             seed=seed, protocol=protocol,
                             verdict=judge(seed, protocol=protocol, honest=honest, better=better))
