@@ -12,6 +12,8 @@ from hd.config import GAMES, InputError
 from hd.report.tables import (
     TITLES,
     best_baselines,
+    device_of,
+    listed,
     load_with_record,
     number,
     summarise,
@@ -29,7 +31,8 @@ def arms(ablation: str, profile: str, *, stage: str = "",
          results_dir: Path | None = None) -> pd.DataFrame:
     """The tables of base and of every published arm, one long table; empty without any arm.
 
-    stage: that which the ablation measures, or another. An ablation that was run on one game alone
+    Beside the columns of a table is the device of each. stage: that which the ablation measures, or
+    another. An ablation that was run on one game alone
     is found under that game. Base is left out where it was judged on another split than the arms,
     and of its seeds those that no arm has.
     """
@@ -47,8 +50,8 @@ def arms(ablation: str, profile: str, *, stage: str = "",
 
 
 def _tables(root: Path, profile: str, stage: str, name: str) -> list[pd.DataFrame]:
-    return [load_with_record(path)[0]
-            for path in tables_of(root / profile / stage, name)]
+    found = (load_with_record(path) for path in tables_of(root / profile / stage, name))
+    return [table.assign(device=device_of(record)) for table, record in found]
 
 
 def _judged_on(table: pd.DataFrame) -> set[str]:
@@ -93,25 +96,30 @@ def compared(ablation: str, profile: str, *, results_dir: Path | None = None) ->
 def differences(ablations: Iterable[str], profile: str, metric: str, *,
                 results_dir: Path | None = None) -> pd.DataFrame:
     """How far arms are from base in one metric, seed by seed: a row per arm and game with ablation,
-    arm, game, values and gaps (by seed), n (seeds that both have), mean of the gaps, low and high
-    (95% interval by t) and p (corrected by Holm's method over all rows; NaN where seeds are too
-    few). The largest mean first; empty without any arm."""
+    arm, game, device (its own where that is not base's, else ""), values and gaps (by seed), n
+    (seeds that both have), mean of the gaps, low and high (95% interval by t) and p (corrected by
+    Holm's method over all rows; NaN where seeds are too few). The largest mean first; empty without
+    any arm."""
     rows = []
     for name in ablations:
         found = arms(name, profile, results_dir=results_dir)
         found = found[found["metric"] == metric] if len(found) else found
         for game, own in found.groupby("game") if len(found) else ():
             wide = own.pivot_table(index="seed", columns="variant", values="value")
+            devices = own.groupby("variant")["device"].agg(listed)
             if "base" not in wide:  # see arms
                 continue
             for variant in wide.columns.drop("base"):
                 gaps = (wide[variant] - wide["base"]).dropna()
                 low, high = interval_over_seeds(gaps)
+                other = devices[variant] != devices["base"]
                 rows.append({"ablation": name, "arm": variant.removeprefix(f"{name}."),
-                             "game": game, "values": wide[variant].dropna().to_dict(),
+                             "game": game, "device": devices[variant] if other else "",
+                             "values": wide[variant].dropna().to_dict(),
                              "gaps": gaps.to_dict(), "n": len(gaps), "mean": gaps.mean(),
                              "low": low, "high": high, "p": p_value(gaps)})
-    columns = ["ablation", "arm", "game", "values", "gaps", "n", "mean", "low", "high", "p"]
+    columns = ["ablation", "arm", "game", "device", "values", "gaps", "n", "mean", "low", "high",
+               "p"]
     table = pd.DataFrame(rows, columns=columns)
     table["p"] = corrected(table["p"])
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)

@@ -428,7 +428,8 @@ def agents_need(profile: str, results_dir=None, *, brief: bool = False) -> str:
               ("no clear difference", found[~firm & (found["n"] >= FEWEST_SEEDS)]),
               (f"fewer than {FEWEST_SEEDS} seeds, a direction", found[found["n"] < FEWEST_SEEDS]))
     parts = [f"{words.capitalize()}: " + "; ".join(
-        f"{row['words']} {row['mean']:+.1f}{_bounds(row)}" for row in own.to_dict("records"))
+        f"{row['words']}{row['device'] and ' (on ' + row['device'] + ')'} {row['mean']:+.1f}"
+        f"{_bounds(row)}" for row in own.to_dict("records"))
         for words, own in groups[:3 if brief else 4] if len(own)]
     return (f"After {number(records[0]['config']['num_steps'], 6)} steps of Pong the agent as it "
             f"is scores {number(base.mean())}, random play {number(found.attrs['chance'])} "
