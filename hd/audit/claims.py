@@ -566,7 +566,8 @@ def returns(variants: dict[str, str]) -> Callable[[Tables], Rows]:
             yield entry(f"real_return, {variants[variant]}, {variant}", "mean unclipped return of "
                         "whole real episodes at the final checkpoint, sticky 0; baseline: random "
                         "play from the same starts; a seed beats it whose interval over episodes "
-                        "lies above", measured, verdict=_beside_random(measured, low))
+                        "lies above its mean, which is taken as exact", measured,
+                        verdict=_beside_random(measured, low))
         if any(found.values()):
             for player in ("tracker", "ram_policy"):
                 name = named("real_return", player)
