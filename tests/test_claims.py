@@ -146,7 +146,8 @@ def test_where_there_is_nothing_a_claim_of_many_rows_gets_a_verdict_in_one_case_
      "provisional, not reproduced after 0.2% of the seed's training examples"),
     (verdicts.REPRODUCED, 0.5, "provisional, reproduced after 50% of the seed's training examples"),
     (verdicts.REPRODUCED, 1.0, verdicts.REPRODUCED),
-    (verdicts.REPRODUCED, math.nan, verdicts.REPRODUCED),
+    (verdicts.REPRODUCED, math.nan,
+     "provisional, reproduced; how far it was trained is not published"),
     (verdicts.ARTEFACT, 0.002, verdicts.ARTEFACT),  # the untrained baseline reaches it
     (verdicts.NOT_REPRODUCED + verdicts.BY_CONSTRUCTION, 0.002,
      verdicts.NOT_REPRODUCED + verdicts.BY_CONSTRUCTION)])
@@ -154,6 +155,13 @@ def test_what_less_training_than_the_seeds_decides_is_provisional(verdict, train
     row = {"verdict": verdict, "trained": trained}
     assert verdicts.settled([dict(row)], needs_training=True)[0]["verdict"] == expected
     assert verdicts.settled([dict(row)], needs_training=False)[0]["verdict"] == verdict
+
+
+def test_what_a_poor_model_would_decide_says_after_how_much_training():
+    row = {"verdict": verdicts.Difference(found(UP), "higher", poor="it is poor"), "trained": 0.01}
+    assert verdicts.settled([row], needs_training=True)[0]["verdict"] == (
+        "undecided, it is poor; the difference alone: reproduced after 1% of the seed's training "
+        "examples")
 
 
 def test_a_difference_on_less_training_is_provisional_whatever_it_shows():
@@ -384,7 +392,8 @@ def test_held_out_loss_above_training_loss_is_undecided_on_one_seed(tmp_path, mo
 
 @pytest.mark.parametrize(("counted", "verdict"), [
     (0.1, "provisional, reproduced after"),
-    (0.7, "undecided, the model is no better than counting; the difference alone: reproduced"),
+    (0.7, "undecided, the model is no better than counting; the difference alone: "
+     "reproduced after"),
     (0.55, "undecided, the model is no better than counting")])
 def test_levels_are_compared_only_where_the_model_beats_counting(tmp_path, monkeypatch, counted,
                                                                  verdict):

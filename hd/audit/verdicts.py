@@ -19,6 +19,7 @@ TOO_FEW = f"where {FEWEST_SEEDS} are needed"  # ends a verdict that lacks seeds
 PROVISIONAL = "provisional"  # on less training than the seed's
 FIRST, UNTESTED = "first measured here", "cannot be tested here, because "
 BY_CONSTRUCTION = ", by construction"
+ALONE = "; the difference alone: "  # what it would decide, were the models good enough
 TOLERANCE = 0.1  # of the seed's number: what counts as the same number
 ENOUGH = 0.9  # of the examples that the seed trained on
 NOTEBOOKS = {"encoder": "report/representation", "tokenizer": "report/representation",
@@ -71,7 +72,7 @@ class Difference:
             alone = self.clear if is_better else self.against
         if not self.poor:
             return alone
-        told = "" if alone.startswith(UNDECIDED) else f"; the difference alone: {alone}"
+        told = "" if alone.startswith(UNDECIDED) else f"{ALONE}{alone}"
         return f"{UNDECIDED}, {self.poor}{told}"
 
 
@@ -115,11 +116,13 @@ def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
     for row, p in zip(open_ones, p_values):
         row |= {"verdict": row["verdict"].verdict(p), "direction": row["verdict"].direction}
     for row in rows:
-        decided = row["verdict"] in (REPRODUCED, ARTEFACT, NOT_REPRODUCED)
-        is_short = needs_training and row["trained"] < ENOUGH
-        if decided and is_short and not row["is_final"]:
-            row["verdict"] = (f"{PROVISIONAL}, {row['verdict']} after {share(row['trained'])} of "
-                              "the seed's training examples")
+        is_short = needs_training and not row["trained"] >= ENOUGH and not row["is_final"]
+        after = "" if not is_short else "; how far it was trained is not published" if math.isnan(
+            row["trained"]) else f" after {share(row['trained'])} of the seed's training examples"
+        if row["verdict"] in (REPRODUCED, ARTEFACT, NOT_REPRODUCED) and is_short:
+            row["verdict"] = f"{PROVISIONAL}, {row['verdict']}{after}"
+        elif ALONE in row["verdict"]:
+            row["verdict"] += after
         del row["is_final"]
     return rows
 

@@ -325,7 +325,8 @@ def _comparison(profile: str, cells: list[Cell], page: str) -> str:
         *lines, "", f"Each cell: the mean, the seeds one by one (from {FEWEST_SEEDS} on a 95% "
         "interval), and in brackets the best trivial baseline; bold where all of an interval is "
         f"above it. F1 is of standardised features ([why it matters]({page})). Each variant has "
-        f"codes of its own. {_said_of_splits({cell.split for cell in cells})} "
+        "codes, sizes and lengths of training of its own. "
+        f"{_said_of_splits({cell.split for cell in cells})} "
         f"Seeds: of {', of '.join(COMPARED)}. "
         + " ".join(_made_of(variant, cells) for variant in COMPARED)]).rstrip()
 
