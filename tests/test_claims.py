@@ -187,14 +187,9 @@ def test_a_number_is_the_seeds_where_all_of_its_interval_is_near(values, verdict
     assert settled(verdicts.SameNumber(found(values), 0.003)) == verdict
 
 
-def test_a_verdict_that_stands_instead_keeps_the_direction_and_is_not_corrected_for():
-    rows = [{"verdict": verdicts.Difference(found(UP), "higher", instead=text), "trained": math.nan}
-            for text in ("undecided, another reason", "", "")]
-    rows[1]["verdict"] = verdicts.Difference(found([0.1, 0.4, 0.2, 0.3, 0.05]), "higher")
-    told = verdicts.settled(rows, needs_training=False)
-    assert (told[0]["verdict"], told[0]["direction"]) == ("undecided, another reason",
-                                                          "higher in 5 of 5")
-    assert told[1]["verdict"] == told[2]["verdict"] == verdicts.REPRODUCED
+def test_a_poor_model_keeps_the_direction_which_only_the_claims_way_has():
+    row = {"verdict": verdicts.Difference(found(UP), "higher", poor="it is"), "trained": math.nan}
+    assert verdicts.settled([row], needs_training=False)[0]["direction"] == "higher in 5 of 5"
     gap = verdicts.Difference(found(UP), "higher", clear=verdicts.ARTEFACT)
     assert gap.direction == "", "higher is not the claim's way"
 

@@ -36,8 +36,7 @@ class Difference:
     neither can be shown, which is evidence for neither, and on fewer than FEWEST_SEEDS: then there
     is a direction and no verdict. `settled` decides, since all differences of a claim are
     corrected together. poor: why what was trained is too poor to decide, whatever the difference;
-    what that would decide is told beside it. instead: a verdict that stands whatever the
-    difference; such a row is none of those that are corrected.
+    what that would decide is told beside it.
     """
 
     gap: Measurement
@@ -45,11 +44,10 @@ class Difference:
     clear: str = REPRODUCED
     against: str = NOT_REPRODUCED
     poor: str = ""
-    instead: str = ""
 
     @property
     def p(self) -> float:
-        return math.nan if self.instead else p_value(self.gap.values)
+        return p_value(self.gap.values)
 
     @property
     def direction(self) -> str:
@@ -61,8 +59,6 @@ class Difference:
         return f"{self.better} in {agree.sum()} of {len(values)}"
 
     def verdict(self, corrected_p: float) -> str:
-        if self.instead:
-            return self.instead
         if math.isnan(corrected_p):
             alone = _too_few(self.gap)
         elif corrected_p >= SIGNIFICANT:
