@@ -195,7 +195,7 @@ def single_level(t: Tables) -> Rows:
         if protocol := t.find("tokenizer", metric, "sticky.v5"):
             protocol = protocol.map(lambda x, k=scale: k * x)
         counter = 1 - 1 / COUNTED_STEPS if metric == "l0_repeat_rate" else 256
-        honest, protocol = (one and replace(one, baselines=one.values * 0 + counter)
+        honest, protocol = (one and replace(one, baselines=one.values.map(lambda _, x=counter: x))
                             for one in (honest, protocol))
         yield entry(name, "one level of 256 codes (level 0), held-out episodes of three games; "
                     "seed's column: sticky 0.25; baseline: a code that counts time, another every "
@@ -302,13 +302,11 @@ def joint_codebook(t: Tables) -> Rows:
     """C12."""
     found = t.find("tokenizer", "l0_usage")
     if found:
-        seed = reference.seed_value("C12", "codes_used_joint")
+        seed, codes = reference.seed_value("C12", "codes_used_joint"), found.map(lambda x: 256 * x)
         yield entry("codes_used_joint", "codes of level 0 that occur in held-out episodes of any "
                     "game; of the tokenizers of C09, whose first level C07 is about too; not "
                     "tested: whether two epochs are enough; baseline: random codes, by "
-                    "construction",
-                    found.map(lambda x: 256 * x), seed=seed,
-                    verdict=exactly(seed, found.map(lambda x: 256 * x), trivial=True))
+                    "construction", codes, seed=seed, verdict=exactly(seed, codes, trivial=True))
     for game in ("all", *GAMES):
         found = t.find("tokenizer", "l0_perplexity", game=game)
         if found:

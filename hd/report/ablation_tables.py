@@ -32,9 +32,8 @@ def arms(ablation: str, profile: str, *, stage: str = "",
     """The tables of base and of every published arm, one long table; empty without any arm.
 
     Beside the columns of a table is the device of each. stage: that which the ablation measures, or
-    another. An ablation that was run on one game alone
-    is found under that game. Base is left out where it was judged on another split than the arms,
-    and of its seeds those that no arm has.
+    another. An ablation that was run on one game alone is found under that game. Base is left out
+    where it was judged on another split than the arms, and of its seeds those that no arm has.
     """
     chosen, root = ABLATIONS[ablation], Path(results_dir or ROOT / "results")
     stage, tables = stage or chosen.measure, []

@@ -394,7 +394,7 @@ ARMS = {  # what an arm of OF_AGENTS does otherwise than base, in words
     "prefill": "a model of random play alone", "uniform": "steps drawn evenly",
     "unmoved": "frames are not moved", "model_free": "no world model (DQN)",
     "others": "starts from two other games", "falling": "rates that fall to zero",
-    "all_steps": "that, over all the benchmark's steps",
+    "all_steps": "rates that fall over all the benchmark's steps",
     "moved": "codes fitted to moved frames too", "more": "that, and more codes",
     "fine": "that, more codes of smaller places", "muon": "a model that learns by Muon",
     "hidden": "a model with hidden layers at each place", "both": "that, and by Muon"}
