@@ -65,7 +65,9 @@ NOTHING_SHOWN = f"{verdicts.UNDECIDED}, no difference shown by 5 seeds"
     [
         ([0.26], [0.60], MANY, 0.60, verdicts.REPRODUCED),
         ([0.20], [0.60], MANY, 0.60, verdicts.REPRODUCED),  # better than the seed
-        ([0.40], [0.60], MANY, 0.60, verdicts.NOT_REPRODUCED),
+        ([0.40, 0.41, 0.39, 0.40, 0.42], [0.60] * 5, MANY, 0.60, verdicts.NOT_REPRODUCED),
+        ([0.40], [0.60], MANY, 0.60, TOO_FEW.format("1 seed")),  # one rule for few seeds
+        ([0.10, 0.60, 0.50, 0.20, 0.50], [0.70] * 5, MANY, 0.60, "undecided, near its number"),
         ([0.26], [0.60], MANY, 0.20, verdicts.ARTEFACT),  # worse than the baseline
         ([0.26], [0.28], MANY, 0.60, verdicts.ARTEFACT),  # the baseline reaches it too
         ([0.40], [0.28], MANY, 0.60, verdicts.ARTEFACT),  # the baseline alone reaches it
@@ -96,7 +98,9 @@ def test_where_higher_is_better_everything_is_mirrored():
     poor = found([0.4, 0.42, 0.41, 0.4, 0.4], [0.5] * 5)
     assert settled(verdicts.judge(0.85, honest=good, **high)) == verdicts.REPRODUCED
     assert settled(verdicts.judge(0.85, honest=poor, **high)) == verdicts.ARTEFACT
-    assert verdicts.judge(1.85, honest=good, **high) == verdicts.NOT_REPRODUCED
+    far = found([0.9, 0.91, 0.89, 0.9, 0.92], [0.5] * 5)
+    missed = verdicts.judge(1.85, honest=good, protocol=far, better="higher")
+    assert settled(missed) == verdicts.NOT_REPRODUCED
 
 
 UP = [0.2, 0.3, 0.25, 0.2, 0.3]
@@ -125,7 +129,10 @@ RULES = {  # how the differences of claims become verdicts
         better="lower"),
     "two splits": lambda rng: verdicts.Difference(
         found(rng.normal(size=5)) - found(rng.normal(size=5)), "higher", clear=verdicts.ARTEFACT,
-        against=verdicts.REPRODUCED)}
+        against=verdicts.REPRODUCED),
+    "a number, or better": lambda rng: verdicts.SameNumber(
+        found(rng.normal(1.1, 0.01, 5)), 1.0, "lower"),
+    "a number": lambda rng: verdicts.SameNumber(found(rng.normal(0.9, 0.01, 5)), 1.0)}
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -185,6 +192,18 @@ def test_a_count_is_reproduced_within_a_tenth():
     ([0.0030] * 4, TOO_FEW.format("4 seeds"))])
 def test_a_number_is_the_seeds_where_all_of_its_interval_is_near(values, verdict):
     assert settled(verdicts.SameNumber(found(values), 0.003)) == verdict
+
+
+@pytest.mark.parametrize(("better", "values", "verdict", "direction"), [
+    ("", [0.5, 0.51, 0.5, 0.49, 0.5], verdicts.NOT_REPRODUCED, "reached in 0 of 5"),
+    ("lower", [0.5, 0.51, 0.5, 0.49, 0.5], verdicts.REPRODUCED, "reached in 5 of 5"),
+    ("higher", [0.5, 0.51, 0.5, 0.49, 0.5], verdicts.NOT_REPRODUCED, "reached in 0 of 5"),
+    ("higher", [0.95, 0.8, 1.2, 0.6, 0.99], "undecided, near its number", "reached in 3 of 5"),
+    ("higher", [0.5, 2.0], TOO_FEW.format("2 seeds"), "reached in 1 of 2")])
+def test_a_number_may_be_reached_from_one_side(better, values, verdict, direction):
+    row = {"verdict": verdicts.SameNumber(found(values), 1.0, better), "trained": math.nan}
+    row = verdicts.settled([row], needs_training=False)[0]
+    assert (row["verdict"], row["direction"]) == (verdict, direction)
 
 
 def test_a_poor_model_keeps_the_direction_which_only_the_claims_way_has():
@@ -338,9 +357,10 @@ def test_players_to_compare_with_never_lead_a_claim_and_do_not_stand_alone(tmp_p
     assert table.loc["C24", "ours_honest"].tolist() == [-19.0, 20.0, 20.0]
 
 
-@pytest.mark.parametrize(("overlapping", "honest"), [(0.998, 0.5), (0.95, 0.5)])
+@pytest.mark.parametrize(("overlapping", "honest", "decided"), [
+    (0.998, 0.5, "artefact"), (0.95, 0.5, "not reproduced")])  # twenty times the seed's errors
 def test_windows_against_episodes_is_undecided_on_one_seed(tmp_path, monkeypatch, overlapping,
-                                                          honest):
+                                                          honest, decided):
     def saved(split, value, seed):
         copied = metrics.named("l0_accuracy", "repeat_last")
         return save(tmp_path, [runs.row("l0_accuracy", value, game="pong"),
@@ -354,14 +374,11 @@ def test_windows_against_episodes_is_undecided_on_one_seed(tmp_path, monkeypatch
 
     saved("windows", overlapping, 0)
     root = saved("episodes", honest, 0)
-    if overlapping < 0.99:  # twenty times the seed's errors
-        assert verdict(root).startswith("provisional, not reproduced")
-        return
     assert verdict(root) == TOO_FEW.format("1 seed")
     for seed in range(1, 5):
         saved("windows", overlapping, seed)
         saved("episodes", honest + 0.01 * seed, seed)
-    assert verdict(root).startswith("provisional, artefact")
+    assert verdict(root).startswith(f"provisional, {decided}")
 
 
 @pytest.mark.parametrize(("split", "decided"), [

@@ -74,22 +74,41 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class SameNumber:
-    """A verdict on whether a mean over seeds is a number: reproduced where all of its 95% interval
-    is within TOLERANCE of it, not reproduced where none of it is, else undecided."""
+    """A verdict on whether a mean over seeds is a number within TOLERANCE, or, with better "higher"
+    or "lower", that or better: reproduced where it clearly is by Student's t, not reproduced where
+    it clearly is not; else undecided, as for a Difference."""
 
     found: Measurement
     number: float
-    p = math.nan
-    direction = ""
+    better: str = ""
 
-    def verdict(self, _: float) -> str:
-        low, high = self.found.bounds
-        if math.isnan(low):
+    @property
+    def _limits(self) -> tuple[float, float]:
+        """The least and the most that is still the number."""
+        reach = TOLERANCE * abs(self.number)
+        return (-math.inf if self.better == "lower" else self.number - reach,
+                math.inf if self.better == "higher" else self.number + reach)
+
+    @property
+    def p(self) -> float:
+        """Of the limit that is the harder to tell from: inside both have to be, outside the nearer
+        one."""
+        return max(p_value(self.found.values - limit)
+                   for limit in self._limits if math.isfinite(limit))
+
+    @property
+    def direction(self) -> str:
+        """In how many seeds the number is reached."""
+        values, (least, most) = self.found.values, self._limits
+        return f"reached in {values.between(least, most).sum()} of {len(values)}"
+
+    def verdict(self, corrected_p: float) -> str:
+        if math.isnan(corrected_p):
             return _too_few(self.found)
-        least, most = ((1 + sign * TOLERANCE) * self.number for sign in (-1, 1))
-        if least <= low and high <= most:
-            return REPRODUCED
-        return NOT_REPRODUCED if high < least or most < low else f"{UNDECIDED}, near its number"
+        if corrected_p >= SIGNIFICANT:
+            return f"{UNDECIDED}, near its number"
+        least, most = self._limits
+        return REPRODUCED if least <= self.found.mean <= most else NOT_REPRODUCED
 
 
 def _too_few(found: Measurement) -> str:
@@ -98,8 +117,8 @@ def _too_few(found: Measurement) -> str:
 
 
 def settled(rows: list[dict], *, needs_training: bool) -> list[dict]:
-    """The rows of one claim at one profile with their differences decided, corrected together by
-    Holm's method, and their direction beside them.
+    """The rows of one claim at one profile with their differences, also those from a number,
+    decided and corrected together by Holm's method, and their direction beside them.
 
     needs_training: what less training than the seed's decides is provisional; an artefact that a
     rule states without a difference is not, as a baseline that needs no training shows it.
@@ -129,18 +148,19 @@ def share(trained: float) -> str:
 
 
 def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: str
-          ) -> str | Difference:
+          ) -> str | Difference | SameNumber:
     """A claim that has a number, by the seed's protocol and by an honest one.
 
     artefact: by the seed's protocol the baseline reaches its number (within TOLERANCE, or better),
     so that the number shows nothing, whether or not it comes out; or it does come out, and the
-    honest protocol is clearly worse than its own baseline. not reproduced: the seed's protocol does
-    not give its number. reproduced: the honest one is clearly better. undecided: neither is shown.
+    honest protocol is clearly worse than its own baseline. not reproduced: by the seed's protocol
+    its number clearly does not come out. reproduced: the honest one is clearly better. undecided:
+    none of these is shown.
     """
     if reaches(seed, protocol.baseline, better):
         return ARTEFACT
     if not reaches(seed, protocol.mean, better):
-        return NOT_REPRODUCED
+        return SameNumber(protocol, seed, better)
     return Difference(honest.above_baseline(), better, against=ARTEFACT)
 
 
@@ -164,9 +184,10 @@ def is_near(seed: float, value: float) -> bool:
     return abs(value - seed) <= TOLERANCE * abs(seed)
 
 
-def entry(metric: str, definition: str, honest: Measurement | None, *, verdict: str | Difference,
-          seed: float = math.nan, protocol: Measurement | None = None,
-          page: str = "", learned: bool = True) -> dict | None:
+def entry(metric: str, definition: str, honest: Measurement | None, *,
+          verdict: str | Difference | SameNumber, seed: float = math.nan,
+          protocol: Measurement | None = None, page: str = "", learned: bool = True
+          ) -> dict | None:
     """A row of the audit's table without id, claim and direction; None where nothing was measured.
 
     honest: None where only the seed's protocol is; n, seeds and what follows are then of that.
