@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from hd.audit.evidence import Measurement
 from hd.run.intervals import FEWEST_SEEDS, SIGNIFICANT, corrected, p_value
 
@@ -36,7 +38,8 @@ class Difference:
     neither can be shown, which is evidence for neither, and on fewer than FEWEST_SEEDS: then there
     is a direction and no verdict. `settled` decides, since all differences of a claim are
     corrected together. poor: why what was trained is too poor to decide, whatever the difference;
-    what that would decide is told beside it.
+    what that would decide is told beside it. reached: the number that has to come out as well,
+    and clearly.
     """
 
     gap: Measurement
@@ -44,10 +47,12 @@ class Difference:
     clear: str = REPRODUCED
     against: str = NOT_REPRODUCED
     poor: str = ""
+    reached: SameNumber | None = None
 
     @property
     def p(self) -> float:
-        return p_value(self.gap.values)
+        both = [p_value(self.gap.values), *([self.reached.p] if self.reached else [])]
+        return float(np.max(both))  # NaN where one has too few seeds
 
     @property
     def direction(self) -> str:
@@ -60,7 +65,8 @@ class Difference:
 
     def verdict(self, corrected_p: float) -> str:
         if math.isnan(corrected_p):
-            alone = _too_few(self.gap)
+            found = [self.gap, *([self.reached.found] if self.reached else [])]
+            alone = _too_few(min(found, key=lambda one: len(one.values)))
         elif corrected_p >= SIGNIFICANT:
             alone = f"{UNDECIDED}, no difference shown by {len(self.gap.values)} seeds"
         else:
@@ -76,18 +82,29 @@ class Difference:
 class SameNumber:
     """A verdict on whether a mean over seeds is a number within TOLERANCE, or, with better "higher"
     or "lower", that or better: reproduced where it clearly is by Student's t, not reproduced where
-    it clearly is not; else undecided, as for a Difference."""
+    it clearly is not; else undecided, as for a Difference.
+
+    number: not 0, of which a tenth is nothing (`exactly`). near_one: of a share near 1, whose error
+    is to be the number's within TOLERANCE.
+    """
 
     found: Measurement
     number: float
     better: str = ""
+    near_one: bool = False
 
     @property
     def _limits(self) -> tuple[float, float]:
         """The least and the most that is still the number."""
-        reach = TOLERANCE * abs(self.number)
+        reach = TOLERANCE * abs(1 - self.number if self.near_one else self.number)
         return (-math.inf if self.better == "lower" else self.number - reach,
                 math.inf if self.better == "higher" else self.number + reach)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the mean is the number."""
+        least, most = self._limits
+        return least <= self.found.mean <= most
 
     @property
     def p(self) -> float:
@@ -106,9 +123,8 @@ class SameNumber:
         if math.isnan(corrected_p):
             return _too_few(self.found)
         if corrected_p >= SIGNIFICANT:
-            return f"{UNDECIDED}, near its number"
-        least, most = self._limits
-        return REPRODUCED if least <= self.found.mean <= most else NOT_REPRODUCED
+            return f"{UNDECIDED}, not told from its number by {len(self.found.values)} seeds"
+        return REPRODUCED if self.is_reached else NOT_REPRODUCED
 
 
 def _too_few(found: Measurement) -> str:
@@ -152,16 +168,17 @@ def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: st
     """A claim that has a number, by the seed's protocol and by an honest one.
 
     artefact: by the seed's protocol the baseline reaches its number (within TOLERANCE, or better),
-    so that the number shows nothing, whether or not it comes out; or it does come out, and the
+    so that the number shows nothing, whether or not it comes out; or it clearly comes out, and the
     honest protocol is clearly worse than its own baseline. not reproduced: by the seed's protocol
-    its number clearly does not come out. reproduced: the honest one is clearly better. undecided:
-    none of these is shown.
+    its number clearly does not come out. reproduced: it clearly does, and the honest one is clearly
+    better. undecided: none of these is shown.
     """
     if reaches(seed, protocol.baseline, better):
         return ARTEFACT
-    if not reaches(seed, protocol.mean, better):
-        return SameNumber(protocol, seed, better)
-    return Difference(honest.above_baseline(), better, against=ARTEFACT)
+    number = SameNumber(protocol, seed, better)
+    if not number.is_reached:
+        return number
+    return Difference(honest.above_baseline(), better, against=ARTEFACT, reached=number)
 
 
 def reaches(seed: float, value: float, better: str) -> bool:
@@ -190,11 +207,12 @@ def entry(metric: str, definition: str, honest: Measurement | None, *,
           ) -> dict | None:
     """A row of the audit's table without id, claim and direction; None where nothing was measured.
 
-    honest: None where only the seed's protocol is; n, seeds and what follows are then of that.
+    honest: None where only the seed's protocol is; n, seeds and what follows are then of that, or
+    of what is held against a number.
     page: where it is shown; by default that of the first table's stage, or of the ablations.
     learned: whether it depends on what was trained.
     """
-    shown = honest or protocol
+    shown = verdict.found if isinstance(verdict, SameNumber) else honest or protocol
     if shown is None:
         return None
     low, high = shown.bounds
