@@ -446,6 +446,7 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     assert set(found["game"]) == {"pong"} and "real_return" in found.index
     everywhere = tables.runs_of_agents(tmp_path)
     assert everywhere["profile"].tolist() == ["audit", "quick"]
+    assert everywhere["variant"].tolist() == ["base"] * 2
     assert everywhere["return (random play)"].tolist() == 2 * ["{} ({})".format(
         *found.loc["real_return", ["mean", "baseline"]])]
     short = tables.agents_in_short(tmp_path)

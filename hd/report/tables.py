@@ -5,6 +5,7 @@ Everything is read from metric tables (hd.run.runs.save_table); nothing here tra
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from hd import atari, config
+from hd.ablations import ABLATIONS
 from hd.config import GAMES, InputError
 from hd.run import runs
 from hd.run.intervals import interval_over_seeds
@@ -168,17 +170,19 @@ def over_episodes(table: pd.DataFrame) -> tuple[float, float]:
 
 
 def runs_of_agents(results_dir) -> pd.DataFrame:
-    """What the online agent reached wherever it was trained: a row for each game and profile, as
-    text. The interval is over the episodes of a single seed, else the seeds stand one by one."""
-    rows = []
-    for game in config.GAMES:
-        for profile in profiles_of(results_dir, "agent", f"base-{game}"):
-            table = fresh_or_published(results_dir, profile, "agent", f"base-{game}")
+    """What the online agent reached wherever it was trained: a row for each game and profile, and
+    for each course of its learning rates, as text. The interval is over the episodes of a single
+    seed, else the seeds stand one by one."""
+    rows, rates = [], [f"agent_rates.{arm}" for arm in ABLATIONS["agent_rates"].arms]
+    for game, variant in itertools.product(config.GAMES, ("base", *rates)):
+        for profile in profiles_of(results_dir, "agent", f"{variant}-{game}"):
+            table = fresh_or_published(results_dir, profile, "agent", f"{variant}-{game}")
             records = table.attrs["records"]
             (row,) = summarise(table, ["real_return"]).to_dict("records")
             bounds = over_episodes(table) if row["n"] == 1 else (row["low"], row["high"])
             rows.append({
-                "game": TITLES[game], "profile": profile, "device": listed(map(device_of, records)),
+                "game": TITLES[game], "profile": profile, "variant": variant,
+                "device": listed(map(device_of, records)),
                 "steps": number(records[0]["config"]["num_steps"], 6),
                 "minutes": number(minutes_of(records), 2), "seeds": row["n"],
                 "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
