@@ -444,10 +444,12 @@ def test_the_report_shows_the_agents_of_the_largest_profile_that_has_any(tmp_pat
     found = tables.agents(tmp_path)
     assert "profile audit" in capsys.readouterr().out
     assert set(found["game"]) == {"pong"} and "real_return" in found.index
+    for path in (tmp_path / "quick" / "agent").glob(f"{run.name}.*"):
+        shutil.copy(path, path.with_name(f"agent_rates.falling-pong-seed0{path.suffix}"))
     everywhere = tables.runs_of_agents(tmp_path)
-    assert everywhere["profile"].tolist() == ["audit", "quick"]
-    assert everywhere["variant"].tolist() == ["base"] * 2
-    assert everywhere["return (random play)"].tolist() == 2 * ["{} ({})".format(
+    assert everywhere["profile"].tolist() == ["audit", "quick", "quick"]
+    assert everywhere["variant"].tolist() == ["base", "base", "agent_rates.falling"]
+    assert everywhere["return (random play)"].tolist() == 3 * ["{} ({})".format(
         *found.loc["real_return", ["mean", "baseline"]])]
     short = tables.agents_in_short(tmp_path)
     assert "Pong, audit: 320 steps" in capsys.readouterr().out and list(short) == ["Pong"]

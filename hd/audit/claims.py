@@ -32,8 +32,8 @@ from hd.audit.verdicts import (
     SameNumber,
     entry,
     exactly,
-    is_near,
     judge,
+    reaches,
     settled,
     share,
 )
@@ -384,7 +384,7 @@ def windows(t: Tables) -> Rows:
                     "cut inside episodes: none can; baseline: windows cut anywhere", found,
                     seed=0.0, verdict=exactly(0.0, found) + BY_CONSTRUCTION)
     steps, cut = (_over_parts(t, metric) for metric in ("steps", "windows_of_64"))
-    if steps and cut and is_near(reference.seed_value("C15", "timesteps"), steps.mean):
+    if steps and cut and reaches(reference.seed_value("C15", "timesteps"), steps.mean):
         seed = reference.seed_value("C15", "windows")
         yield entry("windows of 64 steps", "in about as many steps of random play as the seed's; "
                     "baseline: windows cut anywhere", cut.against(steps.map(lambda x: x - 63)),

@@ -67,6 +67,9 @@ class Difference:
         if math.isnan(corrected_p):
             found = [self.gap, *([self.reached.found] if self.reached else [])]
             alone = _too_few(min(found, key=lambda one: len(one.values)))
+        elif corrected_p >= SIGNIFICANT and self.reached and (
+                self.reached.p > p_value(self.gap.values)):  # it is the number that is in doubt
+            alone = self.reached.verdict(corrected_p)
         elif corrected_p >= SIGNIFICANT:
             alone = f"{UNDECIDED}, no difference shown by {len(self.gap.values)} seeds"
         else:
@@ -95,10 +98,7 @@ class SameNumber:
 
     @property
     def _limits(self) -> tuple[float, float]:
-        """The least and the most that is still the number."""
-        reach = TOLERANCE * abs(1 - self.number if self.near_one else self.number)
-        return (-math.inf if self.better == "lower" else self.number - reach,
-                math.inf if self.better == "higher" else self.number + reach)
+        return limits(self.number, self.better, near_one=self.near_one)
 
     @property
     def is_reached(self) -> bool:
@@ -181,10 +181,18 @@ def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: st
     return Difference(honest.above_baseline(), better, against=ARTEFACT, reached=number)
 
 
-def reaches(seed: float, value: float, better: str) -> bool:
-    """Whether a value is the seed's within TOLERANCE, or better; not so where there is none."""
-    sign = 1 if better == "higher" else -1
-    return sign * (value - seed) >= -TOLERANCE * abs(seed)
+def limits(number: float, better: str = "", *, near_one: bool = False) -> tuple[float, float]:
+    """The least and the most that is still a number, within TOLERANCE, or, with better "higher" or
+    "lower", that or better; near_one: of a share near 1, by its error."""
+    reach = TOLERANCE * abs(1 - number if near_one else number)
+    return (-math.inf if better == "lower" else number - reach,
+            math.inf if better == "higher" else number + reach)
+
+
+def reaches(seed: float, value: float, better: str = "") -> bool:
+    """Whether a value is the seed's within its limits; not so where there is none."""
+    least, most = limits(seed, better)
+    return least <= value <= most
 
 
 def exactly(seed: float, found: Measurement, *, trivial: bool = False) -> str:
@@ -193,12 +201,7 @@ def exactly(seed: float, found: Measurement, *, trivial: bool = False) -> str:
     not it comes out."""
     if trivial and reaches(seed, found.baseline, "higher"):
         return ARTEFACT + BY_CONSTRUCTION
-    return REPRODUCED if is_near(seed, found.mean) else NOT_REPRODUCED
-
-
-def is_near(seed: float, value: float) -> bool:
-    """Whether a value is the seed's number within TOLERANCE."""
-    return abs(value - seed) <= TOLERANCE * abs(seed)
+    return REPRODUCED if reaches(seed, found.mean) else NOT_REPRODUCED
 
 
 def entry(metric: str, definition: str, honest: Measurement | None, *,
@@ -217,7 +220,7 @@ def entry(metric: str, definition: str, honest: Measurement | None, *,
         return None
     low, high = shown.bounds
     is_ablated = any("." in source.variant for source in shown.sources)
-    paths = shown.paths + (protocol.paths if protocol else [])
+    paths = [path for one in (honest, protocol) if one for path in one.paths]
     return {"metric": metric, "definition": definition, "seed_value": seed,
             "ours_seed_protocol": protocol.mean if protocol else math.nan,
             "protocol_baseline": protocol.baseline if protocol else math.nan,
