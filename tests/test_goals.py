@@ -1,5 +1,7 @@
 """hd.audit.goals: the bars, and which variant is over them."""
 
+import json
+
 import pytest
 
 from hd.audit import goals
@@ -15,8 +17,8 @@ def published(tmp_path, monkeypatch):
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "audit").symlink_to(tmp_path / "audit" / "results")
 
-    def write(stage, rows, *, variant="base", seed=0):
-        runs.save_table(runs.start(stage, profile="audit", variant=variant, seed=seed), rows)
+    def write(stage, rows, **of_run):
+        runs.save_table(runs.start(stage, profile="audit", **of_run), rows)
         return tmp_path / "published"
 
     return write
@@ -290,3 +292,61 @@ def test_where_the_ball_is_lost_is_drawn_for_the_largest_profile_that_says_it(
     assert ax.lines[0].get_xdata().tolist() == [70.0, 150.0]
     assert [patch.get_height() for patch in steps.patches] == [0.1, 0.9]
     assert ax.get_title() == "Pong, n=2"
+
+
+@pytest.fixture
+def agents(published, tmp_path):
+    """Writes an agent's table of Pong as made on a device in so many minutes."""
+    def write(value, *, device, minutes, variant="base", seed=0, auc=0.95, ball=0.99):
+        published("agent", [
+            row("real_return", value, game="pong", baseline=-20.3),
+            row("r2_ball_x[source agent]", ball, game="pong", baseline=0.99),
+            row("contact_auc[source agent]", auc, game="pong", baseline=0.93)],
+            variant=variant, seed=seed, games=("pong",))
+        (path,) = (tmp_path / "audit" / "results").rglob(f"{variant}-pong-seed{seed}.json")
+        record = json.loads(path.read_text()) | {
+            "made": {"device": device}, "made_seconds": 60 * minutes}
+        path.write_text(json.dumps(record))
+        return tmp_path / "published"
+    return write
+
+
+def bar_of(root, budget):
+    table = goals.agent_bars(root)
+    (found,) = table[table.index.str.startswith(budget) & (table["game"] == "Pong")].to_dict(
+        "records")
+    return found
+
+
+@pytest.mark.parametrize(("device", "minutes", "budget"), [
+    ("A processor, 2 cores", 150, "processor cores"), ("A graphics card", 9, "one graphics card")])
+def test_an_agent_counts_where_its_device_and_its_minutes_are_allowed(agents, device, minutes,
+                                                                      budget):
+    root = agents(21.0, device=device, minutes=minutes)
+    for words in ("processor cores", "one graphics card"):
+        assert bar_of(root, words)["return"] == ("over it: 21" if words == budget else "–")
+    agents(21.0, device=device, minutes=181)
+    assert bar_of(root, budget)["return"] == "–", "too long for every budget but the last"
+    assert bar_of(root, "any")["return"] == "over it: 21"
+
+
+def test_a_bar_of_agents_needs_as_many_seeds_as_it_asks_for(agents):
+    cores = {"device": "A processor, 2 cores", "minutes": 150}
+    root = agents(9.0, **cores)
+    for seed, value in enumerate((2.0, 1.0)):
+        agents(value, variant="agent_rates.all_steps", seed=seed, **cores)
+    assert (bar_of(root, "proc")["return"], bar_of(root, "proc")["seeds"]) == (
+        "over it: 9", "1 of 3")
+    agents(3.0, variant="agent_rates.all_steps", seed=2, **cores)
+    assert (bar_of(root, "proc")["return"], bar_of(root, "proc")["seeds"]) == ("✓ 2", "3 of 3")
+    agents(-9.0, variant="agent_rates.all_steps", seed=2, **cores)
+    assert bar_of(root, "proc")["return"] == "over it: 9", "three seeds below the bar reach none"
+
+
+@pytest.mark.parametrize(("auc", "ball", "shut"), [
+    (0.95, 0.99, "none"),
+    (0.92, 0.99, "lost contacts foretold, AUC 0.920 (0.930 from RAM), needs 0.930"),
+    (0.95, 0.90, "ball in its codes, R² 0.900 (0.990 pixels), needs 0.950")])
+def test_the_gates_that_an_agents_best_run_does_not_pass_stand_beside_it(agents, auc, ball, shut):
+    root = agents(1.0, device="A processor, 2 cores", minutes=150, auc=auc, ball=ball)
+    assert bar_of(root, "processor cores")["gates that are shut"] == shut

@@ -1,13 +1,15 @@
-"""What tokens and dreams must reach to be worth playing in: bars, and which variant is over them.
+"""What tokens, dreams and the agent must reach: bars, and which variant or run is over them.
 
 The bars of probes are what others report with more pixels (results/reference); the rest says what
-a player needs: where the ball is, where it will be, whether it scores.
+a player needs: where the ball is, where it will be, whether it scores. An agent's bars depend on
+what it may cost.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -17,7 +19,18 @@ from hd.audit.evidence import Measurement, Tables, devices_and_commits
 from hd.config import GAMES, PROFILES, resolve
 from hd.measure import dreams
 from hd.report import reference, words
-from hd.report.tables import TITLES, TRIVIAL, listed, number, with_spread
+from hd.report.tables import (
+    TITLES,
+    TRIVIAL,
+    agent_runs,
+    device_of,
+    listed,
+    minutes_of,
+    number,
+    summarise,
+    with_baseline,
+    with_spread,
+)
 from hd.run.metrics import METRICS, key_of, named
 
 BALL_GAMES = ("pong", "breakout")
@@ -320,6 +333,85 @@ def _shortfall(goal: Goal, tables: Tables) -> list[str]:
             missed.append(f"{TITLES[game]} {number(found[best].mean)} ({best}), "
                           f"bar {goal.bar_text(game, found[best])}")
     return [f"- **{goal.words}**: {'; '.join(missed)}. {goal.reason}"] if missed else []
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an agent may cost, and the return (unclipped, of whole episodes) that it must then reach
+    as the mean of num_seeds seeds: bars, by game."""
+
+    words: str
+    bars: dict[str, float]
+    num_seeds: int
+    minutes: float = math.inf  # of one game and seed
+    on_gpu: bool | None = None  # None: on either
+
+    def allows(self, records: list[dict]) -> bool:
+        on_cores = {device_of(record).endswith("cores") for record in records}
+        return (minutes_of(records) <= self.minutes
+                and (self.on_gpu is None or on_cores == {not self.on_gpu}))
+
+
+BUDGETS = (
+    Budget("processor cores, three hours", {"pong": 0, "breakout": 10, "ms_pacman": 800},
+           num_seeds=3, minutes=180, on_gpu=False),
+    Budget("one graphics card, ten minutes", {"pong": 15, "breakout": 30, "ms_pacman": 1500},
+           num_seeds=3, minutes=10, on_gpu=True),
+    Budget("any; bar: the best world-model agent of others",
+           {game: reference.anchor("atari100k", method, TITLES[game]) for game, method in (
+               ("pong", "DIAMOND"), ("breakout", "Simulus-A (Aug 2026)"),
+               ("ms_pacman", "OC-STORM"))}, num_seeds=5),
+)
+GATES = (  # words, the metrics, of which the lowest counts, what stands beside, what is needed
+    ("own figure in its codes, R²", r"r2_player_[xy]\[source agent\]", "pixels",
+     lambda beside: 0.95),
+    ("ball in its codes, R²", r"r2_ball_[xy]\[source agent\]", "pixels", lambda beside: 0.95),
+    ("lost contacts foretold, AUC", r"contact_auc\[source agent\]", "from RAM",
+     lambda beside: max(0.9, beside)),
+)
+
+
+def agent_bars(results_dir) -> pd.DataFrame:
+    """The bars of each budget, one row for each game, as text: the best run that the budget allows,
+    by its mean, with ✓ one that reaches the bar with enough seeds; and the gates on the way that
+    are shut in that run."""
+    runs, rows, names = list(agent_runs(results_dir)), [], []
+    for budget, game in itertools.product(BUDGETS, GAMES):
+        bar, row = budget.bars[game], {"game": TITLES[game]}
+        allowed = [(_return_of(table), variant, table) for name, variant, table in runs
+                   if name == game and budget.allows(table.attrs["records"])]
+        if allowed:
+            found, variant, table = max(allowed, key=lambda one: (
+                one[0]["mean"] >= bar and one[0]["n"] >= budget.num_seeds, one[0]["mean"]))
+            records, is_enough = table.attrs["records"], found["n"] >= budget.num_seeds
+            mark = ("✓ " if is_enough else "over it: ") if found["mean"] >= bar else ""
+            row |= {"return": f"{mark}{number(found['mean'])}", "bar": f"≥ {number(bar)}",
+                    "seeds": f"{found['n']} of {budget.num_seeds}",
+                    "run": f"{records[0]['profile']}, {variant}, {minutes_of(records):.0f} minutes",
+                    "gates that are shut": "; ".join(_shut(table)) or "none"}
+        else:
+            row |= {"bar": f"≥ {number(bar)}", "seeds": f"0 of {budget.num_seeds}"}
+        rows.append(row)
+        names.append(budget.words)
+    return pd.DataFrame(rows, index=names).fillna("–")
+
+
+def _return_of(table: pd.DataFrame) -> dict:
+    (row,) = summarise(table, ["real_return"]).to_dict("records")
+    return row
+
+
+def _shut(table: pd.DataFrame) -> Iterator[str]:
+    """The GATES that an agent's table does not pass, each with what it has and what it needs."""
+    for what, metrics, beside, needed_of in GATES:
+        rows = table[table["metric"].str.fullmatch(metrics)]
+        if rows.empty:
+            continue
+        lowest = summarise(rows).sort_values("mean").iloc[0]
+        needed = needed_of(lowest["baseline"])
+        if lowest["mean"] < needed:
+            has = with_baseline(number(lowest["mean"]), lowest["baseline"], name=beside)
+            yield f"{what} {has}, needs {number(needed)}"
 
 
 def _cell(found: Measurement | None) -> str:

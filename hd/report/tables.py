@@ -10,7 +10,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,25 +169,32 @@ def over_episodes(table: pd.DataFrame) -> tuple[float, float]:
     return low, high
 
 
-def runs_of_agents(results_dir) -> pd.DataFrame:
-    """What the online agent reached wherever it was trained: a row for each game and profile, and
-    for each course of its learning rates, as text. The interval is over the episodes of a single
-    seed, else the seeds stand one by one."""
-    rows, rates = [], [f"agent_rates.{arm}" for arm in ABLATIONS["agent_rates"].arms]
+def agent_runs(results_dir) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(game, variant, table of all seeds) of every run of the online agent: base and each course of
+    its learning rates, game by game, the largest profile first."""
+    rates = [f"agent_rates.{arm}" for arm in ABLATIONS["agent_rates"].arms]
     for game, variant in itertools.product(config.GAMES, ("base", *rates)):
         for profile in profiles_of(results_dir, "agent", f"{variant}-{game}"):
-            table = fresh_or_published(results_dir, profile, "agent", f"{variant}-{game}")
-            records = table.attrs["records"]
-            (row,) = summarise(table, ["real_return"]).to_dict("records")
-            bounds = over_episodes(table) if row["n"] == 1 else (row["low"], row["high"])
-            rows.append({
-                "game": TITLES[game], "profile": profile, "variant": variant,
-                "device": listed(map(device_of, records)),
-                "steps": number(records[0]["config"]["num_steps"], 6),
-                "minutes": number(minutes_of(records), 2), "seeds": row["n"],
-                "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
-                "95% interval, or seeds": spread(row["seeds"], *bounds)})
-    games = [row.pop("game") for row in rows]
+            yield game, variant, fresh_or_published(results_dir, profile, "agent",
+                                                    f"{variant}-{game}")
+
+
+def runs_of_agents(results_dir) -> pd.DataFrame:
+    """What the online agent reached wherever it was trained: a row for each of agent_runs, as text.
+    The interval is over the episodes of a single seed, else the seeds stand one by one."""
+    rows, games = [], []
+    for game, variant, table in agent_runs(results_dir):
+        records = table.attrs["records"]
+        (row,) = summarise(table, ["real_return"]).to_dict("records")
+        bounds = over_episodes(table) if row["n"] == 1 else (row["low"], row["high"])
+        games.append(TITLES[game])
+        rows.append({
+            "profile": records[0]["profile"], "variant": variant,
+            "device": listed(map(device_of, records)),
+            "steps": number(records[0]["config"]["num_steps"], 6),
+            "minutes": number(minutes_of(records), 2), "seeds": row["n"],
+            "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
+            "95% interval, or seeds": spread(row["seeds"], *bounds)})
     return pd.DataFrame(rows, index=games)
 
 
