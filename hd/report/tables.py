@@ -190,11 +190,11 @@ def runs_of_agents(results_dir) -> pd.DataFrame:
         games.append(TITLES[game])
         rows.append({
             "profile": records[0]["profile"], "variant": variant,
-            "device": listed(map(device_of, records)),
-            "steps": number(records[0]["config"]["num_steps"], 6),
-            "minutes": number(minutes_of(records), 2), "seeds": row["n"],
             "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
-            "95% interval, or seeds": spread(row["seeds"], *bounds)})
+            "95% interval, or seeds": spread(row["seeds"], *bounds), "seeds": row["n"],
+            "steps": number(records[0]["config"]["num_steps"], 6),
+            "minutes": number(minutes_of(records), 2),
+            "device": listed(map(device_of, records))})
     return pd.DataFrame(rows, index=games)
 
 
