@@ -338,9 +338,19 @@ def test_a_bar_of_agents_needs_as_many_seeds_as_it_asks_for(agents):
     assert (bar_of(root, "proc")["return"], bar_of(root, "proc")["seeds"]) == (
         "over it: 9", "1 of 3")
     agents(3.0, variant="agent_rates.all_steps", seed=2, **cores)
-    assert (bar_of(root, "proc")["return"], bar_of(root, "proc")["seeds"]) == ("✓ 2", "3 of 3")
-    agents(-9.0, variant="agent_rates.all_steps", seed=2, **cores)
-    assert bar_of(root, "proc")["return"] == "over it: 9", "three seeds below the bar reach none"
+    assert (bar_of(root, "proc")["return"], bar_of(root, "proc")["seeds"]) == (
+        "✓ 2 of 2, 1, 3", "3 of 3")
+    agents(-0.5, variant="agent_rates.all_steps", seed=2, **cores)
+    assert bar_of(root, "proc")["return"] == "over it: 9", "a mean over the bar, a seed below it"
+
+
+def test_five_seeds_reach_a_bar_where_their_interval_does(agents):
+    for seed, value in enumerate((21.0, 20.9, 20.3, 21.0, 20.9)):
+        root = agents(value, seed=seed, device="A graphics card", minutes=60)
+    assert goals.BUDGETS[-1].bars["pong"] > 20.3, "one of them is below it"
+    assert bar_of(root, "any")["return"].startswith("✓ 20.8 [")
+    agents(14.0, seed=4, device="A graphics card", minutes=60)
+    assert not bar_of(root, "any")["return"].startswith("✓")
 
 
 @pytest.mark.parametrize(("auc", "ball", "shut"), [
