@@ -344,6 +344,14 @@ def test_a_bar_of_agents_needs_as_many_seeds_as_it_asks_for(agents):
     assert bar_of(root, "proc")["return"] == "over it: 9", "a mean over the bar, a seed below it"
 
 
+@pytest.mark.parametrize(("device", "bar", "at_the_bar"), [
+    ("A processor, 2 cores", "> 0", "0"), ("A graphics card", "≥ 15", "over it: 15")])
+def test_a_bar_is_passed_by_more_or_by_as_much_as_it_says(agents, device, bar, at_the_bar):
+    root = agents(float(bar[2:]), device=device, minutes=9)
+    found = bar_of(root, "proc" if "processor" in device else "one")
+    assert (found["bar"], found["return"]) == (bar, at_the_bar)
+
+
 def test_five_seeds_reach_a_bar_where_their_interval_does(agents):
     for seed, value in enumerate((21.0, 20.9, 20.3, 21.0, 20.9)):
         root = agents(value, seed=seed, device="A graphics card", minutes=60)

@@ -338,13 +338,17 @@ def _shortfall(goal: Goal, tables: Tables) -> list[str]:
 @dataclass(frozen=True)
 class Budget:
     """What an agent may cost, and the return (unclipped, of whole episodes) that num_seeds seeds
-    must then reach: bars, by game."""
+    must then reach, or exceed: bars, by game."""
 
     words: str
     bars: dict[str, float]
     num_seeds: int
     minutes: float = math.inf  # of one game and seed
     on_gpu: bool | None = None  # None: on either
+    must_exceed: bool = False
+
+    def says(self, bar: float) -> str:
+        return f"{'>' if self.must_exceed else '≥'} {number(bar)}"
 
     def allows(self, records: list[dict]) -> bool:
         on_cores = {device_of(record).endswith("cores") for record in records}
@@ -352,15 +356,18 @@ class Budget:
                 and (self.on_gpu is None or on_cores == {not self.on_gpu}))
 
     def is_reached(self, bar: float, found: dict) -> bool:
-        """Whether there are enough seeds, and all of their interval lies at the bar or above; under
-        five seeds, which have none, each of the seeds."""
+        """Whether there are enough seeds, and all of their interval passes the bar; under five
+        seeds, which have none, each of the seeds."""
         lowest = min(found["seeds"]) if math.isnan(found["low"]) else found["low"]
-        return found["n"] >= self.num_seeds and lowest >= bar
+        return found["n"] >= self.num_seeds and self.is_passed(bar, lowest)
+
+    def is_passed(self, bar: float, found: float) -> bool:
+        return found > bar if self.must_exceed else found >= bar
 
 
 BUDGETS = (
     Budget("processor cores, three hours", {"pong": 0, "breakout": 10, "ms_pacman": 800},
-           num_seeds=3, minutes=180, on_gpu=False),
+           num_seeds=3, minutes=180, on_gpu=False, must_exceed=True),
     Budget("one graphics card, ten minutes", {"pong": 15, "breakout": 30, "ms_pacman": 1500},
            num_seeds=3, minutes=10, on_gpu=True),
     Budget("any; bar: the best world-model agent of others",
@@ -389,15 +396,15 @@ def agent_bars(results_dir) -> pd.DataFrame:
         if allowed:
             found, variant, table = max(allowed, key=lambda one: (
                 budget.is_reached(bar, one[0]), one[0]["mean"]))
-            records, is_over = table.attrs["records"], found["mean"] >= bar
+            records, is_over = table.attrs["records"], budget.is_passed(bar, found["mean"])
             mark = "✓ " if budget.is_reached(bar, found) else "over it: " if is_over else ""
             shown = with_spread(number(found["mean"]), found["seeds"], found["low"], found["high"])
-            row |= {"return": f"{mark}{shown}", "bar": f"≥ {number(bar)}",
+            row |= {"return": f"{mark}{shown}", "bar": budget.says(bar),
                     "seeds": f"{found['n']} of {budget.num_seeds}",
                     "run": f"{records[0]['profile']}, {variant}, {minutes_of(records):.0f} minutes",
                     "gates that are shut": "; ".join(_shut(table)) or "none"}
         else:
-            row |= {"bar": f"≥ {number(bar)}", "seeds": f"0 of {budget.num_seeds}"}
+            row |= {"bar": budget.says(bar), "seeds": f"0 of {budget.num_seeds}"}
         rows.append(row)
         names.append(budget.words)
     return pd.DataFrame(rows, index=names).fillna("–")
