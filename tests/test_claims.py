@@ -277,6 +277,22 @@ def test_differences_pair_the_seeds_that_both_have():
     assert {source.seed for source in gap.sources} == {0, 1}, "no table of a seed without its pair"
 
 
+def test_seeds_pair_only_where_both_stand_on_the_same_episodes(tmp_path, monkeypatch):
+    for seed, games, split in ((0, GAMES, "val"), (1, GAMES, "test"), (1, ("pong",), "test"),
+                               (0, ("pong",), "test")):
+        root = save(tmp_path, [runs.row("f1_overall", 0.5, game="pong", split=split)], seed=seed,
+                    games=games, monkeypatch=monkeypatch)
+    (root / "audit" / "encoder" / "base-pong-seed1.csv").unlink()
+    tables = Tables("audit", root)
+    chosen_on = tables.find("encoder", "f1_overall", game="pong", split="val")
+    reported = tables.find("encoder", "f1_overall", "base-pong", game="pong")
+    assert chosen_on.values.index.tolist() == reported.values.index.tolist() == [0]
+    assert (chosen_on - reported).values.empty and chosen_on.against(reported).values.empty
+    assert (reported - reported).values.to_dict() == {0: 0.0}
+    rows = claims.table(root)
+    assert "f1_overall, pong" not in rows[rows["id"] == "C06"]["metric"].tolist(), "no such row"
+
+
 def test_a_mean_over_metrics_is_taken_seed_by_seed_and_needs_all_of_them():
     both = mean_of([found([1.0, 2.0], [0.0, 0.0]), found([3.0, 6.0], [1.0, 1.0])])
     assert both.values.to_dict() == {0: 2.0, 1: 4.0} and both.baseline == 0.5

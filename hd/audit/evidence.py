@@ -32,7 +32,8 @@ COUNTED = {"back_off": "back-off", "ngram": "an n-gram", "repeat_last": "the las
 @dataclass(frozen=True)
 class Source:
     """A file of results below the results folder, and what its record says made it; trained: on
-    how many examples, as a share of the seed's (nan where nothing of the kind was trained)."""
+    how many examples, as a share of the seed's (nan where nothing of the kind was trained); split:
+    of its row that was taken, where one was."""
 
     path: str
     stage: str
@@ -40,6 +41,7 @@ class Source:
     device: str
     seed: int
     trained: float = math.nan
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class Measurement:
         return list(dict.fromkeys(source.path for source in self.sources))
 
     def __sub__(self, other: Measurement) -> Measurement:
-        """The difference, seed by seed over the seeds that both have; also of the baselines."""
-        values = (self.values - other.values).dropna()
+        """The difference, seed by seed over the seeds that pair; also of the baselines."""
+        values = (self.values - other.values)[self._pairs_with(other)].dropna()
         return Measurement(values, self.baselines - other.baselines, self.profile,
                            _of_seeds(self.sources + other.sources, values.index))
 
@@ -89,10 +91,19 @@ class Measurement:
         return replace(self, values=how(self.values), baselines=how(self.baselines))
 
     def against(self, other: Measurement) -> Measurement:
-        """The values with the other's as the baseline, over the seeds that both have."""
-        seeds = self.values.index.intersection(other.values.index)
+        """The values with the other's as the baseline, over the seeds that pair."""
+        seeds = self._pairs_with(other)
         return replace(self, values=self.values[seeds], baselines=other.values[seeds],
                        sources=_of_seeds(self.sources + other.sources, seeds))
+
+    def _pairs_with(self, other: Measurement) -> pd.Index:
+        """The seeds that both have, without those where one stands on the episodes on which things
+        were chosen and the other on test episodes: those are other episodes."""
+        splits = {}
+        for source in self.sources + other.sources:
+            splits.setdefault(source.seed, set()).add(source.split)
+        seeds = self.values.index.intersection(other.values.index)
+        return seeds[[not {"val", "test"} <= splits.get(seed, set()) for seed in seeds]]
 
     def above_baseline(self) -> Measurement:
         """What the values are above their baseline, seed by seed."""
@@ -193,7 +204,7 @@ class Tables:
                       and split in (None, row["split"])]
             if len(chosen) == 1:
                 rows += chosen
-                sources.append(self._source(path, record))
+                sources.append(replace(self._source(path, record), split=chosen[0]["split"]))
         if not rows:
             return None
         # Older tables were judged on the episodes on which things were chosen: they give way.

@@ -216,7 +216,7 @@ def entry(metric: str, definition: str, honest: Measurement | None, *,
     learned: whether it depends on what was trained.
     """
     shown = verdict.found if isinstance(verdict, SameNumber) else honest or protocol
-    if shown is None:
+    if shown is None or shown.values.empty:  # not measured, or on no seed that pairs
         return None
     low, high = shown.bounds
     is_ablated = any("." in source.variant for source in shown.sources)
