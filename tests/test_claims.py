@@ -278,11 +278,9 @@ def test_differences_pair_the_seeds_that_both_have():
 
 
 def test_seeds_pair_only_where_both_stand_on_the_same_episodes(tmp_path, monkeypatch):
-    for seed, games, split in ((0, GAMES, "val"), (1, GAMES, "test"), (1, ("pong",), "test"),
-                               (0, ("pong",), "test")):
+    for seed, games, split in ((0, GAMES, "val"), (1, GAMES, "test"), (0, ("pong",), "test")):
         root = save(tmp_path, [runs.row("f1_overall", 0.5, game="pong", split=split)], seed=seed,
                     games=games, monkeypatch=monkeypatch)
-    (root / "audit" / "encoder" / "base-pong-seed1.csv").unlink()
     tables = Tables("audit", root)
     chosen_on = tables.find("encoder", "f1_overall", game="pong", split="val")
     reported = tables.find("encoder", "f1_overall", "base-pong", game="pong")
