@@ -129,8 +129,11 @@ def make_parser() -> Parser:
                          help="the weights of one seed (default 0), not tables and figures")
     publish.add_argument("--dream", action="store_true",
                          help="what the book's playable dream needs of one seed's agents")
+    publish.add_argument("--video", action="store_true",
+                         help="videos of one seed's agents at play beside their dreams")
     publish.add_argument("--games", default=",".join(GAMES),
-                         help="with --weights and --dream: of the runs of these games alone")
+                         help="with --weights, --dream and --video: of the runs of these games "
+                              "alone")
     restore = _add(commands, "restore", restore_weights, "published weights into the runs' folders",
                    needs_checkout=True)
     _add_choices(restore)
@@ -270,8 +273,8 @@ def publish_profile(args) -> None:
     """Copy a profile's fresh tables and figures, or the benchmark, into results/ and figures/."""
     if args.benchmark == bool(args.profile):
         raise InputError("publish needs either --profile or --benchmark")
-    if args.dream and args.weights:
-        raise InputError("publish takes --weights or --dream, not both")
+    if args.weights + args.dream + args.video > 1:
+        raise InputError("publish takes one of --weights, --dream and --video")
     if args.profile:
         config.resolve(args.profile, "base" if args.variant == "all" else args.variant)
     if args.seed is not None:
@@ -279,10 +282,11 @@ def publish_profile(args) -> None:
     if args.benchmark:
         from hd.book.publishing import publish_benchmark
         copied = publish_benchmark()
-    elif args.dream:
+    elif args.dream or args.video:
         from hd.book import dream_page
+        from hd.book.publishing import publish_videos
         from hd.run import runs
-        copied = dream_page.publish([
+        copied = (publish_videos if args.video else dream_page.publish)([
             runs.start("agent", profile=args.profile, variant=args.variant, seed=args.seed or 0,
                        games=[game]) for game in config.check_games(args.games)])
     elif args.weights:

@@ -21,14 +21,16 @@ TINY = {"frames.num_steps": 300, "frames.min_episodes": 4, "frames.val_share": 0
         "policy.eval_episodes": 1, "ram_policy.generations": 1, "ram_policy.eval_episodes": 1,
         "entropy_floor.num_states": 3, "entropy_floor.num_branches": 4,
         "transfer.budgets": (300,), "transfer.source_steps": 10, "transfer.num_steps": 8,
+        "agent.num_steps": 320, "agent.prefill": 128,
         "probes.max_rows": 300, "probes.epochs": 2}  # fmt: skip
 CHAIN = ("frames", "encoder", "tokenizer", "decoder", "world_model", "imagination", "policy",
          "entropy_floor")  # fmt: skip
-STAGES = (*CHAIN, "transfer", "ablation")
+STAGES = (*CHAIN, "transfer", "agent", "ablation")
 
 
 def run_of(stage):
-    return runs.start(stage, profile="smoke")
+    return runs.start(stage, profile="smoke",
+                      games=["pong"] if stage == "agent" else config.GAMES)
 
 
 def make(stage):

@@ -229,6 +229,21 @@ def test_what_is_held_against_a_number_is_what_a_row_shows():
     assert row["n"] == 3
 
 
+@pytest.mark.parametrize(("seed", "verdict", "n"), [
+    (1.0, verdicts.ARTEFACT, 2), (math.nan, verdicts.FIRST, 3)])
+def test_a_row_shows_the_seeds_protocol_where_the_seeds_number_is_judged(seed, verdict, n):
+    row = verdicts.entry("m", "", found([0.1, 0.2, 0.3]), protocol=found([0.5, 0.6]), seed=seed,
+                         verdict=verdict)
+    assert row["n"] == n
+
+
+def test_a_number_that_its_baseline_has_by_construction_says_so():
+    judged = {"protocol": found([0.9], [0.85]), "honest": found([0.9], [0.1]), "better": "higher"}
+    assert verdicts.judge(0.85, **judged) == verdicts.ARTEFACT
+    assert verdicts.judge(0.85, **judged, trivial=True) == (
+        verdicts.ARTEFACT + verdicts.BY_CONSTRUCTION)
+
+
 def test_a_poor_model_keeps_the_direction_which_only_the_claims_way_has():
     row = {"verdict": verdicts.Difference(found(UP), "higher", poor="it is"), "trained": math.nan}
     assert verdicts.settled([row], needs_training=False)[0]["direction"] == "higher in 5 of 5"
@@ -239,7 +254,8 @@ def test_a_poor_model_keeps_the_direction_which_only_the_claims_way_has():
 @pytest.mark.parametrize(("gap", "text"), [
     (UP, "undecided, it is poor; the difference alone: reproduced"),
     ([-x for x in UP], "undecided, it is poor; the difference alone: not reproduced"),
-    (UP[:3], "undecided, it is poor"), ([*UP[:3], -0.4, -0.5], "undecided, it is poor")])
+    (UP[:3], "undecided, it is poor; and 3 seeds where 5 are needed"),
+    ([*UP[:3], -0.4, -0.5], "undecided, it is poor")])
 def test_what_a_poor_model_would_decide_is_told_beside_why_it_does_not(gap, text):
     assert settled(verdicts.Difference(found(gap), "higher", poor="it is poor")) == text
 
@@ -337,7 +353,8 @@ def test_the_best_of_what_only_counts_is_found_by_name():
     assert best_counted(known.get, "b", "lower") is None
     old = {"a": found([0.9], [0.4]), "a[repeat_last]": found([0.2])}
     words, best = best_counted(old.get, "a", "higher")
-    assert (words, best.mean) == ("an n-gram", 0.4), "which is the metric's own baseline there"
+    assert (words, best.mean) == ("an n-gram (back-off is not measured)", 0.4), (
+        "the metric's own baseline there")
 
 
 def test_the_best_trivial_baseline_is_found_beside_the_metrics_own():

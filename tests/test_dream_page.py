@@ -6,6 +6,7 @@ import re
 import shutil
 
 import cv2
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,10 @@ from tiny import commit, git, refusal
 
 from hd import __main__, agent, config
 from hd.book import dream_page
+from hd.book.publishing import publish_videos
 from hd.experience import Store
 from hd.imagination import imagine, replayed
+from hd.report import published
 from hd.run import machine, runs, weights
 from hd.run.weights import SCALE
 
@@ -472,10 +475,20 @@ def test_publishing_writes_a_game_and_lists_it_from_a_clean_tree_only(checkout):
     assert "needs a clean git tree" in refusal(dream_page.publish, [run], root=checkout)
 
 
-def test_an_agent_from_a_dirty_tree_is_not_published(checkout, monkeypatch):
+def test_publishing_videos_writes_what_the_control_page_shows_from_a_clean_tree_only(checkout):
+    run = tiny_run()
+    (path,) = publish_videos([run], steps=20, root=checkout)
+    figures = checkout / "figures"
+    assert path.relative_to(figures).as_posix() == f"{run.profile.name}/{run.name}/play.mp4"
+    assert [*published.of_agents("play", figures=figures).values()] == [path]
+    assert len(imageio.mimread(path)) == 20
+    assert "needs a clean git tree" in refusal(publish_videos, [run], root=checkout)
+
+
+@pytest.mark.parametrize("publish", [dream_page.publish, publish_videos])
+def test_an_agent_from_a_dirty_tree_is_not_published(checkout, monkeypatch, publish):
     monkeypatch.setattr(machine, "git_state", lambda: {"commit": "a" * 40, "dirty": True})
-    assert "not made from a clean commit" in refusal(dream_page.publish, [tiny_run()],
-                                                     root=checkout)
+    assert "not made from a clean commit" in refusal(publish, [tiny_run()], root=checkout)
     assert [path.name for path in checkout.iterdir() if path.name != ".git"] == ["README.md"]
 
 
@@ -518,7 +531,7 @@ def test_the_page_is_opened_only_where_there_is_a_screen(tmp_path, monkeypatch, 
     ("play --interactive --policy tracker", "it has no policy 'tracker'"),
     ("play --interactive --out {file}", "--interactive writes a folder"),
     ("play --interactive --game doom", "unknown game 'doom'"),
-    ("publish --profile audit --weights --dream", "--weights or --dream, not both")])
+    ("publish --profile audit --weights --dream", "one of --weights, --dream and --video")])
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.setenv("HD_ARTIFACTS", str(tmp_path))
     (tmp_path / "file").write_text("")

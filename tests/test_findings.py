@@ -113,7 +113,7 @@ def test_the_agents_of_the_largest_profile_are_told_with_their_device(tmp_path):
             variant="base-pong", profile=profile, made_seconds=600.0, games=["pong"],
             made={"device": "Test GPU"})
     sentence = findings.control(tmp_path)
-    assert ("**7.50 in Pong** after 10 steps and 10 minutes on Test GPU (random play -20.5"
+    assert ("**7.50 in Pong** after 10 steps and 10 minutes on Test GPU (1 seed; random play -20.5"
             in sentence)
     assert "-20 in Pong" not in sentence
 

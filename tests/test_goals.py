@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from hd.audit import goals
@@ -328,6 +329,8 @@ def test_an_agent_counts_where_its_device_and_its_minutes_are_allowed(agents, de
     agents(21.0, device=device, minutes=181)
     assert bar_of(root, budget)["return"] == "–", "too long for every budget but the last"
     assert bar_of(root, "any")["return"] == "over it: 21"
+    agents(21.0, device=device, minutes=1, seed=1)
+    assert bar_of(root, budget)["return"] == "–", "one of its seeds took too long"
 
 
 def test_a_bar_of_agents_needs_as_many_seeds_as_it_asks_for(agents):
@@ -361,10 +364,35 @@ def test_five_seeds_reach_a_bar_where_their_interval_does(agents):
     assert not bar_of(root, "any")["return"].startswith("✓")
 
 
-@pytest.mark.parametrize(("auc", "ball", "shut"), [
-    (0.95, 0.99, "none"),
-    (0.92, 0.99, "lost contacts foretold, AUC 0.920 (0.930 from RAM), needs 0.930"),
-    (0.95, 0.90, "ball in its codes, R² 0.900 (0.990 pixels), needs 0.950")])
-def test_the_gates_that_an_agents_best_run_does_not_pass_stand_beside_it(agents, auc, ball, shut):
+@pytest.mark.parametrize(("auc", "ball", "foretold", "held"), [
+    (0.95, 0.99, "✓ 0.950 (0.930)", "✓ 0.990 (0.990)"),
+    (0.92, 0.99, "0.920 (0.930), needs ≥ 0.930", "✓ 0.990 (0.990)"),
+    (0.95, 0.90, "✓ 0.950 (0.930)", "0.900 (0.990), needs ≥ 0.950")])
+def test_gates_of_the_best_runs_are_open_or_say_what_they_need(agents, auc, ball, foretold, held):
     root = agents(1.0, device="A processor, 2 cores", minutes=150, auc=auc, ball=ball)
-    assert bar_of(root, "processor cores")["gates that are shut"] == shut
+    found = goals.agent_gates(root)["Pong, audit, base"]
+    assert found["lost contacts foretold, own play, AUC (from RAM)"] == foretold
+    assert found["ball in its codes, R² (pixels)"] == held
+    assert found["a held action's return, error (zero)"] == "–", "not measured"
+
+
+@pytest.mark.parametrize(("rows", "text"), [
+    ([row("error_ball_x[source agent]", 3.5, game="pong", baseline=1.0),
+      row("error_player_y[source random]", 2.0, game="pong", baseline=1.0)],
+     "3.50 (1), needs ≤ 3"),
+    ([row("error_ball_x[source tracker]", 3.5, game="pong", baseline=1.0)], "–")])
+def test_a_gate_asks_for_the_worst_of_its_metrics(rows, text):
+    (gate,) = (one for one in goals.GATES if one.words.startswith("median error"))
+    assert gate.cell(tabled(rows), "pong") == text
+
+
+def test_a_gate_at_a_step_takes_the_last_value_until_then_and_knows_its_games():
+    (gate,) = (one for one in goals.GATES if one.metrics == "training_return")
+    table = tabled([row("training_return", value, game="pong", step=step, baseline=-20.3)
+                    for step, value in ((24_000, -19.0), (25_400, -17.0), (30_000, -21.0))])
+    assert gate.cell(table, "pong") == "✓ -17 (-20.3)"
+    assert gate.cell(table, "breakout") == "–"
+
+
+def tabled(rows):
+    return pd.DataFrame(rows).assign(stage="agent", variant="base", seed=0)

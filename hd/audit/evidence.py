@@ -77,6 +77,11 @@ class Measurement:
         return listed((source.device for source in self.sources), "; ")
 
     @property
+    def split(self) -> str:
+        """Of which part of the data, as the tables name it; several where seeds differ."""
+        return listed(filter(None, dict.fromkeys(source.split for source in self.sources)))
+
+    @property
     def paths(self) -> list[str]:
         return list(dict.fromkeys(source.path for source in self.sources))
 
@@ -143,16 +148,19 @@ def mean_of(found: Iterable[Measurement | None]) -> Measurement | None:
 def best_counted(look: Callable[[str], Measurement | None], metric: str, better: str
                  ) -> tuple[str, Measurement] | None:
     """Of the methods that only count: words for the best and what look(its metric) finds; better:
-    "higher" or "lower". In older tables the n-gram is the metric's own baseline and has no row.
-    None where none is measured."""
+    "higher" or "lower". In older tables the n-gram is the metric's own baseline and has no row, and
+    back-off is not measured, which the words say. None where none is measured."""
     found = {words: look(named(metric, method)) for method, words in COUNTED.items()}
     own = look(metric)
     has_row = found[COUNTED["back_off"]] or found[COUNTED["ngram"]]
     if own and not has_row and not own.baselines.isna().any():
         found[COUNTED["ngram"]] = replace(own, values=own.baselines)
     found = {words: one for words, one in found.items() if one}
-    best = max if better == "higher" else min
-    return best(found.items(), key=lambda one: one[1].mean) if found else None
+    if not found:
+        return None
+    words, best = (max if better == "higher" else min)(found.items(), key=lambda one: one[1].mean)
+    back_off = COUNTED["back_off"]
+    return (words if back_off in found else f"{words} ({back_off} is not measured)"), best
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from hd.report.tables import (
     agent_runs,
     device_of,
     listed,
-    minutes_of,
+    longest,
     number,
     summarise,
     with_baseline,
@@ -173,12 +173,13 @@ def _dreamed(step: int) -> str:
 
 
 GOALS = (
-    Goal("representation", "F1 of RAM state by linear probes; bar: ST-DIM", "untrained encoder",
-         GAMES, _probe_bar, _metric("encoder", "f1_overall"),
+    Goal("representation", "F1 of RAM state by linear probes; bar: ST-DIM",
+         "untrained encoder or pixels, the better", GAMES, _probe_bar,
+         _beside_best("encoder", "f1_overall"),
          reason="A frame is told from its neighbours of the same stretch: what stands still there, "
                 "like score and lives, need not be known, and a linear softmax asks for the exact "
-                "place. The untrained network keeps more of both (`f1_score_clock_lives_display` "
-                "and `f1_agent_localization` in the encoder's table)."),
+                "place. Of where the player is, the untrained network mostly keeps "
+                "more (`f1_agent_localization` in the encoder's table)."),
     Goal("representation", "F1 lost in the codes", "", GAMES, _always(0.05), _lost_in_codes,
          higher=False,
          reason="Three codes are few for exact places and scores, and a game does not use them "
@@ -352,7 +353,7 @@ class Budget:
 
     def allows(self, records: list[dict]) -> bool:
         on_cores = {device_of(record).endswith("cores") for record in records}
-        return (minutes_of(records) <= self.minutes
+        return (longest(records) <= self.minutes
                 and (self.on_gpu is None or on_cores == {not self.on_gpu}))
 
     def is_reached(self, bar: float, found: dict) -> bool:
@@ -375,57 +376,105 @@ BUDGETS = (
                ("pong", "DIAMOND"), ("breakout", "Simulus-A (Aug 2026)"),
                ("ms_pacman", "OC-STORM"))}, num_seeds=5),
 )
-GATES = (  # words, the metrics, of which the lowest counts, what stands beside, what is needed
-    ("own figure in its codes, R²", r"r2_player_[xy]\[source agent\]", "pixels",
-     lambda beside: 0.95),
-    ("ball in its codes, R²", r"r2_ball_[xy]\[source agent\]", "pixels", lambda beside: 0.95),
-    ("lost contacts foretold, AUC", r"contact_auc\[source agent\]", "from RAM",
-     lambda beside: max(0.9, beside)),
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an agent should pass on its way to a return: the worst of these metrics has to reach
+    what is needed, given what stands beside it."""
+
+    words: str
+    metrics: str  # a pattern
+    beside: str
+    needed: Callable[[float], float]
+    higher: bool = True
+    before: float = math.inf  # of a metric by step, its last one until then counts
+    games: tuple[str, ...] = GAMES
+
+    def worst(self, table: pd.DataFrame) -> pd.Series | None:
+        rows = table[table["metric"].str.fullmatch(self.metrics) & ~(table["step"] > self.before)]
+        if rows.empty:
+            return None
+        found = summarise(rows).sort_values("step").groupby("metric").tail(1)
+        return found.sort_values("mean", ascending=self.higher).iloc[0]
+
+    def cell(self, table: pd.DataFrame, game: str) -> str:
+        """What an agent's table has, after ✓ where it passes, else with what it needs; – where
+        nothing is measured, or the gate is not this game's."""
+        worst = self.worst(table)
+        if worst is None or game not in self.games:
+            return "–"
+        needed, has = self.needed(worst["baseline"]), with_baseline(
+            number(worst["mean"]), worst["baseline"])
+        if worst["mean"] >= needed if self.higher else worst["mean"] <= needed:
+            return f"✓ {has}"
+        return f"{has}, needs {'≥' if self.higher else '≤'} {number(needed)}"
+
+
+def _probed(metric: str) -> str:
+    return metric + r"_[xy]\[source (random|agent)\]"
+
+
+GATES = (
+    Gate("own figure in its codes, R²", _probed("r2_player"), "pixels", lambda beside: 0.95),
+    Gate("ball in its codes, R²", _probed("r2_ball"), "pixels", lambda beside: 0.95),
+    Gate("median error of either, of 160", _probed("error_(player|ball)"), "pixels",
+         lambda beside: 3.0, higher=False),
+    *(Gate(f"lost contacts foretold, {play} play, AUC", rf"contact_auc\[source {source}\]",
+           "from RAM", needed)
+      for play, source, needed in (("own", "agent", lambda beside: max(0.9, beside)),
+                                   ("random", "random", lambda beside: beside),
+                                   ("a tracker's", "tracker", lambda beside: beside))),
+    Gate("a held action's return, error", "held_action_error", "zero", lambda beside: 0.05,
+         higher=False),
+    Gate("return of the last ten episodes by 25,500 steps", "training_return", "random play",
+         lambda beside: -18.0, before=25_500, games=("pong",)),
 )
+
+
+def _best_runs(results_dir) -> Iterator[tuple[Budget, str, tuple | None]]:
+    """Of each budget and game the best run that it allows, by its mean, but one that reaches the
+    bar before all others: (its return, variant, table); None where there is none."""
+    runs = list(agent_runs(results_dir))
+    for budget, game in itertools.product(BUDGETS, GAMES):
+        allowed = [(_return_of(table), variant, table) for name, variant, table in runs
+                   if name == game and budget.allows(table.attrs["records"])]
+        yield budget, game, max(allowed, default=None, key=lambda one, budget=budget, game=game: (
+            budget.is_reached(budget.bars[game], one[0]), one[0]["mean"]))
 
 
 def agent_bars(results_dir) -> pd.DataFrame:
     """The bars of each budget, one row for each game, as text: the best run that the budget allows,
-    by its mean, but one that reaches the bar (✓) before all others; and the gates on the way that
-    are shut in that run."""
-    runs, rows, names = list(agent_runs(results_dir)), [], []
-    for budget, game in itertools.product(BUDGETS, GAMES):
-        bar, row = budget.bars[game], {"game": TITLES[game]}
-        allowed = [(_return_of(table), variant, table) for name, variant, table in runs
-                   if name == game and budget.allows(table.attrs["records"])]
-        if allowed:
-            found, variant, table = max(allowed, key=lambda one: (
-                budget.is_reached(bar, one[0]), one[0]["mean"]))
-            records, is_over = table.attrs["records"], budget.is_passed(bar, found["mean"])
-            mark = "✓ " if budget.is_reached(bar, found) else "over it: " if is_over else ""
+    ✓ before a return that reaches the bar, and how many minutes the longest of its seeds took."""
+    rows, names = [], []
+    for budget, game, best in _best_runs(results_dir):
+        bar = budget.bars[game]
+        row = {"game": TITLES[game], "return": "–", "bar": budget.says(bar), "run": "–",
+               "seeds": f"{best[0]['n'] if best else 0} of {budget.num_seeds}"}
+        if best:
+            found, variant, table = best
+            records = table.attrs["records"]
+            mark = ("✓ " if budget.is_reached(bar, found)
+                    else "over it: " if budget.is_passed(bar, found["mean"]) else "")
             shown = with_spread(number(found["mean"]), found["seeds"], found["low"], found["high"])
-            row |= {"return": f"{mark}{shown}", "bar": budget.says(bar),
-                    "seeds": f"{found['n']} of {budget.num_seeds}",
-                    "run": f"{records[0]['profile']}, {variant}, {minutes_of(records):.0f} minutes",
-                    "gates that are shut": "; ".join(_shut(table)) or "none"}
-        else:
-            row |= {"bar": budget.says(bar), "seeds": f"0 of {budget.num_seeds}"}
+            row |= {"return": f"{mark}{shown}", "run": f"{records[0]['profile']}, {variant}, "
+                                                      f"{longest(records):.0f} minutes"}
         rows.append(row)
         names.append(budget.words)
-    return pd.DataFrame(rows, index=names).fillna("–")
+    return pd.DataFrame(rows, index=names)
+
+
+def agent_gates(results_dir) -> pd.DataFrame:
+    """The GATES, a row each, and how the runs of agent_bars stand before them, a column each."""
+    runs = {f"{TITLES[game]}, {best[2].attrs['records'][0]['profile']}, {best[1]}": (best[2], game)
+            for _, game, best in _best_runs(results_dir) if best}
+    return pd.DataFrame({name: [gate.cell(*run) for gate in GATES] for name, run in runs.items()},
+                        index=[f"{gate.words} ({gate.beside})" for gate in GATES])
 
 
 def _return_of(table: pd.DataFrame) -> dict:
     (row,) = summarise(table, ["real_return"]).to_dict("records")
     return row
-
-
-def _shut(table: pd.DataFrame) -> Iterator[str]:
-    """The GATES that an agent's table does not pass, each with what it has and what it needs."""
-    for what, metrics, beside, needed_of in GATES:
-        rows = table[table["metric"].str.fullmatch(metrics)]
-        if rows.empty:
-            continue
-        lowest = summarise(rows).sort_values("mean").iloc[0]
-        needed = needed_of(lowest["baseline"])
-        if lowest["mean"] < needed:
-            has = with_baseline(number(lowest["mean"]), lowest["baseline"], name=beside)
-            yield f"{what} {has}, needs {number(needed)}"
 
 
 def _cell(found: Measurement | None) -> str:

@@ -77,7 +77,9 @@ class Difference:
             alone = self.clear if is_better else self.against
         if not self.poor:
             return alone
-        told = "" if alone.startswith(UNDECIDED) else f"{ALONE}{alone}"
+        told = f"{ALONE}{alone}"
+        if alone.startswith(UNDECIDED):  # what it lacks besides
+            told = alone.replace(f"{UNDECIDED},", "; and") if alone.endswith(TOO_FEW) else ""
         return f"{UNDECIDED}, {self.poor}{told}"
 
 
@@ -163,9 +165,10 @@ def share(trained: float) -> str:
     return "–" if math.isnan(trained) else f"{100 * trained:.2g}%"
 
 
-def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: str
-          ) -> str | Difference | SameNumber:
-    """A claim that has a number, by the seed's protocol and by an honest one.
+def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: str,
+          trivial: bool = False) -> str | Difference | SameNumber:
+    """A claim that has a number, by the seed's protocol and by an honest one; trivial: the seed's
+    protocol has a baseline with its number by construction.
 
     artefact: by the seed's protocol the baseline reaches its number (within TOLERANCE, or better),
     so that the number shows nothing, whether or not it comes out; or it clearly comes out, and the
@@ -174,7 +177,7 @@ def judge(seed: float, *, protocol: Measurement, honest: Measurement, better: st
     better. undecided: none of these is shown.
     """
     if reaches(seed, protocol.baseline, better):
-        return ARTEFACT
+        return ARTEFACT + BY_CONSTRUCTION * trivial
     number = SameNumber(protocol, seed, better)
     if not number.is_reached:
         return number
@@ -210,16 +213,19 @@ def entry(metric: str, definition: str, honest: Measurement | None, *,
           ) -> dict | None:
     """A row of the audit's table without id, claim and direction; None where nothing was measured.
 
-    honest: None where only the seed's protocol is; n, seeds and what follows are then of that, or
-    of what is held against a number.
+    honest: None where only the seed's protocol is. n, seeds and what follows are of what is judged:
+    where the seed has a number, of its protocol, else of the honest one.
     page: where it is shown; by default that of the first table's stage, or of the ablations.
     learned: whether it depends on what was trained.
     """
-    shown = verdict.found if isinstance(verdict, SameNumber) else honest or protocol
+    of_protocol = not math.isnan(seed) and not isinstance(verdict, Difference)
+    shown = (verdict.found if isinstance(verdict, SameNumber)
+             else protocol if protocol and of_protocol else honest or protocol)
     if shown is None or shown.values.empty:  # not measured, or on no seed that pairs
         return None
     low, high = shown.bounds
-    is_ablated = any("." in source.variant for source in shown.sources)
+    first = honest or shown
+    is_ablated = any("." in source.variant for source in first.sources)
     paths = [path for one in (honest, protocol) if one for path in one.paths]
     return {"metric": metric, "definition": definition, "seed_value": seed,
             "ours_seed_protocol": protocol.mean if protocol else math.nan,
@@ -228,7 +234,8 @@ def entry(metric: str, definition: str, honest: Measurement | None, *,
             "baseline": honest.baseline if honest else math.nan, "n": len(shown.values),
             "seeds": " ".join(f"{value:.4g}" for value in shown.values),
             "ci_low": low, "ci_high": high, "trained": shown.trained if learned else math.nan,
-            "verdict": verdict, "profile": shown.profile, "device": shown.device,
+            "verdict": verdict, "profile": shown.profile, "split": first.split,
+            "device": shown.device,
             "evidence": " ".join(dict.fromkeys(paths)),
             "notebook": page or ("report/ablations" if is_ablated
-                                 else NOTEBOOKS[shown.sources[0].stage])}
+                                 else NOTEBOOKS[first.sources[0].stage])}

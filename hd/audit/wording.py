@@ -17,6 +17,8 @@ from hd.config import GAMES, InputError
 from hd.report.tables import SPREAD, TITLES, number, spread
 from hd.report.words import in_words
 
+SPLITS = {"val": ", validation episodes", "test": ", test episodes"}
+
 
 def in_markdown(results: Path | None = None) -> str:
     """The 25 verdicts as a markdown table; empty where no claim has a number yet."""
@@ -44,18 +46,19 @@ def _said(row: Mapping) -> str:
     """A row's numbers as words: what, ours, in brackets what stands beside it, by its protocol."""
     if math.isnan(row["ours_honest"]):
         return "–"
-    named_beside = re.search("baseline: ([^;]*)", row["definition"])
-    words = f"{named_beside[1]}: " if named_beside else ""
+    named_beside = re.search("baseline: ([^;]*)(; by its protocol ([^;]*))?", row["definition"])
+    words, of_protocol = named_beside.group(1, 3) if named_beside else ("", "")
     text = (f"{_in_words(row['metric'])}: "
             f"{_beside(row['ours_honest'], row['baseline'], words)}")
     if not math.isnan(row["ours_seed_protocol"]):
-        text += (f"; by its protocol "
-                 f"{_beside(row['ours_seed_protocol'], row['protocol_baseline'])}")
-    return f"{text} ({row['profile']})"
+        beside = _beside(row["ours_seed_protocol"], row["protocol_baseline"], of_protocol or "")
+        text += f"; by its protocol {beside}"
+    return f"{text} ({row['profile']}{SPLITS.get(row['split'], '')})"
 
 
 def _beside(value: float, baseline: float, words: str = "") -> str:
-    return number(value) + ("" if math.isnan(baseline) else f" ({words}{number(baseline)})")
+    before = f"{words}: " if words else ""
+    return number(value) + ("" if math.isnan(baseline) else f" ({before}{number(baseline)})")
 
 
 def _in_words(metric: str) -> str:
@@ -92,5 +95,5 @@ def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
         "baseline": [number(x) for x in rows["baseline"]], "n": rows["n"].astype(int),
         "trained": [share(x) for x in rows["trained"]], "verdict": rows["verdict"],
         "points the claim's way": rows["direction"], "what is compared": rows["definition"],
-        "profile": rows["profile"], "device": rows["device"],
+        "profile": rows["profile"], "split": rows["split"], "device": rows["device"],
         "tables": rows["evidence"], "page": rows["notebook"]})

@@ -23,7 +23,7 @@ import torch
 from hd import stages
 from hd.agent import Agent
 from hd.atari import ACTION_MEANINGS, GAMES, AtariGame
-from hd.book.publishing import check_clean
+from hd.book.publishing import check_can_publish
 from hd.config import AgentConfig, AgentPolicyConfig, InputError, PlaceModelConfig
 from hd.experience import Store
 from hd.measure import contact
@@ -276,11 +276,7 @@ def publish(agents: Sequence[Run], *, root: Path = ROOT) -> list[Path]:
     Raises InputError before anything is written: when the tree is dirty, or an agent is missing or
     was not made from a clean commit.
     """
-    check_clean(root)
-    for run in agents:
-        if runs.require(run)["git"]["dirty"] is not False:
-            raise InputError(f"the agent of {stages.game_of(run)} was not made from a clean "
-                             f"commit; its dream is not published")
+    check_can_publish(agents, root)
     folder = root / PAGES.relative_to(ROOT)
     return [*[_add(dream, folder) for dream in [dream_of(run) for run in agents]], folder / LISTED]
 

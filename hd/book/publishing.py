@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from hd import config
+from hd import config, stages
 from hd.ablations import COMPARED
 from hd.audit import claims
 from hd.book import headline
@@ -21,10 +21,13 @@ from hd.report import benchmarks, published
 from hd.report.benchmarks import KINDS, fresh_folder, profile_beside
 from hd.report.published import FORMATS
 from hd.report.tables import load_with_record
+from hd.report.video import online_video
 from hd.run import runs
 from hd.run.machine import asked_git
-from hd.run.runs import TABLE_COMPANIONS
+from hd.run.runs import TABLE_COMPANIONS, Run
 from hd.run.storage import ROOT, artifacts_root, sha256_of, shown, write_atomically, write_json
+
+VIDEO_STEPS = 300  # of a published agent at play: 20 seconds
 
 
 def publish(profile: str, variant: str = "base", seed: int | None = None, *,
@@ -148,6 +151,20 @@ def _remove_unshown(figures: Path) -> None:
         path.unlink()
 
 
+def publish_videos(agents: Sequence[Run], *, steps: int = VIDEO_STEPS,
+                   root: Path = ROOT) -> list[Path]:
+    """Write a video of finished agents at play, of a game each, beside their dreams into root's
+    figures/; returns the files.
+
+    Raises InputError before anything is written: when the tree is dirty, or an agent is missing or
+    was not made from a clean commit.
+    """
+    check_can_publish(agents, root)
+    figures = root / "figures"
+    return [online_video(run, steps=steps,
+                         out=figures / run.profile.name / run.name / "play.mp4") for run in agents]
+
+
 def publish_benchmark(*, root: Path = ROOT) -> list[Path]:
     """Copy what python -m hd bench measured, on each kind of device, into root's
     results/benchmark/; returns the copies. Raises InputError as publish does."""
@@ -166,6 +183,15 @@ def publish_benchmark(*, root: Path = ROOT) -> list[Path]:
     for target, path in targets.items():
         write_atomically(target, lambda aside, path=path: shutil.copyfile(path, aside))
     return sorted(targets)
+
+
+def check_can_publish(agents: Sequence[Run], root: Path) -> None:
+    """Raise InputError unless root is a clean tree, and each agent finished from such a one."""
+    check_clean(root)
+    for run in agents:
+        if runs.require(run)["git"]["dirty"] is not False:
+            raise InputError(f"the agent of {stages.game_of(run)} was not made from a clean "
+                             f"commit; nothing of it is published")
 
 
 def check_clean(root: Path) -> None:

@@ -371,7 +371,8 @@ def control(results_dir) -> str:
         parts.append(f"**{number(row['mean'])} in {TITLES[game]}** after "
                      f"{number(records[0]['config']['num_steps'], 6)} steps and "
                      f"{minutes_of(records):.0f} minutes on {listed(map(device_of, records))} "
-                     f"(random play {number(row['baseline'])}, a human {number(human)}, DIAMOND "
+                     f"({row['n']} seed{'s' * (row['n'] > 1)}; random play "
+                     f"{number(row['baseline'])}, a human {number(human)}, DIAMOND "
                      f"{number(other)})")
     if not parts:
         return NOTHING

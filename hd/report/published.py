@@ -16,8 +16,8 @@ from hd.run.storage import ROOT
 
 FIGURES = ROOT / "figures"
 FROM_A_PAGE = "../../figures"  # as a page of book/report sees FIGURES
-OF_AGENTS = ("levels", "contacts", "held")  # drawings of agents, by their files' names
-FORMATS = (".svg", ".png")  # of a drawing: the smaller file is published
+OF_AGENTS = ("levels", "contacts", "held", "play")  # what agents' files are called
+FORMATS = (".svg", ".png", ".mp4")  # of a drawing: the smallest file is published
 READ_BESIDE = (  # by the control page; the claims page and C17; the reasons of bars not reached;
     # the control page's curves of agents
     "policy/base-seed*-episodes.csv", "world_model/exposures.*-history.csv",

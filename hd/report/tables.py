@@ -119,6 +119,7 @@ def has_table(results_dir, profile: str, stage: str) -> bool:
     return bool(paths_of(results_dir, profile, stage))
 
 
+SOURCES = {"agent": "own play", "random": "random play", "tracker": "a tracker's play"}
 AGENT_ROWS = (  # in words, what stands in brackets, the metrics, of which the lowest is shown
     ("return", "random play", "real_return"),
     ("points won, last 4,096 steps", "random play", "share_won"),
@@ -127,8 +128,7 @@ AGENT_ROWS = (  # in words, what stands in brackets, the metrics, of which the l
     ("changed pixels shown wrong by codes", "the step before",
      r"changed_pixels_wrong\[source agent\]"),
     *((f"lost contacts foretold, {words}, AUC", "from RAM", rf"contact_auc\[source {source}\]")
-      for source, words in (("agent", "own play"), ("random", "random play"),
-                            ("tracker", "a tracker's play"))),
+      for source, words in SOURCES.items()),
     ("a held action's return, error", "zero", "held_action_error"),
 )
 
@@ -152,14 +152,32 @@ def agents_in_short(results_dir) -> pd.DataFrame | None:
               f"{listed({device_of(record) for record in records})}")
         columns[TITLES[game]] = {
             f"{words} ({beside})": _lowest(table[table["metric"].str.fullmatch(metrics)])
-            for words, beside, metrics in AGENT_ROWS}
+            for words, beside, metrics in AGENT_ROWS} | {
+            f"lost contacts, {words} (contacts)": _lost_of_contacts(table, source)
+            for source, words in SOURCES.items()}
     wide = pd.DataFrame(columns).fillna("")
     return wide[(wide != "").any(axis=1)]
+
+
+def _lost_of_contacts(table: pd.DataFrame, source: str) -> str:
+    """"lost (contacts)" of play by a source, over all seeds, on which its contact_auc rests; else
+    ""."""
+    found = [table.loc[table["metric"] == f"{metric}[source {source}]"].set_index("seed")["value"]
+             for metric in ("contacts", "contact_lost_share")]
+    if any(one.empty for one in found):
+        return ""
+    contacts, share = found
+    return with_baseline(number((contacts * share).round().sum(), 6), contacts.sum())
 
 
 def minutes_of(records: Iterable[Mapping]) -> float:
     """How long what these records are about took to make, the mean over seeds."""
     return float(pd.Series([record["made_seconds"] for record in records]).mean()) / 60
+
+
+def longest(records: Iterable[Mapping]) -> float:
+    """Minutes that what these records are about took to make, of the seed that took most."""
+    return max(record["made_seconds"] for record in records) / 60
 
 
 def over_episodes(table: pd.DataFrame) -> tuple[float, float]:
@@ -192,6 +210,7 @@ def runs_of_agents(results_dir) -> pd.DataFrame:
             "profile": records[0]["profile"], "variant": variant,
             "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
             "95% interval, or seeds": spread(row["seeds"], *bounds), "seeds": row["n"],
+            "episodes": number(table.loc[table["metric"] == "episodes", "value"].min()),
             "steps": number(records[0]["config"]["num_steps"], 6),
             "minutes": number(minutes_of(records), 2),
             "device": listed(map(device_of, records))})

@@ -172,10 +172,8 @@ def play_video(*, game: str, profile: str = "quick", variant: str = "base", seed
     if not can_write_videos():
         raise InputError(NO_FFMPEG)
     if policy == "online":
-        run = runs.start("agent", profile=profile, variant=variant, seed=seed, games=[game])
-        columns, notes = _online(run, steps)
-        out = Path(out or run.root / "figures" / run.name / f"play-{game}-{policy}.mp4")
-        return side_by_side_video(columns, out, notes=notes)
+        return online_video(runs.start("agent", profile=profile, variant=variant, seed=seed,
+                                       games=[game]), steps=steps, out=out)
     run = runs.start("imagination", profile=profile, variant=variant, seed=seed, games=games)
     watch = _recorded if policy == "recorded" else functools.partial(_played, policy)
     frames, ram, tokens, actions = watch(run, game, run.cfg.context + steps)
@@ -236,6 +234,14 @@ def _played(policy: str, run: Run, game: str, length: int):
     frames = torch.from_numpy(np.stack(stacks))
     tokens = torch.cat([codes.encode(embed_frames(eyes, part)) for part in frames.split(256)])
     return frames[:, -1].numpy(), np.stack(ram), tokens.cpu(), torch.tensor(actions)
+
+
+def online_video(run: Run, *, steps: int, out: Path | str | None = None) -> Path:
+    """play_video of an online agent's run; returns the mp4."""
+    columns, notes = _online(run, steps)
+    named = f"play-{stages.game_of(run)}-online.mp4"
+    return side_by_side_video(columns, Path(out or run.root / "figures" / run.name / named),
+                              notes=notes)
 
 
 @torch.no_grad()
