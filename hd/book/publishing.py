@@ -153,15 +153,15 @@ def _remove_unshown(figures: Path) -> None:
 
 def publish_videos(agents: Sequence[Run], *, steps: int = VIDEO_STEPS,
                    root: Path = ROOT) -> list[Path]:
-    """Write a video of finished agents at play, of a game each, beside their dreams into root's
-    figures/; returns the files.
+    """Write a video of finished agents, of a game each, at play beside their dreams into root's
+    figures/: how an episode ends. Returns the files.
 
     Raises InputError before anything is written: when the tree is dirty, or an agent is missing or
     was not made from a clean commit.
     """
     check_can_publish(agents, root)
     figures = root / "figures"
-    return [online_video(run, steps=steps,
+    return [online_video(run, steps=steps, at_end=True,
                          out=figures / run.profile.name / run.name / "play.mp4") for run in agents]
 
 

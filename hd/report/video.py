@@ -236,17 +236,19 @@ def _played(policy: str, run: Run, game: str, length: int):
     return frames[:, -1].numpy(), np.stack(ram), tokens.cpu(), torch.tensor(actions)
 
 
-def online_video(run: Run, *, steps: int, out: Path | str | None = None) -> Path:
-    """play_video of an online agent's run; returns the mp4."""
-    columns, notes = _online(run, steps)
+def online_video(run: Run, *, steps: int, at_end: bool = False,
+                 out: Path | str | None = None) -> Path:
+    """play_video of an online agent's run, of the first steps of an episode, or with at_end of its
+    last; returns the mp4."""
+    columns, notes = _online(run, slice(-steps, None) if at_end else slice(steps))
     named = f"play-{stages.game_of(run)}-online.mp4"
     return side_by_side_video(columns, Path(out or run.root / "figures" / run.name / named),
                               notes=notes)
 
 
 @torch.no_grad()
-def _online(run: Run, length: int):
-    """The start of an episode of an online agent: columns of frames (n, 84, 84), and what to say
+def _online(run: Run, part: slice):
+    """A part of an episode of an online agent: columns of frames (n, 84, 84), and what to say
     about each step. The dream starts again from real context every ONLINE_HORIZON steps."""
     made, frames, actions, notes, total = stages.load(run), [], [], [], 0.0
     act, context = made.act(), made.model.cfg.steps
@@ -264,8 +266,8 @@ def _online(run: Run, length: int):
 
     play.play(recorded, made.game, num_episodes=1, seed=run.seed, sticky=run.cfg.sticky,
               watch=count)
-    frames, notes = np.stack(frames[:length]), notes[:length]
-    tokens, actions = made.codec.encode(frames).long(), torch.tensor(actions[:length])
+    frames, notes = np.stack(frames[part]), notes[part]
+    tokens, actions = made.codec.encode(frames).long(), torch.tensor(actions[part])
     dreamed = tokens.clone()
     for last in range(context - 1, len(tokens) - 1, ONLINE_HORIZON):
         to_do = actions[last:last + ONLINE_HORIZON][None].to(tokens.device)
