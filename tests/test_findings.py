@@ -139,7 +139,8 @@ def write_agents(root, variant, values, baseline=-20.5, **changes):
     for seed, value in enumerate(values):
         path = write_table(root / "quick", [row("real_return", value, game="pong",
                                                 baseline=baseline)], stage="agent", seed=seed,
-                           variant=variant, config={"num_steps": 12800}, **changes)
+                           variant=variant, config={"num_steps": 12800},
+                           **{"made_seconds": 90.0} | changes)
         for file in (path, path.with_suffix(".json")):
             file.rename(file.with_name(file.name.replace("-seed", "-pong-seed")))
 
@@ -166,10 +167,11 @@ def test_arms_of_agents_are_told_by_their_differences_on_the_same_seeds(tmp_path
 
 def test_an_arm_that_was_made_elsewhere_names_its_device(tmp_path):
     write_agents(tmp_path, "base", (-18, -10, -14, -16, -12))
-    write_agents(tmp_path, "agent_data.model_free", (-21, -20, -20, -20, -20), device="a CPU")
+    write_agents(tmp_path, "agent_data.model_free", (-21, -20, -20, -20, -20), device="a CPU",
+                 made_seconds=1440.0)
     sentence = findings.agents_need("quick", tmp_path)
-    assert "Worse: no world model (DQN) (on a CPU) -6.2 [-9.8, -2.6]." in sentence
-    assert "Test CPU)" in sentence and "(on Test CPU)" not in sentence, "base's is named once"
+    assert "Worse: no world model (DQN) (on a CPU, 24 minutes) -6.2 [-9.8, -2.6]." in sentence
+    assert "Test CPU, " in sentence and "(on Test CPU)" not in sentence, "base's is named once"
 
 
 def test_a_picture_of_arms_has_a_dot_per_seed_and_base_among_them(tmp_path):

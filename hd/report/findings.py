@@ -405,9 +405,16 @@ def agent_arms(profile: str, results_dir=None) -> pd.DataFrame:
     """How far the agents' returns in Pong are from base's: ablation_tables.differences of all their
     ablations, corrected together, with words for each arm; the attributes hold base (seed ->
     return), chance (random play) and the records of the tables."""
+    def read(name, arm):
+        return fresh_or_published(results_dir, profile, "agent",
+                                  f"{name}.{arm}-pong").attrs["records"]
+
     found = ablation_tables.differences(OF_AGENTS, profile, "real_return", results_dir=results_dir)
     found = found[found["game"] == "pong"].reset_index(drop=True)
     found["words"] = found["arm"].map(lambda arm: ARMS.get(arm, arm))
+    found["where"] = [device and f" (on {device}, {minutes_of(read(name, arm)):.0f} minutes)"
+                      for device, name, arm in zip(found["device"], found["ablation"],
+                                                   found["arm"])]
     if len(found):
         table = fresh_or_published(results_dir, profile, "agent", "base-pong")
         own = table[table["metric"] == "real_return"]
@@ -429,12 +436,13 @@ def agents_need(profile: str, results_dir=None, *, brief: bool = False) -> str:
               ("no clear difference", found[~firm & (found["n"] >= FEWEST_SEEDS)]),
               (f"fewer than {FEWEST_SEEDS} seeds, a direction", found[found["n"] < FEWEST_SEEDS]))
     parts = [f"{words.capitalize()}: " + "; ".join(
-        f"{row['words']}{row['device'] and ' (on ' + row['device'] + ')'} {row['mean']:+.1f}"
-        f"{_bounds(row)}" for row in own.to_dict("records"))
+        f"{row['words']}{row['where']} {row['mean']:+.1f}{_bounds(row)}"
+        for row in own.to_dict("records"))
         for words, own in groups[:3 if brief else 4] if len(own)]
     return (f"After {number(records[0]['config']['num_steps'], 6)} steps of Pong the agent as it "
             f"is scores {number(base.mean())}, random play {number(found.attrs['chance'])} "
-            f"({profile}, {len(base)} seeds, {listed(map(device_of, records))}). Change in points "
+            f"({profile}, {len(base)} seeds, {listed(map(device_of, records))}, "
+            f"{number(minutes_of(records), 2)} minutes). Change in points "
             f"on the same seeds, with 95% intervals. {'. '.join(parts)}.")
 
 

@@ -205,12 +205,13 @@ def runs_of_agents(results_dir) -> pd.DataFrame:
         records = table.attrs["records"]
         (row,) = summarise(table, ["real_return"]).to_dict("records")
         bounds = over_episodes(table) if row["n"] == 1 else (row["low"], row["high"])
+        played = table.loc[table["metric"] == "episodes", "value"]
         games.append(TITLES[game])
         rows.append({
             "profile": records[0]["profile"], "variant": variant,
             "return (random play)": with_baseline(number(row["mean"]), row["baseline"]),
-            "95% interval, or seeds": spread(row["seeds"], *bounds), "seeds": row["n"],
-            "episodes": number(table.loc[table["metric"] == "episodes", "value"].min()),
+            "95% interval, or seeds": spread(row["seeds"], *bounds),
+            "seeds (episodes)": with_baseline(str(row["n"]), played.min()),
             "steps": number(records[0]["config"]["num_steps"], 6),
             "minutes": number(minutes_of(records), 2),
             "device": listed(map(device_of, records))})
