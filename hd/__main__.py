@@ -118,22 +118,8 @@ def make_parser() -> Parser:
     bench.add_argument("--pairs", type=_number, default=5, help="timings of each side")
     bench.add_argument("--quick", action="store_true",
                        help="tiny sizes, to see that it runs; never published")
-    publish = _add(commands, "publish", publish_profile, "copy fresh tables and figures for git",
-                   needs_checkout=True)
-    publish.add_argument("--profile", help=_one_of(config.PROFILES))
-    publish.add_argument("--benchmark", action="store_true",
-                         help="what bench measured, instead of a profile")
-    publish.add_argument("--variant", default="base", help="one, or all")
-    publish.add_argument("--seed", type=_number, help="all seeds unless one is given")
-    publish.add_argument("--weights", action="store_true",
-                         help="the weights of one seed (default 0), not tables and figures")
-    publish.add_argument("--dream", action="store_true",
-                         help="what the book's playable dream needs of one seed's agents")
-    publish.add_argument("--video", action="store_true",
-                         help="videos of one seed's agents at play beside their dreams")
-    publish.add_argument("--games", default=",".join(GAMES),
-                         help="with --weights, --dream and --video: of the runs of these games "
-                              "alone")
+    _add_publish_options(_add(commands, "publish", publish_profile,
+                              "copy fresh tables and figures for git", needs_checkout=True))
     restore = _add(commands, "restore", restore_weights, "published weights into the runs' folders",
                    needs_checkout=True)
     _add_choices(restore)
@@ -345,6 +331,23 @@ def _add_choices(parser, *, profile="quick") -> None:
     parser.add_argument("--variant", default="base", help="see hd profiles")
     parser.add_argument("--seed", type=_number, default=0)
     parser.add_argument("--games", default=",".join(GAMES), help="separated by commas")
+
+
+def _add_publish_options(publish) -> None:
+    publish.add_argument("--profile", help=_one_of(config.PROFILES))
+    publish.add_argument("--benchmark", action="store_true",
+                         help="what bench measured, instead of a profile")
+    publish.add_argument("--variant", default="base", help="one, or all")
+    publish.add_argument("--seed", type=_number, help="all seeds unless one is given")
+    publish.add_argument("--weights", action="store_true",
+                         help="the weights of one seed (default 0), not tables and figures")
+    publish.add_argument("--dream", action="store_true",
+                         help="what the book's playable dream needs of one seed's agents")
+    publish.add_argument("--video", action="store_true",
+                         help="videos of one seed's agents at play beside their dreams")
+    publish.add_argument("--games", default=",".join(GAMES),
+                         help="with --weights, --dream and --video: of the runs of these games "
+                              "alone")
 
 
 def _add_sweep_options(sweep) -> None:

@@ -558,7 +558,7 @@ def test_the_page_has_a_line_for_each_claim_and_unfolds_to_every_row():
     assert [line[:5] for line in short.index] == [f"C{k:02}: " for k in range(1, 26)]
     correlated = short["here"][[line.startswith("C04") for line in short.index]].item()
     assert re.fullmatch(r"best .*: [\d.]+ \(pixel PCA: [\d.]+\); by its protocol [\d.]+ "
-                        r"\([\d.]+\) \(\w+\)", correlated)
+                        r"\(untrained encoder, .*: [\d.]+\) \(desk, test episodes\)", correlated)
     assert short["verdict"].str.replace(r" \(\w+ in \d of \d\)", "", regex=True).tolist() == (
         claims.summary(stored)["verdict"].tolist())
     page = wording.in_full(stored)

@@ -6,7 +6,6 @@ Nothing is typed: where a table is missing, so is the part of the sentence that 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -120,8 +119,8 @@ PROBED = {"": "trained", "untrained": "untrained", "pixel_pca": "pixels", "major
 
 
 def show_protocols(profile: str, results_dir=None) -> None:
-    """In a notebook: F1 of the whole state by other protocols of linear probes, a row per protocol
-    and what is probed (PROBED), the mean over seeds; nothing where none is published."""
+    """In a notebook: F1 of the whole state by other protocols of linear probes, a row per protocol,
+    in each cell what is probed (PROBED), the mean over seeds; nothing where none is published."""
     from IPython.display import display
     table = ablation_tables.arms("probe_protocol", profile, results_dir=results_dir)
     if table.empty:
@@ -130,10 +129,11 @@ def show_protocols(profile: str, results_dir=None) -> None:
     found = found.assign(
         protocol=found["variant"].map(PROTOCOLS), text=found["mean"].map(number),
         probed=[PROBED[" ".join(parsed(metric).words)] for metric in found["metric"]])
-    wide = found.pivot(index=["protocol", "probed"], columns="game", values="text")
-    order = itertools.product(PROTOCOLS.values(), PROBED.values())
-    display(wide.loc[[row for row in order if row in wide.index]].rename(columns=TITLES)
-            .rename_axis(index=[None, None], columns=None))
+    found["probed"] = pd.Categorical(found["probed"], [*PROBED.values()], ordered=True)
+    cells = found.sort_values("probed").groupby(["protocol", "game"])["text"].agg(" / ".join)
+    wide = cells.unstack().rename(columns=TITLES).rename_axis(columns=" / ".join(PROBED.values()))
+    display(wide.loc[[words for words in PROTOCOLS.values() if words in wide.index]]
+            .rename_axis(index=None))
 
 
 # ---- dynamics
