@@ -214,7 +214,8 @@ def entry(metric: str, definition: str, honest: Measurement | None, *,
     """A row of the audit's table without id, claim and direction; None where nothing was measured.
 
     honest: None where only the seed's protocol is. n, seeds and what follows are of what is judged:
-    where the seed has a number, of its protocol, else of the honest one.
+    of the seed's protocol where its number is held against that, else of the honest one; split is
+    of the honest one.
     page: where it is shown; by default that of the first table's stage, or of the ablations.
     learned: whether it depends on what was trained.
     """
