@@ -20,6 +20,7 @@ from hd.config import GAMES, PROFILES, resolve
 from hd.measure import dreams
 from hd.report import reference, words
 from hd.report.tables import (
+    PLAY,
     TITLES,
     TRIVIAL,
     agent_runs,
@@ -420,11 +421,9 @@ GATES = (
     Gate("ball in its codes, R²", _probed("r2_ball"), "pixels", lambda beside: 0.95),
     Gate("median error of either, of 160", _probed("error_(player|ball)"), "pixels",
          lambda beside: 3.0, higher=False),
-    *(Gate(f"lost contacts foretold, {play} play, AUC", rf"contact_auc\[source {source}\]",
-           "from RAM", needed)
-      for play, source, needed in (("own", "agent", lambda beside: max(0.9, beside)),
-                                   ("random", "random", lambda beside: beside),
-                                   ("a tracker's", "tracker", lambda beside: beside))),
+    *(Gate(f"lost contacts foretold, {words}, AUC", rf"contact_auc\[source {source}\]", "from RAM",
+           lambda beside, least=0.9 if source == "agent" else 0: max(least, beside))
+      for source, words in PLAY.items()),
     Gate("a held action's return, error", "held_action_error", "zero", lambda beside: 0.05,
          higher=False),
     Gate("return of the last ten episodes by 25,500 steps", "training_return", "random play",

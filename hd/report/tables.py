@@ -119,7 +119,8 @@ def has_table(results_dir, profile: str, stage: str) -> bool:
     return bool(paths_of(results_dir, profile, stage))
 
 
-SOURCES = {"agent": "own play", "random": "random play", "tracker": "a tracker's play"}
+PLAY = {  # by who plays, hd.config.SOURCES
+    "agent": "own play", "random": "random play", "tracker": "a tracker's play"}
 AGENT_ROWS = (  # in words, what stands in brackets, the metrics, of which the lowest is shown
     ("return", "random play", "real_return"),
     ("points won, last 4,096 steps", "random play", "share_won"),
@@ -128,7 +129,7 @@ AGENT_ROWS = (  # in words, what stands in brackets, the metrics, of which the l
     ("changed pixels shown wrong by codes", "the step before",
      r"changed_pixels_wrong\[source agent\]"),
     *((f"lost contacts foretold, {words}, AUC", "from RAM", rf"contact_auc\[source {source}\]")
-      for source, words in SOURCES.items()),
+      for source, words in PLAY.items()),
     ("a held action's return, error", "zero", "held_action_error"),
 )
 
@@ -154,7 +155,7 @@ def agents_in_short(results_dir) -> pd.DataFrame | None:
             f"{words} ({beside})": _lowest(table[table["metric"].str.fullmatch(metrics)])
             for words, beside, metrics in AGENT_ROWS} | {
             f"lost contacts, {words} (contacts)": _lost_of_contacts(table, source)
-            for source, words in SOURCES.items()}
+            for source, words in PLAY.items()}
     wide = pd.DataFrame(columns).fillna("")
     return wide[(wide != "").any(axis=1)]
 
